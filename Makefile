@@ -1,0 +1,36 @@
+# tablesync: PGXS makefile. make, make install and make installcheck work as
+# usual; make demo and make test set up a fresh Debian machine themselves.
+
+EXTENSION = tablesync
+EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" tablesync.control)
+MODULE_big = tablesync
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/*.c)))
+SQL_PARTS = $(addprefix extension/sql/,catalog.sql api.sql schema.sql views.sql)
+BUILT_SQL = tablesync--$(EXTVERSION).sql
+DATA_built = $(BUILT_SQL)
+DATA = $(wildcard extension/updates/*.sql)
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers -Wno-declaration-after-statement $(TSYNC_CFLAGS)
+EXTRA_CLEAN = $(BUILT_SQL) output_iso tmp_check
+
+REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
+REGRESS_OPTS = --load-extension=postgres_fdw
+ISOLATION = $(patsubst test/isolation/specs/%.spec,%,$(sort $(wildcard test/isolation/specs/*.spec)))
+ISOLATION_OPTS = --inputdir=test/isolation
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+
+# The targets that set a machine up must work before PostgreSQL is there.
+ifneq ($(wildcard $(PGXS)),)
+include $(PGXS)
+$(OBJS): extension/tablesync.h extension/compat.h
+endif
+
+$(BUILT_SQL): $(SQL_PARTS) tablesync.control
+	cat $(SQL_PARTS) >$@
+
+.PHONY: demo test
+demo:
+	@test/demo/demo.sh
+test:
+	@test/run.sh

@@ -1,0 +1,229 @@
+/*-------------------------------------------------------------------------
+ *
+ * apply.c
+ *	  APPLY: merge the stage into the replica, in one transaction.
+ *
+ * Readers of the replica see all of a run or nothing.  The source session is
+ * idle and outside of a transaction by now, so waiting for the replica's lock
+ * costs the source nothing.  Before the commit, the chunks that were touched
+ * are digested again: what the run records as proof has been seen.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/xact.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+#define LOCK_ATTEMPTS 3
+#define LOCK_RETRY_MS 1000
+
+/* Keep writers out of the replica; readers go on. */
+static void
+lock_replica(TsyncReplica *replica)
+{
+	char	   *sql = psprintf("LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE", replica->replica_sql);
+	MemoryContext caller = CurrentMemoryContext;
+
+	if (SPI_execute(sql, false, 0) != SPI_OK_UTILITY)
+		elog(ERROR, "could not lock the replica");
+	MemoryContextSwitchTo(caller);
+}
+
+static bool
+is_uniqueness_violation(int sqlerrcode)
+{
+	return sqlerrcode == ERRCODE_UNIQUE_VIOLATION || sqlerrcode == ERRCODE_EXCLUSION_VIOLATION;
+}
+
+/*
+ * Update rows in place.  Returns false, with nothing done, when rows would
+ * collide on the way: those that swap a unique value can't be updated one
+ * after the other.
+ */
+static bool
+update_in_place(TsyncRun *run)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool done = false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		run->updated = tsync_modify(tsync_sql_update(run->replica, run->stage->updated.name));
+		ReleaseCurrentSubTransaction();
+		done = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		if (!is_uniqueness_violation(edata->sqlerrcode))
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return done;
+}
+
+static void
+expect_rows(TsyncRun *run, const char *verb, int64 expected, int64 actual)
+{
+	if (expected != actual)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("replica %s was changed by another session during the run",
+						run->replica->label),
+				 errdetail(INT64_FORMAT " rows were to be %s, " INT64_FORMAT " were found.",
+						   expected, verb, actual),
+				 errhint("Run again.")));
+}
+
+/* Delete, update and insert what the stage holds. */
+static void
+merge_stage(TsyncRun *run)
+{
+	TsyncReplica *replica = run->replica;
+	TsyncStage *stage = run->stage;
+
+	tsync_rowset_register(&stage->inserted);
+	tsync_rowset_register(&stage->updated);
+	tsync_rowset_register(&stage->deleted);
+	tsync_rowset_register(&stage->reappeared);
+
+	run->deleted = run->updated = run->inserted = 0;
+	if (stage->deleted.count > 0)
+	{
+		run->deleted = tsync_modify(tsync_sql_delete(replica, stage->deleted.name,
+													 stage->reappeared.name));
+		expect_rows(run, "deleted", stage->deleted.count - stage->reappeared.count, run->deleted);
+	}
+	if (stage->updated.count > 0 && !update_in_place(run))
+	{
+		run->updated = tsync_modify(tsync_sql_delete(replica, stage->updated.name, NULL));
+		tsync_modify(tsync_sql_insert(replica, stage->updated.name));
+	}
+	expect_rows(run, "updated", stage->updated.count, run->updated);
+	if (stage->inserted.count > 0)
+		run->inserted = tsync_modify(tsync_sql_insert(replica, stage->inserted.name));
+	tsync_progress_step(0, run->deleted + run->updated + run->inserted);
+}
+
+/*
+ * Digest the chunks that were touched again.  Returns false when one is not
+ * what the source was, although nothing was spared by CONFIRM: somebody else
+ * has written to the replica since SCAN.
+ */
+static bool
+prove(TsyncRun *run)
+{
+	bool		as_expected = true;
+	ListCell   *lc;
+
+	run->result = (TsyncDigest) {0, 0};
+	foreach(lc, run->chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		if (chunk->differs)
+		{
+			chunk->replica = tsync_select_digest(run, TSYNC_REPLICA,
+												 tsync_sql_digest(run->replica, TSYNC_REPLICA,
+																  chunk, run->source_version));
+			if (chunk->replica.rows != chunk->source.rows ||
+				chunk->replica.sum != chunk->source.sum)
+				as_expected = false;
+		}
+		run->result.rows += chunk->replica.rows;
+		run->result.sum += chunk->replica.sum;
+	}
+	return as_expected || run->stage->reappeared.count > 0;
+}
+
+/* One attempt of APPLY; false when the replica is not as SCAN saw it. */
+static bool
+apply_once(TsyncRun *run)
+{
+	TsyncStage *stage = run->stage;
+
+	tsync_begin();
+	if (stage->deleted.count + stage->updated.count + stage->inserted.count > 0)
+	{
+		lock_replica(run->replica);
+		merge_stage(run);
+		CommandCounterIncrement();
+	}
+	if (!prove(run))
+	{
+		AbortCurrentTransaction();
+		return false;
+	}
+	tsync_remember_chunks(run);
+	tsync_finish_run(run);
+	tsync_commit();
+	return true;
+}
+
+static bool
+is_lock_trouble(int sqlerrcode)
+{
+	return sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE || sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED;
+}
+
+/*
+ * APPLY the stage and record the run as succeeded.  Returns false, with
+ * nothing changed, when the replica has changed since SCAN.  A lock that is
+ * held by others, or a deadlock with them, is tried again a few times.
+ */
+bool
+tsync_apply(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	volatile bool applied = false;
+
+	for (volatile int attempt = 1;; attempt++)
+	{
+		volatile bool retry = false;
+
+		tsync_progress_phase(TSYNC_PHASE_APPLY, 0,
+							 run->stage->deleted.count + run->stage->updated.count +
+							 run->stage->inserted.count);
+		PG_TRY();
+		{
+			applied = apply_once(run);
+		}
+		PG_CATCH();
+		{
+			ErrorData  *edata;
+
+			MemoryContextSwitchTo(run_context);
+			edata = CopyErrorData();
+			if (!is_lock_trouble(edata->sqlerrcode) || attempt >= LOCK_ATTEMPTS)
+				PG_RE_THROW();
+			FreeErrorData(edata);
+			FlushErrorState();
+			AbortCurrentTransaction();
+			retry = true;
+		}
+		PG_END_TRY();
+		MemoryContextSwitchTo(run_context);
+		if (!retry)
+			return applied;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 LOCK_RETRY_MS, tsync_wait_event("TablesyncApplyRetry"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}

@@ -1,0 +1,548 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.c
+ *	  The only C that touches the tables of schema tablesync.
+ *
+ * The worker is connected as the replica's owner and uses the owner's rights
+ * here too: row security lets a role see and write what belongs to its own
+ * replicas.  Unless said otherwise a function expects a transaction begun
+ * with tsync_begin() and allocates its result in the current context.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/xlog.h"
+#include "catalog/dependency.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaddress.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "foreign/foreign.h"
+#include "miscadmin.h"
+#include "storage/lock.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+
+/*
+ * A run holds an advisory lock for as long as its process lives.  The fourth
+ * field keeps it apart from users' advisory locks (1 and 2);
+ * tablesync.live_runs() looks for the same values in pg_locks.
+ */
+#define RUN_LOCK_CLASS 1953721955
+#define RUN_LOCK_FIELD4 3
+
+/* Rows that can't be longer are fetched by the thousand. */
+#define NARROW_ROW_BYTES 8192
+
+PG_FUNCTION_INFO_V1(tsync_home);
+PG_FUNCTION_INFO_V1(tsync_prepare_server);
+
+/*
+ * Run a statement with parameters; returns the number of rows.  SPI leaves its
+ * own memory context current, we don't.
+ */
+static uint64
+catalog_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls)
+{
+	MemoryContext caller = CurrentMemoryContext;
+
+	if (SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0) < 0)
+		elog(ERROR, "SPI failed: %s", SPI_result_code_string(SPI_result));
+	MemoryContextSwitchTo(caller);
+	return SPI_processed;
+}
+
+static uint64
+catalog_execute_oid(const char *sql, Oid oid)
+{
+	Oid			types[] = {OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(oid)};
+
+	return catalog_execute(sql, 1, types, values, NULL);
+}
+
+/* Column of a row of SPI_tuptable as text, NULL if it is NULL. */
+static char *
+result_text(uint64 row, int column)
+{
+	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+}
+
+static Datum
+result_datum(uint64 row, int column, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
+}
+
+static bool
+result_bool(uint64 row, int column)
+{
+	bool		isnull;
+	Datum		value = result_datum(row, column, &isnull);
+
+	return !isnull && DatumGetBool(value);
+}
+
+static int64
+result_int64(uint64 row, int column)
+{
+	char	   *text = result_text(row, column);
+
+	return text ? strtoll(text, NULL, 10) : 0;
+}
+
+static double
+result_double(uint64 row, int column)
+{
+	char	   *text = result_text(row, column);
+
+	return text ? strtod(text, NULL) : 0;
+}
+
+/* Texts of a text[] column, NULL if it is NULL. */
+static char **
+result_texts(uint64 row, int column)
+{
+	bool		isnull;
+	Datum		value = result_datum(row, column, &isnull);
+	Datum	   *elements;
+	int			nelements;
+	char	  **texts;
+
+	if (isnull)
+		return NULL;
+	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, NULL, &nelements);
+	texts = palloc(nelements * sizeof(char *));
+	for (int i = 0; i < nelements; i++)
+		texts[i] = TextDatumGetCString(elements[i]);
+	return texts;
+}
+
+static Datum
+texts_datum(char **texts, int ntexts)
+{
+	Datum	   *elements = palloc(ntexts * sizeof(Datum));
+
+	for (int i = 0; i < ntexts; i++)
+		elements[i] = CStringGetTextDatum(texts[i]);
+	return PointerGetDatum(construct_array(elements, ntexts, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+static char *
+qualified_name(Oid relid)
+{
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+									  get_rel_name(relid));
+}
+
+/* Refuse to go on with a column that source and replica no longer share. */
+static void
+check_column(TsyncReplica *replica, const char *problem)
+{
+	if (problem == NULL)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_DATATYPE_MISMATCH),
+			 errmsg("replica %s no longer fits its source", replica->label),
+			 errdetail_internal("%s", problem),
+			 errhint("Undo the change, or remove the replica with tablesync_remove() and add it again.")));
+}
+
+/* Read the columns that both sides have in common, and the keys among them. */
+static void
+read_columns(TsyncReplica *replica)
+{
+	int			bytes = 0;
+
+	replica->ncolumns = catalog_execute_oid("SELECT column_name, type, typmod, nullable,"
+											" key_position, is_version, problem"
+											" FROM tablesync.replica_columns($1::regclass)",
+											replica->relid);
+	replica->columns = palloc0(Max(replica->ncolumns, 1) * sizeof(TsyncColumn));
+	replica->keys = palloc0(Max(replica->ncolumns, 1) * sizeof(TsyncColumn *));
+	for (int i = 0; i < replica->ncolumns; i++)
+	{
+		TsyncColumn *column = &replica->columns[i];
+		int			key_position = (int) result_int64(i, 5);
+		int			width;
+
+		check_column(replica, result_text(i, 7));
+		column->name = result_text(i, 1);
+		column->quoted = quote_identifier(column->name);
+		column->type = (Oid) result_int64(i, 2);
+		column->typmod = (int32) result_int64(i, 3);
+		column->nullable = result_bool(i, 4);
+		if (key_position > 0 && key_position <= replica->ncolumns)
+		{
+			replica->keys[key_position - 1] = column;
+			replica->nkeys++;
+		}
+		if (result_bool(i, 6))
+			replica->version = column;
+
+		width = tsync_max_bytes(column->type, column->typmod);
+		bytes += Max(width, 0);
+		replica->wide |= (width < 0 || bytes > NARROW_ROW_BYTES);
+	}
+	SPI_freetuptable(SPI_tuptable);
+
+	for (int i = 0; i < replica->nkeys; i++)
+		if (replica->keys[i] == NULL)
+			elog(ERROR, "key columns of replica %s are not numbered from 1", replica->label);
+	while (replica->nrange < replica->nkeys &&
+		   tsync_orders_alike(replica->keys[replica->nrange]->type))
+		replica->nrange++;
+}
+
+/* Read a replica's settings and columns. */
+TsyncReplica *
+tsync_read_replica(Oid relid)
+{
+	TsyncReplica *replica = palloc0(sizeof(TsyncReplica));
+
+	if (get_rel_name(relid) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table with OID %u does not exist", relid)));
+	replica->relid = relid;
+	replica->replica_sql = replica->label = qualified_name(relid);
+
+	if (catalog_execute_oid("SELECT source::oid::int8, fingerprint = 'row', consistency,"
+							" chunk_rows, max_source_load, max_delete_fraction, loaded, load_position,"
+							" c.relforcerowsecurity"
+							" FROM tablesync.replica t JOIN pg_class c ON c.oid = t.replica"
+							" WHERE t.replica = $1::regclass", relid) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("%s is not a replica", replica->label),
+				 errhint("Add it with tablesync_add(), and commit before you run it.")));
+	replica->source = (Oid) result_int64(0, 1);
+	replica->row_fingerprint = result_bool(0, 2);
+	replica->consistency = result_text(0, 3);
+	replica->chunk_rows = (int) result_int64(0, 4);
+	replica->max_source_load = result_double(0, 5);
+	replica->max_delete_fraction = result_double(0, 6);
+	replica->loaded = result_bool(0, 7);
+	replica->load_position = result_texts(0, 8);
+	if (result_bool(0, 9))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("row security of replica %s is forced on its owner", replica->label),
+				 errdetail("Policies would hide rows from the run."),
+				 errhint("ALTER TABLE %s NO FORCE ROW LEVEL SECURITY;", replica->replica_sql)));
+	SPI_freetuptable(SPI_tuptable);
+
+	if (get_rel_name(replica->source) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("the foreign table of replica %s does not exist any more", replica->label),
+				 errhint("Create it again and add the replica again with tablesync_add().")));
+	replica->source_sql = qualified_name(replica->source);
+	read_columns(replica);
+	return replica;
+}
+
+/*
+ * Ask the source for what a run must know before it reads rows; an error if
+ * the session there is not restricted as it must be, or the source's shape
+ * has changed.
+ */
+void
+tsync_read_source(TsyncRun *run)
+{
+	catalog_execute_oid("SELECT server_version, estimated_rows"
+						" FROM tablesync.open_source($1::regclass)", run->replica->relid);
+	run->source_version = (int) result_int64(0, 1);
+	run->source_estimate = result_double(0, 2);
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/* Which files hold the source's rows; a rewrite of the table changes it. */
+char *
+tsync_source_identity(TsyncRun *run)
+{
+	char	   *identity;
+
+	catalog_execute_oid("SELECT tablesync.source_identity($1::regclass)", run->replica->source);
+	identity = result_text(0, 1);
+	SPI_freetuptable(SPI_tuptable);
+	return identity;
+}
+
+/*
+ * Record that a run has started, and that earlier ones which never finished
+ * have crashed: the caller holds the replica's run lock, they don't.
+ */
+void
+tsync_start_run(TsyncRun *run)
+{
+	Oid			types[] = {INT8OID, OIDOID};
+	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica_oid)};
+
+	catalog_execute_oid("UPDATE tablesync.run SET status = 'crashed'"
+						" WHERE replica = $1::regclass AND status = 'running'", run->replica_oid);
+	if (catalog_execute("INSERT INTO tablesync.run (run_id, replica, kind)"
+						" SELECT $1, replica, CASE WHEN loaded THEN 'sync' ELSE 'load' END"
+						" FROM tablesync.replica WHERE replica = $2::regclass",
+						2, types, values, NULL) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("table with OID %u is not a replica of a role that %s is a member of",
+						run->replica_oid, GetUserNameFromId(GetUserId(), false)),
+				 errhint("Add it with tablesync_add(), and commit before you run it.")));
+}
+
+/* Record success; part of the transaction that changes the replica. */
+void
+tsync_finish_run(TsyncRun *run)
+{
+	Oid			types[] = {INT8OID, INT8OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8OID,
+	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, TEXTOID};
+	int			differing = 0;
+	char		nulls[lengthof(types) + 1];
+	ListCell   *lc;
+
+	foreach(lc, run->chunks)
+		differing += ((TsyncChunk *) lfirst(lc))->differs;
+
+	Datum		values[] = {
+		Int64GetDatum(run->run_id),
+		Int64GetDatum(run->source.rows),
+		Int32GetDatum(list_length(run->chunks)),
+		Int32GetDatum(differing),
+		Int64GetDatum(run->loaded_rows + run->inserted),
+		Int64GetDatum(run->updated),
+		Int64GetDatum(run->deleted),
+		Int64GetDatum(run->source_time),
+		CStringGetTextDatum(run->snapshot ? "snapshot" : "chunk"),
+		Int64GetDatum((int64) run->source.sum),
+		Int64GetDatum(run->result.rows),
+		Int64GetDatum((int64) run->result.sum),
+		(Datum) 0
+	};
+
+	memset(nulls, ' ', lengthof(types));
+	nulls[lengthof(types)] = '\0';
+	if (run->stage->reappeared.count > 0)
+		values[12] = CStringGetTextDatum(psprintf(INT64_FORMAT " rows were deleted and inserted again at the source during the run; the next run takes them over",
+												  run->stage->reappeared.count));
+	else
+		nulls[12] = 'n';
+
+	if (catalog_execute("UPDATE tablesync.run SET status = 'succeeded', finished_at = clock_timestamp(),"
+						" rows_scanned = $2, chunks = $3, chunks_differing = $4,"
+						" inserted = $5, updated = $6, deleted = $7,"
+						" source_time = $8 * interval '1 microsecond', consistency = $9,"
+						" source_rows = $2, source_digest = $10,"
+						" replica_rows = $11, replica_digest = $12, message = $13"
+						" WHERE run_id = $1", lengthof(types), types, values, nulls) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("replica %s was removed during the run", run->replica->label)));
+}
+
+static Datum
+text_or_null(const char *text, char *null_flag)
+{
+	*null_flag = text ? ' ' : 'n';
+	return text ? CStringGetTextDatum(text) : (Datum) 0;
+}
+
+/*
+ * Record why a run has failed, in a transaction of its own, and notify
+ * listeners.
+ */
+void
+tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
+{
+	Oid			types[] = {INT8OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID};
+	char		nulls[] = "        ";
+	Datum		values[lengthof(types)];
+
+	tsync_begin();
+	values[0] = Int64GetDatum(run->run_id);
+	values[1] = CStringGetTextDatum(cancelled ? "cancelled" : "failed");
+	values[2] = CStringGetTextDatum(unpack_sql_state(edata->sqlerrcode));
+	values[3] = text_or_null(edata->message, &nulls[3]);
+	values[4] = text_or_null(edata->detail, &nulls[4]);
+	values[5] = text_or_null(edata->hint, &nulls[5]);
+	values[6] = Int64GetDatum(run->loaded_rows);
+	values[7] = Int64GetDatum(run->source_time);
+	catalog_execute("UPDATE tablesync.run SET status = $2, finished_at = clock_timestamp(),"
+					" sqlstate = $3, message = $4, detail = $5, hint = $6, inserted = $7,"
+					" source_time = $8 * interval '1 microsecond'"
+					" WHERE run_id = $1 AND status = 'running'",
+					lengthof(types), types, values, nulls);
+	catalog_execute("SELECT pg_notify('tablesync', json_build_object('event', 'run_' || status,"
+					" 'run_id', run_id, 'replica', replica, 'sqlstate', sqlstate,"
+					" 'message', left(message, 1000))::text)"
+					" FROM tablesync.run WHERE run_id = $1",
+					1, types, values, NULL);
+	tsync_commit();
+}
+
+/* Remember how far a load has come; part of the transaction of the page. */
+void
+tsync_save_load_position(TsyncRun *run, char **key)
+{
+	Oid			types[] = {OIDOID, TEXTARRAYOID};
+	Datum		values[] = {ObjectIdGetDatum(run->replica->relid),
+	texts_datum(key, run->replica->nkeys)};
+
+	catalog_execute("UPDATE tablesync.replica SET load_position = $2"
+					" WHERE replica = $1::regclass", 2, types, values, NULL);
+}
+
+/* Mark a replica as loaded, in a transaction of its own. */
+void
+tsync_finish_load(TsyncRun *run)
+{
+	tsync_begin();
+	catalog_execute_oid("UPDATE tablesync.replica SET loaded = true, load_position = NULL"
+						" WHERE replica = $1::regclass", run->replica->relid);
+	tsync_commit();
+}
+
+/* The chunks of the last run, NIL if there are none. */
+List *
+tsync_read_chunks(TsyncReplica *replica)
+{
+	List	   *chunks = NIL;
+	TsyncChunk *previous = NULL;
+	uint64		nchunks = catalog_execute_oid("SELECT lower_key, rows, differed FROM tablesync.chunk"
+											  " WHERE replica = $1::regclass ORDER BY chunk_no",
+											  replica->relid);
+
+	for (uint64 i = 0; i < nchunks; i++)
+	{
+		TsyncChunk *chunk = palloc0(sizeof(TsyncChunk));
+
+		chunk->lower = result_texts(i, 1);
+		chunk->expected_rows = result_int64(i, 2);
+		chunk->differed = result_bool(i, 3);
+		if (previous)
+			previous->upper = chunk->lower;
+		chunks = lappend(chunks, chunk);
+		previous = chunk;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return chunks;
+}
+
+/* Replace what is remembered of a replica's chunks, where it differs. */
+void
+tsync_write_chunks(TsyncReplica *replica, List *chunks)
+{
+	Oid			types[] = {OIDOID, INT4OID, TEXTARRAYOID, INT8OID, BOOLOID};
+	ListCell   *lc;
+	int			chunk_no = 0;
+
+	foreach(lc, chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+		Datum		values[] = {
+			ObjectIdGetDatum(replica->relid),
+			Int32GetDatum(chunk_no++),
+			chunk->lower ? texts_datum(chunk->lower, replica->nrange) : (Datum) 0,
+			Int64GetDatum(chunk->expected_rows),
+			BoolGetDatum(chunk->differed)
+		};
+
+		catalog_execute("INSERT INTO tablesync.chunk AS c (replica, chunk_no, lower_key, rows, differed)"
+						" VALUES ($1::regclass, $2, $3, $4, $5)"
+						" ON CONFLICT (replica, chunk_no) DO UPDATE"
+						" SET lower_key = excluded.lower_key, rows = excluded.rows, differed = excluded.differed"
+						" WHERE (c.lower_key, c.rows, c.differed) IS DISTINCT FROM"
+						" (excluded.lower_key, excluded.rows, excluded.differed)",
+						lengthof(types), types, values, chunk->lower ? NULL : "  n  ");
+	}
+	catalog_execute("DELETE FROM tablesync.chunk WHERE replica = $1::regclass AND chunk_no >= $2",
+					2, types, (Datum[]) {ObjectIdGetDatum(replica->relid), Int32GetDatum(chunk_no)},
+					NULL);
+}
+
+/* Take the run lock of a replica for the life of this process. */
+bool
+tsync_lock_run(Oid relid)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, RUN_LOCK_CLASS, relid, RUN_LOCK_FIELD4);
+	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+/* tablesync.home(): where this database lives. */
+Datum
+tsync_home(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf(UINT64_FORMAT "/%u",
+											  GetSystemIdentifier(), MyDatabaseId)));
+}
+
+static Oid
+schema_owner(void)
+{
+	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID,
+										ObjectIdGetDatum(get_namespace_oid("tablesync", false)));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for schema tablesync");
+	owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/*
+ * tablesync.prepare_server(server): make sure that the foreign tables exist
+ * through which we read the catalogs of a source.  They belong to the
+ * extension's owner and can be read by everybody who has a user mapping.  They
+ * go away with the server or the extension, whichever is dropped first.
+ */
+Datum
+tsync_prepare_server(PG_FUNCTION_ARGS)
+{
+	ForeignServer *server = GetForeignServerByName(NameStr(*PG_GETARG_NAME(0)), false);
+	AclResult	allowed = tsync_server_aclcheck(server->serverid, GetUserId(), ACL_USAGE);
+	Oid			caller;
+	int			security;
+	uint64		created;
+	ObjectAddress extension;
+
+	if (allowed != ACLCHECK_OK)
+		aclcheck_error(allowed, OBJECT_FOREIGN_SERVER, server->servername);
+
+	ObjectAddressSet(extension, ExtensionRelationId, get_extension_oid("tablesync", false));
+	GetUserIdAndSecContext(&caller, &security);
+	SetUserIdAndSecContext(schema_owner(), security | SECURITY_LOCAL_USERID_CHANGE);
+	SPI_connect();
+	created = catalog_execute_oid("SELECT t::oid::int8 FROM tablesync.create_source_catalog($1) t",
+								  server->serverid);
+	for (uint64 i = 0; i < created; i++)
+	{
+		ObjectAddress table;
+		ObjectAddress on_server;
+
+		ObjectAddressSet(table, RelationRelationId, (Oid) result_int64(i, 1));
+		ObjectAddressSet(on_server, ForeignServerRelationId, server->serverid);
+		deleteDependencyRecordsForSpecific(RelationRelationId, table.objectId, DEPENDENCY_NORMAL,
+										   ForeignServerRelationId, server->serverid);
+		recordDependencyOn(&table, &on_server, DEPENDENCY_AUTO);
+		recordDependencyOn(&table, &extension, DEPENDENCY_AUTO_EXTENSION);
+	}
+	SPI_finish();
+	SetUserIdAndSecContext(caller, security);
+	PG_RETURN_VOID();
+}

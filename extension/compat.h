@@ -1,0 +1,52 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  Every difference between the supported major versions, 15 to 18.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TABLESYNC_COMPAT_H
+#define TABLESYNC_COMPAT_H
+
+#include "postgres.h"
+
+#include "utils/backend_status.h"
+#include "utils/wait_event.h"
+
+#if PG_VERSION_NUM < 150000
+#error "tablesync needs PostgreSQL 15 or newer"
+#endif
+
+/* 16 renamed the 1-based access to the local copy of backend states. */
+#if PG_VERSION_NUM >= 160000
+#define tsync_backend_status(n) pgstat_get_local_beentry_by_index(n)
+#else
+#define tsync_backend_status(n) pgstat_fetch_stat_local_beentry(n)
+#endif
+
+/* 17 lets a worker connect as a role that has NOLOGIN. */
+#if PG_VERSION_NUM >= 170000
+#define TSYNC_CONNECT_FLAGS BGWORKER_BYPASS_ROLELOGINCHECK
+#define TSYNC_NEEDS_LOGIN false
+#else
+#define TSYNC_CONNECT_FLAGS 0
+#define TSYNC_NEEDS_LOGIN true
+#endif
+
+/* 16 made the privilege checks of all kinds of objects one function. */
+#if PG_VERSION_NUM >= 160000
+#define tsync_server_aclcheck(server, role, mode) \
+	object_aclcheck(ForeignServerRelationId, (server), (role), (mode))
+#else
+#define tsync_server_aclcheck(server, role, mode) \
+	pg_foreign_server_aclcheck((server), (role), (mode))
+#endif
+
+/* 17 can name an extension's wait events. */
+#if PG_VERSION_NUM >= 170000
+#define tsync_wait_event(name) WaitEventExtensionNew(name)
+#else
+#define tsync_wait_event(name) PG_WAIT_EXTENSION
+#endif
+
+#endif							/* TABLESYNC_COMPAT_H */

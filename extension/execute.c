@@ -1,0 +1,201 @@
+/*-------------------------------------------------------------------------
+ *
+ * execute.c
+ *	  Transactions of the worker, and statements inside them.
+ *
+ * postgres_fdw opens the remote transaction with the first statement for the
+ * source and ends it with the local one, so tsync_begin() and tsync_commit()
+ * also bound what the source sees.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/xact.h"
+#include "executor/spi.h"
+#include "executor/tstoreReceiver.h"
+#include "miscadmin.h"
+#include "nodes/plannodes.h"
+#include "optimizer/plancat.h"
+#include "pgstat.h"
+#include "utils/builtins.h"
+#include "utils/plancache.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+static get_relation_info_hook_type previous_relation_info_hook = NULL;
+
+/* Begin a transaction in which SPI is ready. */
+void
+tsync_begin(void)
+{
+	CHECK_FOR_INTERRUPTS();
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+void
+tsync_commit(void)
+{
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}
+
+/*
+ * Does the source do all the work of a plan?  A filter or an aggregate above
+ * the foreign scan would fetch every row.
+ */
+static bool
+is_shipped(SPIPlanPtr plan)
+{
+	CachedPlan *cached = SPI_plan_get_cached_plan(plan);
+	bool		shipped = false;
+
+	if (cached == NULL)
+		return false;
+	if (list_length(cached->stmt_list) == 1)
+	{
+		Plan	   *top = linitial_node(PlannedStmt, cached->stmt_list)->planTree;
+
+		shipped = IsA(top, ForeignScan) && top->qual == NIL;
+	}
+	ReleaseCachedPlan(cached, NULL);	/* the plan is not a saved one */
+	return shipped;
+}
+
+/*
+ * Planner hook: make every foreign table look huge.  postgres_fdw decides by
+ * cost whether the source aggregates, sorts and stops at a LIMIT; it would
+ * rather do so here where it takes the table for small, which it does with
+ * every table that was never analyzed.
+ */
+static void
+pretend_huge(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
+{
+	if (previous_relation_info_hook)
+		previous_relation_info_hook(root, relid, inhparent, rel);
+	if (rel->fdwroutine != NULL)
+	{
+		rel->tuples = 1e10;
+		rel->pages = 100 * 1000 * 1000;
+	}
+}
+
+/* Install the planner hook in this process, which plans nothing but a run. */
+void
+tsync_prepare_planner(void)
+{
+	previous_relation_info_hook = get_relation_info_hook;
+	get_relation_info_hook = pretend_huge;
+}
+
+/* Prepare a statement for the source. */
+static SPIPlanPtr
+prepare_for_source(const char *sql)
+{
+	SPIPlanPtr	plan = SPI_prepare(sql, 0, NULL);
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	if (!is_shipped(plan))
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_ERROR),
+				 errmsg("postgres_fdw would not ship a statement to the source"),
+				 errdetail_log("Statement: %s", sql),
+				 errhint("Check the options of the foreign table and its server.")));
+	return plan;
+}
+
+/*
+ * Run a query at one side and send its rows to a receiver, or to
+ * SPI_tuptable when there is none.  Returns the number of rows.
+ */
+uint64
+tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	SPIExecuteOptions options = {.must_return_tuples = true,.dest = dest};
+	TimestampTz started = GetCurrentTimestamp();
+	SPIPlanPtr	plan;
+	uint64		processed;
+	int			rc;
+
+	CHECK_FOR_INTERRUPTS();
+	if (side == TSYNC_SOURCE)
+		plan = prepare_for_source(sql);
+	else if ((plan = SPI_prepare(sql, 0, NULL)) == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+
+	rc = SPI_execute_plan_extended(plan, &options);
+	if (rc != SPI_OK_SELECT)
+		elog(ERROR, "unexpected SPI result %s", SPI_result_code_string(rc));
+	processed = SPI_processed;
+	SPI_freeplan(plan);
+	MemoryContextSwitchTo(caller);	/* SPI leaves its own current */
+	if (side == TSYNC_SOURCE)
+		run->source_time += GetCurrentTimestamp() - started;
+	return processed;
+}
+
+/* Run a query at one side and append its rows to a row set. */
+uint64
+tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into)
+{
+	DestReceiver *dest = CreateDestReceiver(DestTuplestore);
+	uint64		processed;
+
+	SetTuplestoreDestReceiverParams(dest, into->rows, CurrentMemoryContext, false, NULL, NULL);
+	processed = tsync_select(run, side, sql, dest);
+	dest->rDestroy(dest);
+	into->count += processed;
+	return processed;
+}
+
+/* Run an INSERT, UPDATE or DELETE on the replica; returns the rows affected. */
+uint64
+tsync_modify(const char *sql)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	int			rc = SPI_execute(sql, false, 0);
+
+	MemoryContextSwitchTo(caller);
+	if (rc != SPI_OK_INSERT && rc != SPI_OK_UPDATE && rc != SPI_OK_DELETE)
+		elog(ERROR, "unexpected SPI result %s", SPI_result_code_string(rc));
+	return SPI_processed;
+}
+
+/* A decimal integer, of any length and sign, modulo 2^64. */
+uint64
+tsync_sum_to_uint64(const char *decimal)
+{
+	bool		negative = (*decimal == '-');
+	uint64		value = 0;
+
+	for (const char *p = decimal + negative; *p >= '0' && *p <= '9'; p++)
+		value = value * 10 + (uint64) (*p - '0');
+	return negative ? -value : value;
+}
+
+/* Run a query that returns one (rows, sum of fingerprints). */
+TsyncDigest
+tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql)
+{
+	TsyncDigest digest = {0, 0};
+	char	   *sum;
+	bool		isnull;
+
+	if (tsync_select(run, side, sql, NULL) != 1)
+		elog(ERROR, "digest query did not return one row");
+	digest.rows = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+											  1, &isnull));
+	sum = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+	if (sum != NULL)
+		digest.sum = tsync_sum_to_uint64(sum);
+	SPI_freetuptable(SPI_tuptable);
+	return digest;
+}

@@ -1,0 +1,579 @@
+/* api.sql: the functions that users call, and the plpgsql behind them */
+
+/* Key columns of a source by their remote names: the primary key, or what the user says, if it is unique. */
+CREATE FUNCTION tablesync.source_key(source regclass, key_columns name[])
+RETURNS name[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(source);
+    shape jsonb := tablesync.source_shape(source);
+    relation record;
+    primary_key name[];
+    attnums integer[];
+    is_unique boolean;
+BEGIN
+    SELECT array_agg((c->>'column')::name ORDER BY (c->>'key')::integer)
+    INTO primary_key
+    FROM jsonb_array_elements(shape) c
+    WHERE c->>'key' IS NOT NULL;
+    IF key_columns IS NULL AND primary_key IS NULL THEN
+        RAISE EXCEPTION 'the source %.% has no primary key', quote_ident(target.schema_name), quote_ident(target.table_name)
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  DETAIL = 'Rows can be told apart only by a key.',
+                  HINT = 'If NOT NULL columns of it have a unique index, name them as key_columns.';
+    END IF;
+    IF key_columns IS NULL OR key_columns = primary_key THEN
+        RETURN primary_key;
+    END IF;
+
+    relation := tablesync.source_relation(target.server, target.schema_name, target.table_name);
+    SELECT array_agg(c.attnum::integer ORDER BY c.attnum)
+    INTO attnums
+    FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
+    JOIN jsonb_array_elements(shape) s ON s->>'remote' = c.remote_name
+    WHERE s->>'column' = ANY (key_columns) AND c.not_null;
+    EXECUTE format('SELECT bool_or(%L::integer[] = (SELECT array_agg(n ORDER BY n) FROM unnest(string_to_array(indkey, '' '')::integer[]) n)) '
+                   'FROM %s WHERE indrelid = %s AND indisunique AND indimmediate AND indisvalid AND indpred IS NULL AND indexprs IS NULL',
+                   attnums, tablesync.source_catalog(target.server, 'pg_index'), relation.relid)
+    INTO is_unique;
+    IF is_unique IS NOT TRUE OR cardinality(attnums) <> cardinality(key_columns) THEN
+        RAISE EXCEPTION 'columns % are not a key of the source %.%', key_columns, quote_ident(target.schema_name), quote_ident(target.table_name)
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  DETAIL = 'A key needs a unique index at the source, on NOT NULL columns, that is neither partial nor deferrable.',
+                  HINT = CASE WHEN primary_key IS NOT NULL THEN format('The primary key is (%s).', array_to_string(primary_key, ', ')) END;
+    END IF;
+    RETURN key_columns;
+END
+$$;
+COMMENT ON FUNCTION tablesync.source_key(regclass, name[]) IS 'the key columns of a source; an error if it has none';
+
+/* Refuse a source that can't be replicated exactly. */
+CREATE FUNCTION tablesync.check_source(source regclass, key_columns name[], version_column name, fingerprint text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(source);
+    relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
+    source_name text := quote_ident(target.schema_name) || '.' || quote_ident(target.table_name);
+    misfit record;
+BEGIN
+    IF relation.relkind NOT IN ('r', 'p') OR (relation.relkind = 'r' AND relation.has_children) THEN
+        RAISE EXCEPTION 'the source % is not a table that can be replicated exactly', source_name
+            USING ERRCODE = 'wrong_object_type',
+                  DETAIL = CASE relation.relkind
+                           WHEN 'v' THEN 'It is a view: rewrites of the tables behind it can''t be noticed.'
+                           WHEN 'm' THEN 'It is a materialized view.'
+                           WHEN 'f' THEN 'It is a foreign table: one snapshot of it does not exist.'
+                           WHEN 'r' THEN 'It has inheritance children: their rows are outside of its primary key.'
+                           ELSE 'It is not a table.' END,
+                  HINT = 'Replicate the tables behind it.';
+    END IF;
+    IF relation.row_security THEN
+        RAISE WARNING 'row security is enabled on the source %', source_name
+            USING DETAIL = 'Runs set row_security to off and fail if a policy would hide rows from them.',
+                  HINT = 'Ask for a role with BYPASSRLS, or read the table as its owner.';
+    END IF;
+
+    SELECT q.* INTO misfit
+    FROM (
+        SELECT c.attnum, format('%I', c.remote_name) AS name,
+               coalesce(c.problem,
+                        CASE WHEN a.attname IS NULL THEN 'the foreign table has no such column' END,
+                        CASE WHEN (a.atttypid, a.atttypmod) <> (c.type, c.typmod) THEN
+                            format('its type is %s, and %s in the foreign table',
+                                   format_type(c.type, c.typmod), format_type(a.atttypid, a.atttypmod)) END,
+                        CASE WHEN NOT co.collisdeterministic THEN 'its collation in the foreign table is not deterministic' END,
+                        tablesync.type_problem(c.type, u.key, u.key OR u.hashed)) AS problem,
+               CASE WHEN c.problem IS NOT NULL THEN 'Create the type here like at the source, or leave the table out.'
+                    WHEN a.attname IS NULL OR (a.atttypid, a.atttypmod) <> (c.type, c.typmod) THEN
+                        'Create the foreign table again with IMPORT FOREIGN SCHEMA, or let tablesync_add(replica, server, source) do it.'
+                    WHEN fingerprint = 'row' THEN 'If the source sets a column on every change, name it as version_column.' END AS hint
+        FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
+        LEFT JOIN pg_attribute a
+            ON a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped
+           AND c.remote_name = coalesce((SELECT option_value FROM pg_options_to_table(a.attfdwoptions)
+                                         WHERE option_name = 'column_name'), a.attname)
+        LEFT JOIN pg_collation co ON co.oid = a.attcollation
+        CROSS JOIN LATERAL (SELECT coalesce(a.attname = ANY (key_columns), false),
+                                   fingerprint = 'row' OR coalesce(a.attname = version_column, false)) u (key, hashed)
+    ) q
+    WHERE q.problem IS NOT NULL
+    ORDER BY q.attnum LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'column % of the source % can''t be replicated exactly', misfit.name, source_name
+            USING ERRCODE = 'feature_not_supported', DETAIL = format('Reason: %s.', misfit.problem), HINT = misfit.hint;
+    END IF;
+
+    SELECT a.attname INTO misfit
+    FROM pg_attribute a
+    WHERE a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped
+      AND NOT EXISTS (SELECT FROM jsonb_array_elements(tablesync.source_shape(source)) s
+                      WHERE s->>'column' = a.attname AND s->>'remote' =
+                            coalesce((SELECT option_value FROM pg_options_to_table(a.attfdwoptions)
+                                      WHERE option_name = 'column_name'), a.attname))
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'column % of foreign table % does not exist in the source %', quote_ident(misfit.attname), source, source_name
+            USING ERRCODE = 'undefined_column',
+                  HINT = 'Create the foreign table again with IMPORT FOREIGN SCHEMA.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_source(regclass, name[], name, text) IS 'an error if a source can''t be replicated exactly';
+
+/* Refuse an existing table that does not fit its source, column by column. */
+CREATE FUNCTION tablesync.check_existing(replica regclass, source regclass, key_columns name[])
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    problem text;
+BEGIN
+    SELECT CASE WHEN c.relkind NOT IN ('r', 'p') THEN 'It is not a table.'
+                WHEN c.relpersistence = 't' THEN 'It is a temporary table: a background worker can''t see it.' END
+    INTO problem
+    FROM pg_class c WHERE c.oid = replica;
+
+    IF problem IS NULL THEN
+        SELECT CASE WHEN r.attname IS NULL THEN format('It has no column %I.', s."column")
+                    WHEN s."column" IS NULL THEN format('Its column %I does not exist in the source.', r.attname)
+                    WHEN format_type(r.atttypid, r.atttypmod) <> s.type THEN
+                        format('Its column %I has type %s, the source has %s.', r.attname, format_type(r.atttypid, r.atttypmod), s.type)
+                    WHEN r.attnotnull AND NOT s.not_null AND NOT s."column" = ANY (key_columns) THEN
+                        format('Its column %I is NOT NULL, the source''s is not.', r.attname)
+                    WHEN r.attgenerated <> '' THEN format('Its column %I is generated.', r.attname)
+                    WHEN r.attidentity = 'a' THEN
+                        format('Its column %I is GENERATED ALWAYS AS IDENTITY; BY DEFAULT would do.', r.attname)
+                    WHEN NOT co.collisdeterministic THEN format('The collation of its column %I is not deterministic.', r.attname)
+               END
+        INTO problem
+        FROM (SELECT * FROM jsonb_to_recordset(tablesync.source_shape(source)) AS s ("column" name, type text, not_null boolean)) s
+        FULL JOIN (SELECT * FROM pg_attribute WHERE attrelid = replica AND attnum > 0 AND NOT attisdropped) r
+            ON r.attname = s."column"
+        LEFT JOIN pg_collation co ON co.oid = r.attcollation
+        WHERE r.attname IS NULL OR s."column" IS NULL
+           OR format_type(r.atttypid, r.atttypmod) <> s.type
+           OR (r.attnotnull AND NOT s.not_null AND NOT s."column" = ANY (key_columns))
+           OR r.attgenerated <> '' OR r.attidentity = 'a' OR NOT co.collisdeterministic
+        ORDER BY r.attnum LIMIT 1;
+    END IF;
+
+    IF problem IS NULL AND NOT EXISTS (
+        SELECT FROM pg_index i
+        WHERE i.indrelid = replica AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+          AND ARRAY(SELECT a.attname FROM unnest(i.indkey::smallint[]) WITH ORDINALITY k (attnum, n)
+                    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                    WHERE k.n <= i.indnkeyatts ORDER BY a.attname)
+            = ARRAY(SELECT k FROM unnest(key_columns) k ORDER BY k))
+    THEN
+        problem := format('It has no primary key or unique index on (%s).',
+                          (SELECT string_agg(quote_ident(k), ', ') FROM unnest(key_columns) k));
+    END IF;
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION 'table % can''t be the replica of %', replica, source
+            USING ERRCODE = 'datatype_mismatch', DETAIL = problem,
+                  HINT = 'Change the table, or name one that does not exist: tablesync_add() creates it like the source.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_existing(regclass, regclass, name[]) IS 'an error if an existing table can''t hold an exact copy of a source';
+
+/* Definitions of the columns of a source, for CREATE [FOREIGN] TABLE. */
+CREATE FUNCTION tablesync.column_definitions(server oid, schema_name text, table_name text)
+RETURNS text
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT string_agg(format('%I %s%s%s', c.remote_name,
+                             CASE WHEN c.type >= 16384 THEN format('%s.', (SELECT quote_ident(n.nspname) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = c.type))
+                                  || (SELECT quote_ident(t.typname) FROM pg_type t WHERE t.oid = c.type)
+                                  ELSE format_type(c.type, c.typmod) END,
+                             CASE WHEN c."collation" IS NOT NULL THEN
+                                 format(' COLLATE pg_catalog.%I', (SELECT collname FROM pg_collation WHERE oid = c."collation")) END,
+                             CASE WHEN c.not_null THEN ' NOT NULL' END), ', ' ORDER BY c.attnum)
+    FROM tablesync.source_columns(server, schema_name, table_name) c;
+$$;
+COMMENT ON FUNCTION tablesync.column_definitions(oid, text, text) IS 'column definitions of a source with names, types, collations and NOT NULL, nothing else';
+
+CREATE FUNCTION tablesync.check_owner_access(owner oid, source regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(source);
+    server_name name := (SELECT srvname FROM pg_foreign_server WHERE oid = target.server);
+    role_name name := pg_get_userbyid(owner);
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_user_mappings m WHERE m.srvid = target.server AND m.umuser IN (owner, 0)) THEN
+        RAISE EXCEPTION 'role "%" has no user mapping for server "%"', role_name, server_name
+            USING ERRCODE = 'undefined_object',
+                  DETAIL = 'Runs connect to the source as the replica''s owner.',
+                  HINT = format('CREATE USER MAPPING FOR %I SERVER %I OPTIONS (user .., password ..);', role_name, server_name);
+    END IF;
+    IF NOT has_table_privilege(owner, source, 'SELECT') THEN
+        RAISE EXCEPTION 'role "%" may not read foreign table %', role_name, source
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = format('GRANT SELECT ON %s TO %I;', source, role_name);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_owner_access(oid, regclass) IS 'an error if the owner of a replica can''t read its source';
+
+/* Fetch rows by the thousand where nobody has decided otherwise. */
+CREATE FUNCTION tablesync.set_fetch_size(source regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = t.ftserver,
+                      pg_options_to_table(t.ftoptions || s.srvoptions) o
+               WHERE t.ftrelid = source AND o.option_name = 'fetch_size') THEN
+        RETURN;
+    END IF;
+    IF tablesync.owns(source) THEN
+        EXECUTE format('ALTER FOREIGN TABLE %s OPTIONS (ADD fetch_size ''10000'')', source);
+    ELSE
+        RAISE NOTICE 'foreign table % has no fetch_size: rows are fetched 100 at a time', source
+            USING HINT = format('ALTER FOREIGN TABLE %s OPTIONS (ADD fetch_size ''10000'');', source);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.set_fetch_size(regclass) IS 'sets fetch_size of a foreign table if neither it nor its server has one';
+
+/* Add a replica; "home_schema" is where a name without schema is created. */
+CREATE FUNCTION tablesync.add_replica(replica_name text, existing regclass, home_schema name,
+                                      source regclass, source_created boolean, settings jsonb)
+RETURNS regclass
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record;
+    name_parts text[] := parse_ident(replica_name);
+    wanted tablesync.replica;
+    suggestion text;
+    has_rows boolean := false;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = t.ftserver
+                   JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+                   JOIN pg_proc p ON p.oid = w.fdwhandler
+                   WHERE t.ftrelid = source AND p.proname = 'postgres_fdw_handler') THEN
+        RAISE EXCEPTION '% is not a foreign table of postgres_fdw', source
+            USING ERRCODE = 'wrong_object_type',
+                  HINT = 'Create one with IMPORT FOREIGN SCHEMA, or use tablesync_add(replica, server, source).';
+    END IF;
+    target := tablesync.source_target(source);
+    PERFORM tablesync.prepare_server((SELECT srvname FROM pg_foreign_server WHERE oid = target.server));
+    PERFORM tablesync.check_source_server(source);
+
+    wanted := jsonb_populate_record(NULL::tablesync.replica, settings);
+    wanted.source := source;
+    wanted.source_created := source_created;
+    wanted.shape := tablesync.source_shape(source);
+    wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
+    wanted.key_columns := tablesync.source_key(source, wanted.key_columns);
+    IF wanted.version_column = ANY (wanted.key_columns)
+       OR (wanted.version_column IS NOT NULL
+           AND NOT EXISTS (SELECT FROM jsonb_array_elements(wanted.shape) c WHERE c->>'column' = wanted.version_column)) THEN
+        RAISE EXCEPTION 'column "%" can''t be the version column', wanted.version_column
+            USING ERRCODE = 'invalid_parameter_value',
+                  DETAIL = 'The version column is a column of the source outside of its key.';
+    END IF;
+    PERFORM tablesync.check_source(source, wanted.key_columns, wanted.version_column, wanted.fingerprint);
+
+    IF existing IS NULL THEN
+        EXECUTE format('CREATE TABLE %I.%I (%s, PRIMARY KEY (%s))',
+                       CASE WHEN cardinality(name_parts) > 1 THEN name_parts[1] ELSE home_schema END,
+                       name_parts[cardinality(name_parts)],
+                       (SELECT string_agg(format('%I %s%s%s', a.attname, format_type(a.atttypid, a.atttypmod),
+                                                 CASE WHEN a.attcollation <> t.typcollation THEN
+                                                     format(' COLLATE pg_catalog.%I', co.collname) END,
+                                                 CASE WHEN (s.c->>'not_null')::boolean THEN ' NOT NULL' END),
+                                          ', ' ORDER BY s.n)
+                        FROM jsonb_array_elements(wanted.shape) WITH ORDINALITY s (c, n)
+                        JOIN pg_attribute a ON a.attrelid = source AND a.attname = s.c->>'column'
+                        JOIN pg_type t ON t.oid = a.atttypid
+                        LEFT JOIN pg_collation co ON co.oid = a.attcollation),
+                       (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(wanted.key_columns) WITH ORDINALITY u (k, n)));
+        wanted.replica := format('%I.%I', CASE WHEN cardinality(name_parts) > 1 THEN name_parts[1] ELSE home_schema END,
+                                 name_parts[cardinality(name_parts)])::regclass;
+    ELSE
+        wanted.replica := existing;
+        IF NOT tablesync.owns(existing) THEN
+            RAISE EXCEPTION 'must be owner of table %', existing USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        PERFORM tablesync.check_existing(existing, source, wanted.key_columns);
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s)', existing) INTO has_rows;
+    END IF;
+    PERFORM tablesync.check_owner_access((SELECT relowner FROM pg_class WHERE oid = wanted.replica), source);
+    PERFORM tablesync.set_fetch_size(source);
+    EXECUTE format('SELECT 1 FROM (SELECT * FROM %s LIMIT 1) s', source);   -- may we read every column?
+
+    IF EXISTS (SELECT FROM tablesync.replica t WHERE t.replica = wanted.replica) THEN
+        RAISE EXCEPTION '% is a replica already', wanted.replica
+            USING ERRCODE = 'duplicate_object', HINT = 'Change its settings with tablesync_alter().';
+    END IF;
+    INSERT INTO tablesync.replica (replica, source, key_columns, version_column, fingerprint, consistency, chunk_rows,
+                                   max_source_load, max_delete_fraction, on_schema_change, freshness, workers, enabled,
+                                   shape, source_created, loaded)
+    VALUES (wanted.replica, wanted.source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.consistency,
+            wanted.chunk_rows, wanted.max_source_load, wanted.max_delete_fraction, wanted.on_schema_change, wanted.freshness,
+            wanted.workers, wanted.enabled, wanted.shape, wanted.source_created, has_rows);
+
+    IF wanted.version_column IS NULL THEN
+        SELECT c->>'column' INTO suggestion
+        FROM jsonb_array_elements(wanted.shape) c
+        WHERE c->>'type' LIKE 'timestamp%' AND NOT c->>'column' = ANY (wanted.key_columns)
+          AND c->>'column' IN ('updated_at', 'modified_at', 'last_modified', 'last_modified_at', 'last_updated',
+                               'last_update', 'changed_at', 'updated_on', 'modified_on', 'mtime')
+        LIMIT 1;
+        IF suggestion IS NOT NULL THEN
+            RAISE NOTICE 'every column of every row is compared; column "%" may make runs faster', suggestion
+                USING HINT = format('If the source sets it on every insert and update: SELECT tablesync_alter(%L, version_column => %L);',
+                                    wanted.replica, suggestion);
+        END IF;
+    END IF;
+    RETURN wanted.replica;
+END
+$$;
+COMMENT ON FUNCTION tablesync.add_replica(text, regclass, name, regclass, boolean, jsonb) IS 'checks a source, creates or checks the replica, and registers it';
+
+/* Create the foreign table for a source next to its replica. */
+CREATE FUNCTION tablesync.create_source(replica_name text, home_schema name, server name, source_name text)
+RETURNS regclass
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    replica_parts text[] := parse_ident(replica_name);
+    source_parts text[] := parse_ident(source_name);
+    server_oid oid := (SELECT oid FROM pg_foreign_server WHERE srvname = server);
+    foreign_schema text := CASE WHEN cardinality(replica_parts) > 1 THEN replica_parts[1] ELSE home_schema END;
+    foreign_name text := replica_parts[cardinality(replica_parts)];
+BEGIN
+    IF server_oid IS NULL THEN
+        RAISE EXCEPTION 'server "%" does not exist', server
+            USING ERRCODE = 'undefined_object',
+                  HINT = 'CREATE SERVER .. FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host .., dbname ..);';
+    END IF;
+    IF cardinality(source_parts) <> 2 THEN
+        RAISE EXCEPTION 'source "%" is not of the form schema.table', source_name
+            USING ERRCODE = 'invalid_name', HINT = 'For example ''public.media''.';
+    END IF;
+    WHILE octet_length(foreign_name) > 56 LOOP
+        foreign_name := left(foreign_name, -1);
+    END LOOP;
+    foreign_name := foreign_name || '_source';
+    PERFORM tablesync.prepare_server(server);
+    EXECUTE format('CREATE FOREIGN TABLE %I.%I (%s) SERVER %I OPTIONS (schema_name %L, table_name %L, fetch_size ''10000'')',
+                   foreign_schema, foreign_name,
+                   tablesync.column_definitions(server_oid, source_parts[1], source_parts[2]),
+                   server, source_parts[1], source_parts[2]);
+    RETURN format('%I.%I', foreign_schema, foreign_name)::regclass;
+END
+$$;
+COMMENT ON FUNCTION tablesync.create_source(text, name, name, text) IS 'creates the foreign table <replica>_source over a table of a server';
+
+CREATE FUNCTION tablesync_add(
+    replica text,
+    source regclass,
+    key_columns name[] DEFAULT NULL,
+    version_column name DEFAULT NULL,
+    fingerprint text DEFAULT NULL,
+    consistency text DEFAULT 'auto',
+    chunk_rows integer DEFAULT NULL,
+    max_source_load double precision DEFAULT 1.0,
+    max_delete_fraction double precision DEFAULT 0.2,
+    on_schema_change text DEFAULT 'apply',
+    freshness interval DEFAULT NULL,
+    workers integer DEFAULT 1,
+    enabled boolean DEFAULT true)
+RETURNS regclass
+LANGUAGE sql
+AS $$
+    SELECT tablesync.add_replica(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(), source, false,
+        pg_catalog.jsonb_build_object('key_columns', key_columns, 'version_column', version_column, 'fingerprint', fingerprint,
+            'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
+            'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
+            'freshness', freshness, 'workers', workers, 'enabled', enabled));
+$$;
+COMMENT ON FUNCTION tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean)
+    IS 'makes a table the replica of an existing foreign table; creates it if it does not exist';
+
+CREATE FUNCTION tablesync_add(
+    replica text,
+    server name,
+    source text,
+    key_columns name[] DEFAULT NULL,
+    version_column name DEFAULT NULL,
+    fingerprint text DEFAULT NULL,
+    consistency text DEFAULT 'auto',
+    chunk_rows integer DEFAULT NULL,
+    max_source_load double precision DEFAULT 1.0,
+    max_delete_fraction double precision DEFAULT 0.2,
+    on_schema_change text DEFAULT 'apply',
+    freshness interval DEFAULT NULL,
+    workers integer DEFAULT 1,
+    enabled boolean DEFAULT true)
+RETURNS regclass
+LANGUAGE sql
+AS $$
+    SELECT tablesync.add_replica(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(),
+        tablesync.create_source(replica, pg_catalog.current_schema(), server, source), true,
+        pg_catalog.jsonb_build_object('key_columns', key_columns, 'version_column', version_column, 'fingerprint', fingerprint,
+            'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
+            'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
+            'freshness', freshness, 'workers', workers, 'enabled', enabled));
+$$;
+COMMENT ON FUNCTION tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean)
+    IS 'makes a table the replica of schema.table on a server; creates the foreign table <replica>_source too';
+
+/* An error unless a table is a replica of ours. */
+CREATE FUNCTION tablesync.check_replica(replica regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM tablesync.replica t WHERE t.replica = $1) THEN
+        RAISE EXCEPTION '% is not a replica', replica
+            USING ERRCODE = 'undefined_object', HINT = 'Replicas are listed in tablesync_status.';
+    END IF;
+    IF NOT tablesync.owns(replica) THEN
+        RAISE EXCEPTION 'must be owner of replica %', replica USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_replica(regclass) IS 'an error unless a table is a replica and the current user a member of its owner';
+
+CREATE FUNCTION tablesync_alter(
+    replica regclass,
+    version_column name DEFAULT NULL,
+    fingerprint text DEFAULT NULL,
+    consistency text DEFAULT NULL,
+    chunk_rows integer DEFAULT NULL,
+    max_source_load double precision DEFAULT NULL,
+    max_delete_fraction double precision DEFAULT NULL,
+    on_schema_change text DEFAULT NULL,
+    freshness interval DEFAULT NULL,
+    workers integer DEFAULT NULL,
+    enabled boolean DEFAULT NULL)
+RETURNS SETOF tablesync.replica
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    changed tablesync.replica;
+BEGIN
+    PERFORM tablesync.check_replica($1);
+    UPDATE tablesync.replica t
+    SET version_column = coalesce($2, version_column),
+        fingerprint = coalesce($3, CASE WHEN $2 IS NOT NULL THEN 'version' END, fingerprint),
+        consistency = coalesce($4, consistency),
+        chunk_rows = coalesce($5, chunk_rows),
+        max_source_load = coalesce($6, max_source_load),
+        max_delete_fraction = coalesce($7, max_delete_fraction),
+        on_schema_change = coalesce($8, on_schema_change),
+        freshness = coalesce($9, freshness),
+        workers = coalesce($10, workers),
+        enabled = coalesce($11, enabled)
+    WHERE t.replica = $1
+    RETURNING * INTO changed;
+    IF $2 IS NOT NULL OR $3 IS NOT NULL THEN
+        IF changed.version_column = ANY (changed.key_columns)
+           OR (changed.version_column IS NOT NULL
+               AND NOT EXISTS (SELECT FROM jsonb_array_elements(changed.shape) c WHERE c->>'column' = changed.version_column)) THEN
+            RAISE EXCEPTION 'column "%" can''t be the version column', changed.version_column
+                USING ERRCODE = 'invalid_parameter_value',
+                      DETAIL = 'The version column is a column of the source outside of its key.';
+        END IF;
+        PERFORM tablesync.check_source(changed.source, changed.key_columns, changed.version_column, changed.fingerprint);
+    END IF;
+    RETURN NEXT changed;
+END
+$$;
+COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, interval, integer, boolean)
+    IS 'changes settings of a replica; NULL leaves one as it is';
+
+CREATE FUNCTION tablesync_remove(replica regclass, drop_replica boolean DEFAULT false)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    settings tablesync.replica;
+BEGIN
+    PERFORM tablesync.check_replica($1);
+    IF EXISTS (SELECT FROM tablesync.live_runs() l WHERE l.replica = $1) THEN
+        RAISE EXCEPTION 'a run for replica % is going on', $1
+            USING ERRCODE = 'object_in_use', HINT = format('Wait for it, or use tablesync_cancel(%L).', $1);
+    END IF;
+    DELETE FROM tablesync.replica t WHERE t.replica = $1 RETURNING * INTO settings;
+    IF settings.source_created AND EXISTS (SELECT FROM pg_class WHERE oid = settings.source) THEN
+        EXECUTE format('DROP FOREIGN TABLE %s', settings.source);
+    END IF;
+    IF drop_replica THEN
+        EXECUTE format('DROP TABLE %s', $1);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync_remove(regclass, boolean) IS 'forgets a replica and its history; its rows stay unless drop_replica is true';
+
+CREATE FUNCTION tablesync_run(replica regclass DEFAULT NULL, wait boolean DEFAULT true, force boolean DEFAULT false)
+RETURNS TABLE (replica regclass, run_id bigint, status text, rows bigint, inserted bigint, updated bigint, deleted bigint,
+               duration interval, message text)
+LANGUAGE C VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tsync_run';
+COMMENT ON FUNCTION tablesync_run(regclass, boolean, boolean) IS 'makes a replica equal to its source now; without an argument all enabled replicas, one after the other';
+
+CREATE FUNCTION tablesync_wait(run_id bigint, timeout interval DEFAULT NULL)
+RETURNS text
+LANGUAGE C VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tsync_wait';
+COMMENT ON FUNCTION tablesync_wait(bigint, interval) IS 'waits until a run has ended and returns its status; running if the timeout comes first';
+
+CREATE FUNCTION tablesync_cancel(replica regclass)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tablesync.check_replica($1);
+    RETURN (SELECT coalesce(bool_or(pg_cancel_backend(l.pid)), false) FROM tablesync.live_runs() l WHERE l.replica = $1);
+END
+$$;
+COMMENT ON FUNCTION tablesync_cancel(regclass) IS 'cancels the live run of a replica; false if there is none';
+
+CREATE FUNCTION tablesync_pause(replica regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tablesync.check_replica($1);
+    UPDATE tablesync.replica t SET enabled = false WHERE t.replica = $1;
+END
+$$;
+COMMENT ON FUNCTION tablesync_pause(regclass) IS 'keeps a replica from being run until tablesync_resume(); a live run goes on';
+
+CREATE FUNCTION tablesync_resume(replica regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tablesync.check_replica($1);
+    UPDATE tablesync.replica t SET enabled = true, home = tablesync.home() WHERE t.replica = $1;
+END
+$$;
+COMMENT ON FUNCTION tablesync_resume(regclass) IS 'lets a paused replica, or one restored from a dump, be run again';

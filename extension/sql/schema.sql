@@ -1,0 +1,447 @@
+/*
+ * schema.sql: what a source looks like, read through postgres_fdw
+ *
+ * A plain reader may read the system catalogs of the source.  One set of
+ * foreign tables per server, in schema tablesync, makes them readable here;
+ * their name columns are declared text, because comparisons of type name with
+ * a constant do not ship.
+ */
+
+CREATE FUNCTION tablesync.create_source_catalog(server oid)
+RETURNS SETOF regclass
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    server_name name := (SELECT srvname FROM pg_foreign_server WHERE oid = server);
+    catalog record;
+    table_name text;
+BEGIN
+    FOR catalog IN
+        SELECT * FROM (VALUES
+            ('pg_class', 'oid oid, relname text, relnamespace oid, relfilenode oid, relkind "char", '
+                         'relrowsecurity boolean, relhassubclass boolean, reltuples real'),
+            ('pg_namespace', 'oid oid, nspname text'),
+            ('pg_attribute', 'attrelid oid, attname text, attnum smallint, atttypid oid, atttypmod integer, '
+                             'attcollation oid, attnotnull boolean, attisdropped boolean'),
+            ('pg_type', 'oid oid, typname text, typnamespace oid, typtype "char", typbasetype oid, '
+                        'typtypmod integer, typnotnull boolean'),
+            ('pg_enum', 'enumtypid oid, enumlabel text, enumsortorder real'),
+            ('pg_collation', 'oid oid, collname text, collnamespace oid, collisdeterministic boolean'),
+            ('pg_index', 'indexrelid oid, indrelid oid, indisprimary boolean, indisunique boolean, '
+                         'indimmediate boolean, indisvalid boolean, indkey text, indpred text, indexprs text'),
+            ('pg_inherits', 'inhrelid oid, inhparent oid'),
+            ('pg_settings', 'name text, setting text')
+        ) AS v (name, columns)
+        WHERE NOT EXISTS (SELECT FROM tablesync.source_catalogs c
+                          WHERE c.server = $1 AND c.catalog = v.name)
+    LOOP
+        table_name := left(server_name, 40) || '.' || catalog.name;
+        IF to_regclass(format('tablesync.%I', table_name)) IS NOT NULL THEN
+            table_name := server || '.' || catalog.name;
+        END IF;
+        EXECUTE format('CREATE FOREIGN TABLE tablesync.%I (%s) SERVER %I '
+                       'OPTIONS (schema_name ''pg_catalog'', table_name %L, fetch_size ''1000'')',
+                       table_name, catalog.columns, server_name, catalog.name);
+        EXECUTE format('GRANT SELECT ON tablesync.%I TO PUBLIC', table_name);
+        EXECUTE format('COMMENT ON FOREIGN TABLE tablesync.%I IS %L', table_name,
+                       format('%s of the databases behind foreign server %s', catalog.name, server_name));
+        RETURN NEXT format('tablesync.%I', table_name)::regclass;
+    END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION tablesync.create_source_catalog(oid) FROM PUBLIC;
+COMMENT ON FUNCTION tablesync.create_source_catalog(oid) IS 'creates the missing foreign tables over a server''s system catalogs';
+
+CREATE FUNCTION tablesync.prepare_server(server name)
+RETURNS void
+LANGUAGE C STRICT
+AS 'MODULE_PATHNAME', 'tsync_prepare_server';
+COMMENT ON FUNCTION tablesync.prepare_server(name) IS 'makes the system catalogs of a server''s database readable here; needs USAGE on the server';
+
+CREATE VIEW tablesync.source_catalogs AS
+SELECT t.ftserver AS server,
+       (SELECT o.option_value FROM pg_catalog.pg_options_to_table(t.ftoptions) o WHERE o.option_name = 'table_name') AS catalog,
+       t.ftrelid::pg_catalog.regclass AS foreign_table
+FROM pg_catalog.pg_foreign_table t
+JOIN pg_catalog.pg_class c ON c.oid = t.ftrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'tablesync';
+GRANT SELECT ON tablesync.source_catalogs TO PUBLIC;
+COMMENT ON VIEW tablesync.source_catalogs IS 'foreign tables over the system catalogs of sources, per server';
+
+CREATE FUNCTION tablesync.source_catalog(server oid, catalog text)
+RETURNS regclass
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    foreign_table regclass;
+BEGIN
+    SELECT c.foreign_table INTO foreign_table
+    FROM tablesync.source_catalogs c
+    WHERE c.server = $1 AND c.catalog = $2;
+    IF foreign_table IS NULL THEN
+        RAISE EXCEPTION 'the foreign table over % of server "%" is missing',
+            catalog, (SELECT srvname FROM pg_foreign_server WHERE oid = server)
+            USING ERRCODE = 'undefined_table',
+                  HINT = 'Use tablesync.prepare_server() with the name of the server.';
+    END IF;
+    RETURN foreign_table;
+END
+$$;
+COMMENT ON FUNCTION tablesync.source_catalog(oid, text) IS 'the foreign table over one system catalog of a server';
+
+/* Where a foreign table points to. */
+CREATE FUNCTION tablesync.source_target(source regclass, OUT server oid, OUT schema_name text, OUT table_name text)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT t.ftserver,
+           coalesce((SELECT option_value FROM pg_options_to_table(t.ftoptions) WHERE option_name = 'schema_name'), n.nspname),
+           coalesce((SELECT option_value FROM pg_options_to_table(t.ftoptions) WHERE option_name = 'table_name'), c.relname)
+    FROM pg_foreign_table t
+    JOIN pg_class c ON c.oid = t.ftrelid
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE t.ftrelid = source;
+$$;
+COMMENT ON FUNCTION tablesync.source_target(regclass) IS 'server and remote name of a foreign table';
+
+CREATE FUNCTION tablesync.source_relation(server oid, schema_name text, table_name text,
+    OUT relid oid, OUT relkind "char", OUT relfilenode oid, OUT row_security boolean,
+    OUT has_children boolean, OUT estimated_rows double precision)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format('SELECT c.oid, c.relkind, c.relfilenode, c.relrowsecurity, c.relhassubclass, '
+                   'greatest(c.reltuples, 0) '
+                   'FROM %s c JOIN %s n ON n.oid = c.relnamespace '
+                   'WHERE c.relname = %L AND n.nspname = %L',
+                   tablesync.source_catalog(server, 'pg_class'),
+                   tablesync.source_catalog(server, 'pg_namespace'), table_name, schema_name)
+    INTO relid, relkind, relfilenode, row_security, has_children, estimated_rows;
+    IF relid IS NULL THEN
+        RAISE EXCEPTION 'the source has no table %.%', quote_ident(schema_name), quote_ident(table_name)
+            USING ERRCODE = 'undefined_table',
+                  DETAIL = format('Looked for on server "%s".', (SELECT srvname FROM pg_foreign_server WHERE oid = server)),
+                  HINT = 'It may have been dropped or renamed, or the server may point to another database.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.source_relation(oid, text, text) IS 'a table''s row in the source''s pg_class';
+
+/*
+ * Which files hold a source's rows.  TRUNCATE, a rewriting ALTER TABLE,
+ * attached and detached partitions change it.
+ */
+CREATE FUNCTION tablesync.source_identity(source regclass)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(source);
+    relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
+    identity text := format('%s:%s', relation.relid, relation.relfilenode);
+    parents oid[] := ARRAY[relation.relid];
+    files text;
+BEGIN
+    WHILE relation.has_children AND cardinality(parents) > 0 LOOP
+        EXECUTE format('SELECT array_agg(c.oid), string_agg(format(''%%s:%%s'', c.oid, c.relfilenode), '' '' ORDER BY c.oid) '
+                       'FROM %s i JOIN %s c ON c.oid = i.inhrelid WHERE i.inhparent = ANY (%L::oid[])',
+                       tablesync.source_catalog(target.server, 'pg_inherits'),
+                       tablesync.source_catalog(target.server, 'pg_class'), parents)
+        INTO parents, files;
+        identity := concat_ws(' ', identity, files);
+    END LOOP;
+    RETURN identity;
+END
+$$;
+COMMENT ON FUNCTION tablesync.source_identity(regclass) IS 'OIDs and file nodes of a source table and its partitions';
+
+/* The local type for a column of the source, or why there is none. */
+CREATE FUNCTION tablesync.local_type(server oid, remote_type oid, remote_typmod integer,
+    OUT type oid, OUT typmod integer, OUT problem text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    remote record;
+    same_labels boolean;
+BEGIN
+    type := remote_type;
+    typmod := remote_typmod;
+    WHILE type >= 10000 LOOP    -- built-in types have the same OID everywhere
+        EXECUTE format('SELECT t.oid, t.typname, n.nspname, t.typtype, t.typbasetype, t.typtypmod '
+                       'FROM %s t JOIN %s n ON n.oid = t.typnamespace WHERE t.oid = %s',
+                       tablesync.source_catalog(server, 'pg_type'),
+                       tablesync.source_catalog(server, 'pg_namespace'), type)
+        INTO remote;
+        IF remote.typtype = 'd' THEN
+            type := remote.typbasetype;
+            typmod := remote.typtypmod;
+            CONTINUE;
+        END IF;
+        type := to_regtype(format('%I.%I', remote.nspname, remote.typname));
+        IF type IS NULL THEN
+            problem := format('type %I.%I does not exist here', remote.nspname, remote.typname);
+        ELSIF remote.typtype = 'e' THEN
+            EXECUTE format('SELECT array_agg(enumlabel ORDER BY enumsortorder) = '
+                           '(SELECT array_agg(enumlabel::text ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = %s) '
+                           'FROM %s WHERE enumtypid = %s',
+                           type, tablesync.source_catalog(server, 'pg_enum'), remote.oid)
+            INTO same_labels;
+            IF same_labels IS NOT TRUE THEN
+                problem := format('type %I.%I has other labels here', remote.nspname, remote.typname);
+            END IF;
+        END IF;
+        RETURN;
+    END LOOP;
+    IF NOT EXISTS (SELECT FROM pg_type t WHERE t.oid = type) THEN
+        problem := format('the source''s built-in type %s is unknown here', type);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.local_type(oid, oid, integer) IS 'the local type that holds values of a source''s type exactly; domains become their base type';
+
+/* Columns of a source table as the source's catalogs have them. */
+CREATE FUNCTION tablesync.source_columns(server oid, schema_name text, table_name text)
+RETURNS TABLE (attnum smallint, remote_name text, type oid, typmod integer, "collation" oid,
+               not_null boolean, key_position integer, problem text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    relation record := tablesync.source_relation(server, schema_name, table_name);
+    attribute record;
+    key_attnums smallint[];
+    local record;
+BEGIN
+    EXECUTE format('SELECT string_to_array(indkey, '' '')::smallint[] FROM %s WHERE indrelid = %s AND indisprimary',
+                   tablesync.source_catalog(server, 'pg_index'), relation.relid)
+    INTO key_attnums;
+    FOR attribute IN EXECUTE
+        format('SELECT a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.attcollation '
+               'FROM %s a WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum',
+               tablesync.source_catalog(server, 'pg_attribute'), relation.relid)
+    LOOP
+        local := tablesync.local_type(server, attribute.atttypid, attribute.atttypmod);
+        attnum := attribute.attnum;
+        remote_name := attribute.attname;
+        type := local.type;
+        typmod := local.typmod;
+        not_null := attribute.attnotnull;
+        key_position := array_position(key_attnums, attribute.attnum);
+        problem := local.problem;
+        "collation" := NULL;
+        IF attribute.attcollation NOT IN (0, 100) THEN     -- not the default collation
+            EXECUTE format('SELECT l.oid, NOT r.collisdeterministic AS nondeterministic '
+                           'FROM %s r LEFT JOIN pg_collation l ON l.collname::text = r.collname '
+                           'AND l.collnamespace = ''pg_catalog''::regnamespace AND r.collnamespace = 11 '
+                           'AND l.collencoding IN (-1, (SELECT encoding FROM pg_database WHERE datname = current_database())) '
+                           'WHERE r.oid = %s',
+                           tablesync.source_catalog(server, 'pg_collation'), attribute.attcollation)
+            INTO local;
+            "collation" := local.oid;
+            IF local.nondeterministic THEN
+                problem := 'its collation is not deterministic: different values count as equal';
+            END IF;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION tablesync.source_columns(oid, text, text) IS 'columns of a source table with their local types, from the source''s catalogs';
+
+CREATE FUNCTION tablesync.type_problem(type oid, key boolean, hashed boolean)
+RETURNS text
+LANGUAGE C STABLE STRICT
+AS 'MODULE_PATHNAME', 'tsync_type_problem';
+COMMENT ON FUNCTION tablesync.type_problem(oid, boolean, boolean) IS 'why a column of a type can''t be replicated exactly, as part of a key, or compared by fingerprint; NULL if it can';
+
+/* The shape of a foreign table's source, for comparison between runs. */
+CREATE FUNCTION tablesync.source_shape(source regclass)
+RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(source);
+    shape jsonb;
+BEGIN
+    SELECT jsonb_agg(jsonb_build_object(
+               'column', coalesce(a.attname::text, c.remote_name),
+               'remote', c.remote_name,
+               'type', format_type(c.type, c.typmod),
+               'not_null', c.not_null,
+               'key', c.key_position) ORDER BY c.attnum)
+    INTO shape
+    FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
+    LEFT JOIN pg_attribute a
+        ON a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped
+       AND c.remote_name = coalesce((SELECT option_value FROM pg_options_to_table(a.attfdwoptions)
+                                     WHERE option_name = 'column_name'), a.attname);
+    RETURN shape;
+END
+$$;
+COMMENT ON FUNCTION tablesync.source_shape(regclass) IS 'names, types, NOT NULL and key of the source''s columns as jsonb';
+
+/* How two shapes differ, for people; NULL when they do not. */
+CREATE FUNCTION tablesync.shape_changes(old jsonb, new jsonb)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT string_agg(
+        CASE WHEN o IS NULL THEN format('column %I %s was added', n.n->>'remote', n.n->>'type')
+             WHEN n IS NULL THEN format('column %I was dropped', o.o->>'remote')
+             WHEN o.o->>'type' IS DISTINCT FROM n.n->>'type' THEN
+                 format('column %I changed its type from %s to %s', n.n->>'remote', o.o->>'type', n.n->>'type')
+             WHEN o.o->'key' IS DISTINCT FROM n.n->'key' THEN
+                 format('the primary key changed in column %I', n.n->>'remote')
+             ELSE format('column %I %s NOT NULL', n.n->>'remote',
+                         CASE WHEN (n.n->>'not_null')::boolean THEN 'became' ELSE 'is no longer' END)
+        END, '; ' ORDER BY coalesce(n.n, o.o)->>'remote')
+    FROM jsonb_array_elements(old) o (o)
+    FULL JOIN jsonb_array_elements(new) n (n) ON o.o->>'remote' = n.n->>'remote'
+    WHERE o.o IS DISTINCT FROM n.n;
+$$;
+COMMENT ON FUNCTION tablesync.shape_changes(jsonb, jsonb) IS 'what changed between two shapes of a source, in words';
+
+/* Columns that a replica has in common with its source. */
+CREATE FUNCTION tablesync.replica_columns(replica regclass)
+RETURNS TABLE (column_name name, type bigint, typmod integer, nullable boolean, key_position integer,
+               is_version boolean, problem text)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT s."column",
+           r.atttypid::bigint,
+           r.atttypmod,
+           NOT s.not_null,
+           array_position(t.key_columns, s."column"),
+           s."column" = t.version_column,
+           CASE WHEN f.attname IS NULL THEN format('Foreign table %s has no column %I.', t.source, s."column")
+                WHEN r.attname IS NULL THEN format('Table %s has no column %I.', t.replica, s."column")
+                WHEN (r.atttypid, r.atttypmod) <> (f.atttypid, f.atttypmod) THEN
+                    format('Column %I has type %s in %s and type %s in foreign table %s.', s."column",
+                           format_type(r.atttypid, r.atttypmod), t.replica,
+                           format_type(f.atttypid, f.atttypmod), t.source)
+           END
+    FROM tablesync.replica t
+    CROSS JOIN LATERAL ROWS FROM (
+        jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean)
+    ) WITH ORDINALITY AS s ("column", not_null, ordinality)
+    LEFT JOIN pg_attribute f ON f.attrelid = t.source AND f.attname = s."column" AND NOT f.attisdropped
+    LEFT JOIN pg_attribute r ON r.attrelid = t.replica AND r.attname = s."column" AND NOT r.attisdropped
+    WHERE t.replica = $1
+    ORDER BY s.ordinality;
+$$;
+COMMENT ON FUNCTION tablesync.replica_columns(regclass) IS 'columns of a replica in the order of its source, with what no longer fits';
+
+/* What makes the source's fingerprints comparable with ours. */
+CREATE FUNCTION tablesync.check_source_server(source regclass)
+RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(source);
+    settings jsonb;
+    hash bigint;
+BEGIN
+    EXECUTE format('SELECT jsonb_object_agg(name, setting) FROM %s '
+                   'WHERE name IN (''server_version_num'', ''server_encoding'')',
+                   tablesync.source_catalog(target.server, 'pg_settings'))
+    INTO settings;
+    EXECUTE format('SELECT sum(hashtextextended(name, 0)) FROM %s WHERE name = ''server_version_num''',
+                   tablesync.source_catalog(target.server, 'pg_settings'))
+    INTO hash;
+    IF (settings->>'server_version_num')::integer < 120000 THEN
+        RAISE EXCEPTION 'the source runs PostgreSQL %', (settings->>'server_version_num')::integer / 10000
+            USING ERRCODE = 'feature_not_supported', HINT = 'PostgreSQL 12 or newer is supported.';
+    END IF;
+    IF settings->>'server_encoding' <> current_setting('server_encoding') THEN
+        RAISE EXCEPTION 'the source''s encoding is %, ours is %', settings->>'server_encoding', current_setting('server_encoding')
+            USING ERRCODE = 'feature_not_supported',
+                  DETAIL = 'Fingerprints of text depend on its bytes.',
+                  HINT = 'Keep the replica in a database with the source''s encoding.';
+    END IF;
+    IF hash <> hashtextextended('server_version_num', 0) THEN
+        RAISE EXCEPTION 'the source''s hash functions differ from ours'
+            USING ERRCODE = 'feature_not_supported',
+                  DETAIL = 'Fingerprints would never agree; the two machines probably differ in byte order.';
+    END IF;
+    RETURN (settings->>'server_version_num')::integer;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_source_server(regclass) IS 'server_version_num of the source; an error if its values can''t be compared with ours by hash';
+
+/* Settings of the source session that a run relies on (pace.c asks for them). */
+CREATE FUNCTION tablesync.check_source_session(source regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(source);
+    server_name name;
+    has_options boolean;
+    wrong record;
+BEGIN
+    EXECUTE format('SELECT s.name, s.setting, w.value FROM %s s JOIN (VALUES (''row_security'', ''off''), '
+                   '(''default_transaction_read_only'', ''on''), (''lc_monetary'', ''C'')) w (name, value) '
+                   'ON w.name = s.name AND w.value <> s.setting '
+                   'WHERE s.name IN (''row_security'', ''default_transaction_read_only'', ''lc_monetary'') LIMIT 1',
+                   tablesync.source_catalog(target.server, 'pg_settings'))
+    INTO wrong;
+    IF wrong.name IS NULL THEN
+        RETURN;
+    END IF;
+    SELECT s.srvname, EXISTS (SELECT FROM pg_options_to_table(s.srvoptions) WHERE option_name = 'options')
+    INTO server_name, has_options
+    FROM pg_foreign_server s WHERE s.oid = target.server;
+    RAISE EXCEPTION 'the session at server "%" has % = %', server_name, wrong.name, wrong.setting
+        USING ERRCODE = 'object_not_in_prerequisite_state',
+              DETAIL = format('A run needs %s = %s to be exact and harmless.', wrong.name, wrong.value),
+              HINT = CASE WHEN has_options
+                     THEN format('Add "-c %s=%s" to the option "options" of the server, or drop that option.',
+                                 wrong.name, wrong.value)
+                     ELSE 'A connection pooler in between may drop the session''s options; connect to the source directly.' END;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_source_session(regclass) IS 'an error if the session at the source is not restricted as a run needs it';
+
+/* What a run asks before it reads rows. */
+CREATE FUNCTION tablesync.open_source(replica regclass, OUT server_version integer, OUT estimated_rows double precision)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    settings tablesync.replica;
+    target record;
+    current_shape jsonb;
+    changes text;
+BEGIN
+    SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
+    target := tablesync.source_target(settings.source);
+    server_version := tablesync.check_source_server(settings.source);
+    PERFORM tablesync.check_source_session(settings.source);
+    SELECT r.estimated_rows INTO estimated_rows
+    FROM tablesync.source_relation(target.server, target.schema_name, target.table_name) r;
+    current_shape := tablesync.source_shape(settings.source);
+    IF settings.on_schema_change = 'ignore' THEN    -- new columns are then none of our business
+        SELECT jsonb_agg(n) INTO current_shape
+        FROM jsonb_array_elements(current_shape) n
+        WHERE EXISTS (SELECT FROM jsonb_array_elements(settings.shape) o WHERE o->>'remote' = n->>'remote');
+    END IF;
+    changes := tablesync.shape_changes(settings.shape, current_shape);
+    IF changes IS NOT NULL THEN
+        RAISE EXCEPTION 'the source of % has changed its shape', replica
+            USING ERRCODE = 'datatype_mismatch', DETAIL = changes || '.',
+                  HINT = 'Change the foreign table and the replica alike, then remove the replica with tablesync_remove() and add it again; its rows are kept.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.open_source(regclass) IS 'version and estimated rows of the source; an error if a run must not start';

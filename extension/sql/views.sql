@@ -1,0 +1,113 @@
+/* views.sql: what people look at */
+
+CREATE FUNCTION tablesync.live_progress()
+RETURNS TABLE (pid integer, run_id bigint, replica oid, phase integer, chunks_done bigint, chunks_total bigint,
+               rows_scanned bigint, rows_estimated bigint, phase_started timestamptz, throttled_usec bigint)
+LANGUAGE C STRICT
+AS 'MODULE_PATHNAME', 'tsync_live_progress';
+COMMENT ON FUNCTION tablesync.live_progress() IS 'what live workers publish about their progress';
+
+CREATE VIEW tablesync_runs WITH (security_invoker = true) AS
+SELECT r.run_id,
+       r.replica,
+       r.kind,
+       tablesync.run_status(r) AS status,
+       r.started_at,
+       r.finished_at,
+       coalesce(r.finished_at, CASE WHEN tablesync.run_status(r) = 'running' THEN pg_catalog.clock_timestamp() END)
+           - r.started_at AS duration,
+       r.rows_scanned,
+       r.chunks,
+       r.chunks_differing,
+       r.inserted,
+       r.updated,
+       r.deleted,
+       r.source_time,
+       r.consistency,
+       CASE WHEN r.source_digest IS NOT NULL THEN
+           pg_catalog.jsonb_build_object(
+               'source', pg_catalog.jsonb_build_object('rows', r.source_rows, 'digest', pg_catalog.to_hex(r.source_digest)),
+               'replica', pg_catalog.jsonb_build_object('rows', r.replica_rows, 'digest', pg_catalog.to_hex(r.replica_digest)),
+               'equal', r.source_rows = r.replica_rows AND r.source_digest = r.replica_digest)
+       END AS proof,
+       r.sqlstate,
+       CASE WHEN tablesync.owns(r.replica) THEN r.message END AS message,
+       r.pid
+FROM tablesync.run r;
+GRANT SELECT ON tablesync_runs TO PUBLIC;
+COMMENT ON VIEW tablesync_runs IS 'one row per run, with what it did and the proof it ended with';
+COMMENT ON COLUMN tablesync_runs.status IS 'running, succeeded, failed, cancelled or crashed';
+COMMENT ON COLUMN tablesync_runs.rows_scanned IS 'rows of the source that the run compared';
+COMMENT ON COLUMN tablesync_runs.source_time IS 'time spent waiting for statements at the source';
+COMMENT ON COLUMN tablesync_runs.proof IS 'rows and digest of both sides after the run, and whether they are equal';
+
+CREATE VIEW tablesync_progress WITH (security_invoker = true) AS
+SELECT p.run_id,
+       r.replica,
+       ('{schema,load,scan,confirm,apply}'::pg_catalog.text[])[p.phase + 1] AS phase,
+       p.chunks_done,
+       nullif(p.chunks_total, 0) AS chunks_total,
+       p.rows_scanned,
+       p.rows_estimated,
+       pg_catalog.round(CASE WHEN p.rows_estimated > 0
+                        THEN least(100.0 * p.rows_scanned / p.rows_estimated, 100.0) END, 1) AS percent,
+       (p.rows_scanned / s.seconds)::pg_catalog.int8 AS rows_per_second,
+       CASE WHEN p.rows_scanned > 0 THEN
+           pg_catalog.make_interval(secs => pg_catalog.round((greatest(p.rows_estimated - p.rows_scanned, 0)
+                                                             * s.seconds / p.rows_scanned)::pg_catalog.numeric, 1)::pg_catalog.float8)
+       END AS eta,
+       p.throttled_usec * '1 microsecond'::pg_catalog.interval AS throttled_for
+FROM tablesync.live_progress() p
+JOIN tablesync.run r ON r.run_id = p.run_id AND r.pid = p.pid
+CROSS JOIN LATERAL (SELECT greatest(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.phase_started)::pg_catalog.float8, 0.001)) s (seconds);
+GRANT SELECT ON tablesync_progress TO PUBLIC;
+COMMENT ON VIEW tablesync_progress IS 'one row per live run: phase, rows so far, estimated end';
+COMMENT ON COLUMN tablesync_progress.phase IS 'schema, load, scan, confirm or apply';
+COMMENT ON COLUMN tablesync_progress.rows_estimated IS 'rows the current phase has to deal with, as far as known';
+COMMENT ON COLUMN tablesync_progress.eta IS 'estimated time until the current phase ends';
+COMMENT ON COLUMN tablesync_progress.throttled_for IS 'time rested so far because of max_source_load';
+
+CREATE VIEW tablesync_status WITH (security_invoker = true) AS
+SELECT t.replica,
+       t.source,
+       CASE WHEN NOT t.enabled OR t.home <> tablesync.home() THEN 'paused'
+            WHEN last.status = 'running' AND NOT t.loaded THEN 'loading'
+            WHEN last.status = 'running' THEN 'running'
+            WHEN last.run_id IS NULL THEN 'never_run'
+            WHEN last.status IN ('failed', 'crashed', 'cancelled') THEN 'failed'
+            WHEN t.freshness < pg_catalog.clock_timestamp() - success.finished_at THEN 'stale'
+            ELSE 'ok'
+       END AS state,
+       success.replica_rows AS rows,
+       success.finished_at AS last_success,
+       pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - success.finished_at) AS staleness,
+       last.run_id AS last_run_id,
+       last.inserted,
+       last.updated,
+       last.deleted,
+       last.finished_at - last.started_at AS duration,
+       NULL::pg_catalog.text AS schedule,
+       NULL::pg_catalog.timestamptz AS next_run,
+       CASE WHEN tablesync.owns(t.replica) THEN
+           CASE WHEN t.home <> tablesync.home() THEN 'copied from another database; tablesync_resume() starts it here'
+                WHEN last.status = 'crashed' THEN 'the worker of the last run ended unexpectedly; the next run goes on'
+                ELSE last.message END
+       END AS message
+FROM tablesync.replica t
+LEFT JOIN LATERAL (
+    SELECT r.run_id, tablesync.run_status(r) AS status, r.inserted, r.updated, r.deleted,
+           r.started_at, r.finished_at, r.message
+    FROM tablesync.run r WHERE r.replica = t.replica ORDER BY r.run_id DESC LIMIT 1
+) last ON true
+LEFT JOIN LATERAL (
+    SELECT r.finished_at, r.replica_rows
+    FROM tablesync.run r WHERE r.replica = t.replica AND r.status = 'succeeded' ORDER BY r.run_id DESC LIMIT 1
+) success ON true;
+GRANT SELECT ON tablesync_status TO PUBLIC;
+COMMENT ON VIEW tablesync_status IS 'one row per replica: its state, freshness and last run';
+COMMENT ON COLUMN tablesync_status.state IS 'ok, running, loading, stale, failed, paused or never_run';
+COMMENT ON COLUMN tablesync_status.rows IS 'rows of the replica after the last successful run';
+COMMENT ON COLUMN tablesync_status.staleness IS 'time since the last successful run ended';
+COMMENT ON COLUMN tablesync_status.schedule IS 'cron expression that starts the replica''s runs';
+COMMENT ON COLUMN tablesync_status.next_run IS 'when the schedule starts the next run';
+COMMENT ON COLUMN tablesync_status.message IS 'what the last run has to say';

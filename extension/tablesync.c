@@ -1,0 +1,49 @@
+/*-------------------------------------------------------------------------
+ *
+ * tablesync.c
+ *	  Module magic and configuration parameters.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include <limits.h>
+
+#include "fmgr.h"
+#include "utils/guc.h"
+
+PG_MODULE_MAGIC;
+
+int			tsync_max_snapshot_age = 30 * 1000;
+int			tsync_statement_timeout = 5 * 60 * 1000;
+int			tsync_lock_timeout = 10 * 1000;
+
+void		_PG_init(void);
+
+/*
+ * Define the parameters.  A run is a process of its own: it sees what is set
+ * in postgresql.conf, for the database or for the replica's owner.
+ */
+void
+_PG_init(void)
+{
+	DefineCustomIntVariable("tablesync.max_snapshot_age",
+							"Longest time that a run may hold one snapshot at the source.",
+							"Replicas with consistency \"auto\" whose scan is expected to take longer are read with a snapshot per chunk.",
+							&tsync_max_snapshot_age,
+							30 * 1000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("tablesync.statement_timeout",
+							"Longest time that one statement of a run may take at the source.",
+							"0 disables the timeout.",
+							&tsync_statement_timeout,
+							5 * 60 * 1000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("tablesync.lock_timeout",
+							"Longest time that a run waits for a lock, at the source and on the replica.",
+							"0 disables the timeout.",
+							&tsync_lock_timeout,
+							10 * 1000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	MarkGUCPrefixReserved("tablesync");
+}

@@ -1,0 +1,261 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  One run, in a background worker of its own.
+ *
+ * The worker is connected as the replica's owner.  Its first transaction
+ * records the run as running and commits, so that a crash leaves evidence;
+ * the last one, in apply.c, changes the replica and records success.  When
+ * anything in between fails, the error is copied, the transaction aborted
+ * (which cancels what runs at the source) and the failure recorded in a new
+ * transaction.  The connection to the source ends with the process.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/xact.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+/* A run starts over when source or replica change under it. */
+#define ATTEMPTS 3
+
+/* Deletes below this number are never held back. */
+#define GUARD_MIN_DELETES 1000
+
+static volatile sig_atomic_t cancel_requested = false;
+
+/*
+ * SIGTERM cancels what runs, like SIGINT, instead of ending the process in
+ * the middle of it: the run can still be recorded as cancelled.
+ */
+static void
+handle_cancel(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	cancel_requested = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+	errno = save_errno;
+}
+
+/* Values must look the same here and at the source, whatever the settings. */
+static void
+prepare_session(void)
+{
+	static const char *const settings[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"datestyle", "ISO, YMD"},
+		{"intervalstyle", "postgres"},
+		{"extra_float_digits", "3"},
+		{"bytea_output", "hex"},
+		{"xmloption", "content"},
+		{"lc_monetary", "C"},
+		{"array_nulls", "on"},
+		{"row_security", "on"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"statement_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"jit", "off"},
+	};
+	char		lock_timeout[32];
+
+	for (int i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	snprintf(lock_timeout, sizeof(lock_timeout), "%d", tsync_lock_timeout);
+	SetConfigOption("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* Identity of the source's files, in a remote transaction of its own. */
+static char *
+read_identity(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	char	   *identity;
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	identity = tsync_source_identity(run);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	return identity;
+}
+
+/* Read the replica's settings, connect to the source and check its shape. */
+static void
+open_source(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	run->replica = tsync_read_replica(run->replica_oid);
+	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
+	tsync_restrict_source_session(run->replica->label);
+	tsync_read_source(run);
+	run->stage = tsync_stage_create(run->replica);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	run->source_identity = read_identity(run);
+}
+
+/*
+ * Was the source rewritten since the run began?  Then a snapshot of ours may
+ * have missed its rows: absence proves nothing.
+ */
+static bool
+source_was_rewritten(TsyncRun *run)
+{
+	char	   *identity = read_identity(run);
+	bool		rewritten = strcmp(identity, run->source_identity) != 0;
+
+	run->source_identity = identity;
+	return rewritten;
+}
+
+/* Stop before a large part of the replica is deleted, unless forced to. */
+static void
+check_delete_guard(TsyncRun *run)
+{
+	int64		deletes = run->stage->deleted.count;
+	int64		rows = 0;
+	ListCell   *lc;
+
+	foreach(lc, run->chunks)
+		rows += ((TsyncChunk *) lfirst(lc))->replica.rows;
+	if (run->force || deletes < GUARD_MIN_DELETES ||
+		deletes <= rows * run->replica->max_delete_fraction)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("run would delete " INT64_FORMAT " of " INT64_FORMAT " rows of replica %s",
+					deletes, rows, run->replica->label),
+			 errdetail("max_delete_fraction allows %g; nothing was changed.",
+					   run->replica->max_delete_fraction),
+			 errhint("If the rows are really gone at the source, use tablesync_run(%s, force => true).",
+					 quote_literal_cstr(run->replica->label))));
+}
+
+/* One attempt to find and apply the differences; false to start over. */
+static bool
+synchronise(TsyncRun *run)
+{
+	tsync_scan(run);
+	if (run->stage->deleted.count > 0)
+	{
+		if (source_was_rewritten(run))
+			return false;
+		check_delete_guard(run);
+		tsync_confirm(run);
+		if (source_was_rewritten(run))
+			return false;
+	}
+	return tsync_apply(run);
+}
+
+/* The story of a run. */
+static void
+perform_run(TsyncRun *run)
+{
+	open_source(run);
+	if (!run->replica->loaded)
+		tsync_load(run);
+	for (int attempt = 1; !synchronise(run); attempt++)
+		if (attempt >= ATTEMPTS)
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("source or replica of %s kept being rewritten during the run",
+							run->replica->label),
+					 errdetail("%d attempts were made; nothing was changed.", ATTEMPTS),
+					 errhint("Run again when TRUNCATE, VACUUM FULL, CLUSTER or ALTER TABLE is over at the source, and nobody writes to the replica.")));
+}
+
+static void
+record_start(TsyncRun *run)
+{
+	tsync_begin();
+	tsync_start_run(run);
+	tsync_commit();
+	tsync_progress_start(run->run_id, run->replica_oid);
+}
+
+/* Perform a run and record how it ends. */
+static void
+run_in_envelope(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	ErrorData  *volatile edata = NULL;
+
+	PG_TRY();
+	{
+		perform_run(run);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(run_context);
+		edata = CopyErrorData();
+		EmitErrorReport();
+		FlushErrorState();
+		AbortCurrentTransaction();
+	}
+	PG_END_TRY();
+
+	if (edata != NULL)
+	{
+		bool		cancelled = cancel_requested && edata->sqlerrcode == ERRCODE_QUERY_CANCELED;
+
+		MemoryContextSwitchTo(run_context);
+		QueryCancelPending = false;
+		tsync_fail_run(run, edata, cancelled);
+	}
+}
+
+void
+tsync_worker_main(Datum main_arg)
+{
+	TsyncStart	start;
+	TsyncRun   *run;
+
+	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
+	pqsignal(SIGTERM, handle_cancel);
+	pqsignal(SIGINT, handle_cancel);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(start.database, start.owner, TSYNC_CONNECT_FLAGS);
+	prepare_session();
+	tsync_prepare_planner();
+
+	/* another worker was faster: the launcher sees that we left no trace */
+	if (!tsync_lock_run(start.replica))
+		proc_exit(0);
+
+	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "tablesync run",
+												ALLOCSET_DEFAULT_SIZES));
+	run = palloc0(sizeof(TsyncRun));
+	run->run_id = start.run_id;
+	run->replica_oid = start.replica;
+	run->force = start.force;
+
+	MemoryContext run_context = CurrentMemoryContext;
+
+	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
+	record_start(run);
+	MemoryContextSwitchTo(run_context);
+	run_in_envelope(run);
+	proc_exit(0);
+}
