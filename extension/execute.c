@@ -19,6 +19,7 @@
 #include "optimizer/plancat.h"
 #include "pgstat.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/plancache.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -80,10 +81,7 @@ pretend_huge(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
 	if (previous_relation_info_hook)
 		previous_relation_info_hook(root, relid, inhparent, rel);
 	if (rel->fdwroutine != NULL)
-	{
-		rel->tuples = 1e10;
-		rel->pages = 100 * 1000 * 1000;
-	}
+		rel->tuples = 1e18;
 }
 
 /* Install the planner hook in this process, which plans nothing but a run. */
@@ -94,15 +92,30 @@ tsync_prepare_planner(void)
 	get_relation_info_hook = pretend_huge;
 }
 
-/* Prepare a statement for the source. */
+/*
+ * Prepare a statement for the source.  With all other costs set to zero, what
+ * is left to compare is the number of rows that cross the network.
+ */
 static SPIPlanPtr
 prepare_for_source(const char *sql)
 {
-	SPIPlanPtr	plan = SPI_prepare(sql, 0, NULL);
+	static const char *const free_of_charge[] = {
+		"seq_page_cost", "cpu_tuple_cost", "cpu_operator_cost"
+	};
+	int			nestlevel = NewGUCNestLevel();
+	SPIPlanPtr	plan;
+	bool		shipped;
 
+	for (int i = 0; i < lengthof(free_of_charge); i++)
+		(void) set_config_option(free_of_charge[i], "0", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	plan = SPI_prepare(sql, 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
-	if (!is_shipped(plan))
+	shipped = is_shipped(plan);
+	AtEOXact_GUC(true, nestlevel);
+
+	if (!shipped)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_ERROR),
 				 errmsg("postgres_fdw would not ship a statement to the source"),

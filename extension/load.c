@@ -13,8 +13,6 @@
  */
 #include "tablesync.h"
 
-#include "catalog/pg_type.h"
-#include "utils/builtins.h"
 #include "utils/memutils.h"
 
 #define PAGE_ROWS 20000
@@ -23,7 +21,7 @@
 typedef struct LoadState
 {
 	TsyncRowSet rows;			/* of the current page */
-	TsyncRowSet keys;			/* (key, bytes), where rows have no bound */
+	TsyncRowSet keys;			/* of the current page, where rows have no bound */
 	char	  **position;		/* key of the last row loaded, or NULL */
 	int64		limit;			/* rows of the next page */
 } LoadState;
@@ -32,11 +30,9 @@ static LoadState *
 load_state_create(TsyncReplica *replica)
 {
 	LoadState  *state = palloc0(sizeof(LoadState));
-	TupleDesc	keys = tsync_key_desc(replica, 1);
 
-	TupleDescInitEntry(keys, replica->nkeys + 1, "bytes", NUMERICOID, -1, 0);
 	tsync_rowset_init(&state->rows, "tsync_page", tsync_row_desc(replica));
-	tsync_rowset_init(&state->keys, "tsync_page_keys", keys);
+	tsync_rowset_init(&state->keys, "tsync_page_keys", tsync_key_desc(replica, 0));
 	state->position = replica->load_position;
 	state->limit = replica->wide ? FIRST_WIDE_PAGE_ROWS :
 		Min(tsync_chunk_target(replica), PAGE_ROWS);
@@ -85,36 +81,28 @@ last_key(TsyncRun *run, TsyncRowSet *rows)
 }
 
 /*
- * Read a page of rows without bound: list keys with their sizes, then fetch as
- * many as fit into one group.  Returns the key of the last one.
+ * Read a page of rows without bound: list keys, then fetch the rows of as many
+ * as fit into one group.  Returns the key of the last one.
  */
 static char **
 read_wide_page(TsyncRun *run, LoadState *state)
 {
-	TsyncReplica *replica = run->replica;
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(state->keys.tupdesc, &TTSOpsMinimalTuple);
 	List	   *keys = NIL;
-	int64		bytes = 0;
+	List	   *group;
 
 	tsync_rowset_clear(&state->keys);
 	read_page(run, state, &state->keys);
 	tsync_rowset_start(&state->keys);
 	while (tsync_rowset_next(&state->keys, slot))
-	{
-		bool		isnull;
-		Datum		size = slot_getattr(slot, replica->nkeys + 1, &isnull);
-
-		bytes += DatumGetInt64(DirectFunctionCall1(numeric_int8, size));
-		if (keys != NIL && bytes > TSYNC_GROUP_BYTES)
-			break;
-		keys = lappend(keys, tsync_key_of_slot(replica, slot));
-	}
+		keys = lappend(keys, tsync_key_of_slot(run->replica, slot));
 	ExecDropSingleTupleTableSlot(slot);
 	if (keys == NIL)
 		return NULL;
-	tsync_fetch_group(run, keys, &state->rows);
-	state->limit = Min(list_length(keys) * 2, TSYNC_GROUP_WIDE_KEYS);
-	return llast(keys);
+	group = tsync_take_group(run, &keys);
+	tsync_fetch_group(run, group, &state->rows);
+	state->limit = Min(list_length(group) * 2, TSYNC_GROUP_WIDE_KEYS);
+	return llast(group);
 }
 
 /* Read the next page into state->rows; returns its last key, NULL at the end. */

@@ -375,16 +375,17 @@ tsync_sql_fetch(TsyncReplica *rep, List *keys)
 	return buf.data;
 }
 
-/*
- * Append the sum of the bytes that rows take, as far as the source can tell
- * without sending them; false when it can't.
- */
-static bool
-append_bytes(StringInfo buf, TsyncReplica *rep)
+/* (key, bytes) of source rows by key; NULL when no column can tell its size. */
+char *
+tsync_sql_sizes(TsyncReplica *rep, List *keys)
 {
+	StringInfoData buf;
 	bool		known = false;
 
-	appendStringInfoString(buf, "pg_catalog.sum(0::pg_catalog.int8");
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	append_keys(&buf, rep, 0, rep->nkeys, "");
+	appendStringInfoString(&buf, ", pg_catalog.sum(0::pg_catalog.int8");
 	for (int i = 0; i < rep->ncolumns; i++)
 	{
 		StringInfoData size;
@@ -393,30 +394,14 @@ append_bytes(StringInfo buf, TsyncReplica *rep)
 		if (!tsync_append_size(&size, &rep->columns[i]))
 			continue;
 		known = true;
-		appendStringInfo(buf, " OPERATOR(pg_catalog.+) CASE WHEN %s IS NULL THEN 0 ELSE %s END",
+		appendStringInfo(&buf, " OPERATOR(pg_catalog.+) CASE WHEN %s IS NULL THEN 0 ELSE %s END",
 						 rep->columns[i].quoted, size.data);
 	}
-	appendStringInfoChar(buf, ')');
-	return known;
-}
-
-/* (key, bytes) of source rows by key; NULL when no column can tell its size. */
-char *
-tsync_sql_sizes(TsyncReplica *rep, List *keys)
-{
-	StringInfoData buf;
-
-	initStringInfo(&buf);
-	appendStringInfoString(&buf, "SELECT ");
-	append_keys(&buf, rep, 0, rep->nkeys, "");
-	appendStringInfoString(&buf, ", ");
-	if (!append_bytes(&buf, rep))
-		return NULL;
-	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
+	appendStringInfo(&buf, ") FROM %s WHERE ", rep->source_sql);
 	append_key_list(&buf, rep, keys);
 	appendStringInfoString(&buf, " GROUP BY ");
 	append_keys(&buf, rep, 0, rep->nkeys, "");
-	return buf.data;
+	return known ? buf.data : NULL;
 }
 
 /* Those of a list of keys that the source has. */
@@ -435,7 +420,7 @@ tsync_sql_find_keys(TsyncReplica *rep, List *keys)
 
 /*
  * The next rows of the source after a key, in the source's key order; of rows
- * without bound only (key, bytes).  The first "prefix" columns are pinned to
+ * without bound only the keys.  The first "prefix" columns are pinned to
  * those of the key, so that a page of a composite key is a plain index range:
  * the caller goes from the longest prefix to none.
  */
@@ -447,11 +432,7 @@ tsync_sql_page(TsyncReplica *rep, char **after, int prefix, int64 limit)
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	if (rep->wide)
-	{
 		append_keys(&buf, rep, 0, rep->nkeys, "");
-		appendStringInfoString(&buf, ", ");
-		append_bytes(&buf, rep);
-	}
 	else
 		append_columns(&buf, rep, "");
 	appendStringInfo(&buf, " FROM %s", rep->source_sql);
@@ -459,11 +440,6 @@ tsync_sql_page(TsyncReplica *rep, char **after, int prefix, int64 limit)
 	{
 		appendStringInfoString(&buf, i == 0 ? " WHERE " : " AND ");
 		append_comparison(&buf, rep->keys[i], i < prefix ? "=" : ">", after[i]);
-	}
-	if (rep->wide)
-	{
-		appendStringInfoString(&buf, " GROUP BY ");
-		append_keys(&buf, rep, 0, rep->nkeys, "");
 	}
 	appendStringInfoString(&buf, " ORDER BY ");
 	append_keys(&buf, rep, prefix, rep->nkeys, "");

@@ -25,6 +25,7 @@
 #include "utils/resowner.h"
 
 #define ROWSET_KB 4096			/* in memory, per row set */
+#define GROUP_BYTES (4 * 1024 * 1024)	/* of rows without bound in one statement */
 #define GROUP_KEYS 5000			/* single-column keys in one statement */
 #define GROUP_COMPOSITE_KEYS 200
 
@@ -57,6 +58,8 @@ tsync_rowset_clear(TsyncRowSet *set)
 void
 tsync_rowset_register(TsyncRowSet *set)
 {
+	/* SPI allocates its registry where we are, and needs it until it ends */
+	MemoryContext caller = MemoryContextSwitchTo(TopTransactionContext);
 	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
 
 	enr->md.name = pstrdup(set->name);
@@ -67,6 +70,7 @@ tsync_rowset_register(TsyncRowSet *set)
 	enr->reldata = set->rows;
 	if (SPI_register_relation(enr) != SPI_OK_REL_REGISTER)
 		elog(ERROR, "could not register row set \"%s\"", set->name);
+	MemoryContextSwitchTo(caller);
 }
 
 /* Start reading a row set from its first row. */
@@ -175,42 +179,60 @@ tsync_fetch_group(TsyncRun *run, List *keys, TsyncRowSet *into)
 				 errhint("The table was probably rewritten while it was read. Run again.")));
 }
 
-/* Fetch rows without bound in groups of a few megabytes. */
-static void
-fetch_wide(TsyncRun *run, List *keys, TsyncRowSet *into)
+static bool
+keys_equal(TsyncReplica *replica, char **key, SPITupleTable *table, uint64 row)
 {
-	char	   *sql = tsync_sql_sizes(run->replica, keys);
-	int			nkeys = run->replica->nkeys;
-	SPITupleTable *sizes;
+	bool		equal = true;
+
+	for (int i = 0; equal && i < replica->nkeys; i++)
+	{
+		char	   *value = SPI_getvalue(table->vals[row], table->tupdesc, i + 1);
+
+		equal = strcmp(key[i], value) == 0;
+		pfree(value);
+	}
+	return equal;
+}
+
+/* The bytes of one key's row; the result is short and in no order. */
+static int64
+find_size(TsyncReplica *replica, char **key, SPITupleTable *sizes)
+{
+	for (uint64 row = 0; row < sizes->numvals; row++)
+		if (keys_equal(replica, key, sizes, row))
+			return strtoll(SPI_getvalue(sizes->vals[row], sizes->tupdesc, replica->nkeys + 1),
+						   NULL, 10);
+	return 0;
+}
+
+/*
+ * Take from the front of a list of keys of rows without bound as many as fit
+ * into one group of a few megabytes, at least one.
+ */
+List *
+tsync_take_group(TsyncRun *run, List **keys)
+{
+	char	   *sql = tsync_sql_sizes(run->replica, *keys);
 	List	   *group = NIL;
 	int64		bytes = 0;
+	ListCell   *lc;
 
 	if (sql == NULL)
+		group = list_copy(*keys);
+	else
 	{
-		tsync_fetch_group(run, keys, into);
-		return;
-	}
-	tsync_select(run, TSYNC_SOURCE, sql, NULL);
-	sizes = SPI_tuptable;
-	for (uint64 row = 0; row < sizes->numvals; row++)
-	{
-		char	  **key = palloc(nkeys * sizeof(char *));
-		int64		size = strtoll(SPI_getvalue(sizes->vals[row], sizes->tupdesc, nkeys + 1), NULL, 10);
-
-		for (int i = 0; i < nkeys; i++)
-			key[i] = SPI_getvalue(sizes->vals[row], sizes->tupdesc, i + 1);
-		if (group != NIL && bytes + size > TSYNC_GROUP_BYTES)
+		tsync_select(run, TSYNC_SOURCE, sql, NULL);
+		foreach(lc, *keys)
 		{
-			tsync_fetch_group(run, group, into);
-			group = NIL;
-			bytes = 0;
+			bytes += find_size(run->replica, lfirst(lc), SPI_tuptable);
+			if (group != NIL && bytes > GROUP_BYTES)
+				break;
+			group = lappend(group, lfirst(lc));
 		}
-		group = lappend(group, key);
-		bytes += size;
+		SPI_freetuptable(SPI_tuptable);
 	}
-	SPI_freetuptable(sizes);
-	if (group != NIL)
-		tsync_fetch_group(run, group, into);
+	*keys = list_copy_tail(*keys, list_length(group));
+	return group;
 }
 
 static int
@@ -258,10 +280,14 @@ tsync_for_keys(TsyncRun *run, TsyncRowSet *keys, TsyncKeysFunction function, voi
 static void
 fetch_keys(TsyncRun *run, List *keys, void *into)
 {
-	if (run->replica->wide)
-		fetch_wide(run, keys, into);
-	else
-		tsync_fetch_group(run, keys, into);
+	while (keys != NIL)
+	{
+		List	   *group = run->replica->wide ? tsync_take_group(run, &keys) : keys;
+
+		tsync_fetch_group(run, group, into);
+		if (group == keys)
+			break;
+	}
 }
 
 /* Fetch the whole source rows of all keys in a row set. */

@@ -141,8 +141,7 @@ typedef struct TsyncRun
 /* Does something with a group of keys, a list of arrays of nkeys texts. */
 typedef void (*TsyncKeysFunction) (TsyncRun *run, List *keys, void *arg);
 
-/* Limits of one statement for rows without bound (TsyncReplica.wide). */
-#define TSYNC_GROUP_BYTES (4 * 1024 * 1024)
+/* Most keys in one statement for rows without bound (TsyncReplica.wide). */
 #define TSYNC_GROUP_WIDE_KEYS 500
 
 /* What a worker is started with; travels in BackgroundWorker.bgw_extra. */
@@ -190,6 +189,7 @@ extern char **tsync_key_of_slot(TsyncReplica *replica, TupleTableSlot *slot);
 extern void tsync_rowset_start(TsyncRowSet *set);
 extern bool tsync_rowset_next(TsyncRowSet *set, TupleTableSlot *slot);
 extern void tsync_for_keys(TsyncRun *run, TsyncRowSet *keys, TsyncKeysFunction function, void *arg);
+extern List *tsync_take_group(TsyncRun *run, List **keys);
 extern void tsync_fetch_group(TsyncRun *run, List *keys, TsyncRowSet *into);
 extern void tsync_fetch_rows(TsyncRun *run, TsyncRowSet *keys, TsyncRowSet *into);
 

@@ -1,0 +1,225 @@
+# Random changes at the source, round after round: after each run the replicas
+# must be identical, row by row in text form.
+#
+# TABLESYNC_SEED repeats a run; TABLESYNC_ROUNDS makes it longer.
+
+use strict;
+use warnings;
+
+use TablesyncTest;
+use Test::More;
+
+my $seed = $ENV{TABLESYNC_SEED} // int(rand(1_000_000));
+my $rounds = $ENV{TABLESYNC_ROUNDS} // 200;
+srand($seed);
+diag("TABLESYNC_SEED=$seed");
+
+# key: column definitions, names and an expression for a random key
+# settings: arguments of tablesync_add
+my %tables = (
+	by_int => {
+		key => 'id integer', names => 'id', random => '(random() * 4000 - 2000)::integer',
+		settings => "version_column => 'updated_at'" },
+	by_int_chunks => {
+		key => 'id integer', names => 'id',
+		random => '(CASE WHEN random() < 0.02 THEN 2147483647 WHEN random() < 0.02 THEN -2147483648 ELSE random() * 800 END)::integer',
+		settings => "version_column => 'updated_at', chunk_rows => 7, consistency => 'chunk'" },
+	by_bigint => {
+		key => 'id bigint', names => 'id',
+		random => '(CASE WHEN random() < 0.5 THEN (random() * 1000)::bigint ELSE (floor(random() * 16)::bigint - 8) * 1152921504606846976 + floor(random() * 20)::bigint END)',
+		settings => "chunk_rows => 11" },
+	by_smallint => {
+		key => 'id smallint', names => 'id', random => '(random() * 65535 - 32768)::smallint',
+		settings => "fingerprint => 'row', version_column => 'updated_at', chunk_rows => 50, consistency => 'chunk'" },
+	by_uuid => {
+		key => 'id uuid', names => 'id', random => 'md5(random()::text)::uuid',
+		settings => "version_column => 'updated_at', chunk_rows => 13" },
+	by_numeric => {
+		key => 'id numeric', names => 'id',
+		random => q{(CASE WHEN random() < 0.02 THEN 'NaN' ELSE round((random() * 300 - 150)::numeric, (random() * 3)::integer) END)::numeric},
+		settings => "chunk_rows => 5" },
+	by_date => {
+		key => 'id date', names => 'id',
+		random => q{CASE WHEN random() < 0.02 THEN 'infinity' WHEN random() < 0.02 THEN '4000-01-01 BC' ELSE date '2000-01-01' + (random() * 2000)::integer END},
+		settings => "version_column => 'updated_at', consistency => 'chunk', chunk_rows => 9" },
+	by_timestamptz => {
+		key => 'id timestamptz', names => 'id', random => q{timestamptz '2020-01-01' + random() * interval '3 days'},
+		settings => "chunk_rows => 20" },
+	by_text => {
+		key => 'id text', names => 'id',
+		random => q{chr(65 + (random() * 60)::integer) || CASE WHEN random() < 0.5 THEN chr(200 + (random() * 3000)::integer) ELSE '"\\' END || (random() * 50)::integer},
+		settings => "version_column => 'updated_at'" },
+	by_pair => {
+		key => 'k1 integer, k2 date', names => 'k1, k2', random => q{(random() * 6)::integer, date '2020-02-01' + (random() * 300)::integer},
+		settings => "version_column => 'updated_at', chunk_rows => 10" },
+	by_triple => {
+		key => 'k1 smallint, k2 varchar(10), k3 bigint', names => 'k1, k2, k3',
+		random => q{(random() * 3)::smallint, chr(97 + (random() * 25)::integer), (random() * 20)::bigint * 4611686018427},
+		settings => "chunk_rows => 10, consistency => 'chunk'" });
+
+my $payload = q{
+	u integer UNIQUE,
+	t text, v varchar(20), c char(5), n numeric, f double precision, r real, b bytea, j jsonb, js json,
+	iv interval, tz timestamptz, arr integer[], bits bit varying(9), bo boolean,
+	updated_at timestamp};
+my $random_payload = q{
+	CASE WHEN random() < 0.8 THEN (random() * 2000000000)::integer END,
+	CASE WHEN random() < 0.9 THEN repeat(chr(32 + (random() * 2000)::integer), (random() * 30)::integer) END,
+	CASE WHEN random() < 0.9 THEN left(md5(random()::text), (random() * 20)::integer) END,
+	CASE WHEN random() < 0.9 THEN left(md5(random()::text), 3) END,
+	CASE WHEN random() < 0.1 THEN 'NaN' WHEN random() < 0.9 THEN round((random() * 10)::numeric, (random() * 2)::integer) END,
+	CASE WHEN random() < 0.1 THEN '-0' WHEN random() < 0.1 THEN 'NaN' WHEN random() < 0.1 THEN 0 ELSE random() END,
+	CASE WHEN random() < 0.2 THEN '-infinity' ELSE random() END,
+	CASE WHEN random() < 0.9 THEN decode(md5(random()::text), 'hex') END,
+	CASE WHEN random() < 0.5 THEN jsonb_build_object('a', round(random()::numeric, (random() * 2)::integer)) END,
+	CASE WHEN random() < 0.5 THEN json_build_object('a"', random()) END,
+	CASE WHEN random() < 0.3 THEN interval '1 day' WHEN random() < 0.5 THEN interval '24 hours' ELSE random() * interval '1 year' END,
+	CASE WHEN random() < 0.1 THEN 'infinity' ELSE now() - random() * interval '1 year' END,
+	CASE WHEN random() < 0.3 THEN '[3:4]={1,2}'::integer[] WHEN random() < 0.5 THEN ARRAY[1, NULL, 2] END,
+	CASE WHEN random() < 0.5 THEN B'101' WHEN random() < 0.5 THEN B'1010' END,
+	random() < 0.5,
+	CASE WHEN random() < 0.3 THEN TIE ELSE clock_timestamp()::timestamp - random() * interval '10 days' END};
+
+# A stamp that the row did not have at the time of an earlier run, but may be
+# older, or tied: TIE is the same for all rows of a round.
+my $new_stamp = q{CASE WHEN random() < 0.2 THEN TIE ELSE clock_timestamp()::timestamp + (random() - 0.5) * interval '10 days' END};
+
+my ($source, $target) = start_pair();
+for my $table (sort keys %tables)
+{
+	my $t = $tables{$table};
+	$source->safe_psql('postgres', qq{
+		CREATE TABLE $table ($t->{key}, $payload, PRIMARY KEY ($t->{names}));
+		CREATE TABLE late_$table ($t->{key}, $payload, PRIMARY KEY ($t->{names}))});
+	app_sql($target, "SELECT tablesync_add('$table', 'src', 'public.$table', $t->{settings})");
+	# somebody here wants the unique values to be unique too
+	app_sql($target, "CREATE UNIQUE INDEX ON $table (u)");
+}
+
+sub some_rows
+{
+	my ($table, $limit) = @_;
+	return "ctid = ANY (ARRAY(SELECT ctid FROM $table ORDER BY random() LIMIT $limit))";
+}
+
+sub inserts
+{
+	my ($table, $count) = @_;
+	my $t = $tables{$table};
+	return "INSERT INTO $table SELECT $t->{random}, $random_payload FROM generate_series(1, $count) ON CONFLICT DO NOTHING";
+}
+
+# One random change as SQL.
+sub change
+{
+	my ($table) = @_;
+	my $t = $tables{$table};
+	my $few = 1 + int(rand(5));
+	my $by_row = $t->{settings} !~ /version_column/ || $t->{settings} =~ /fingerprint => 'row'/;
+	my @kinds = (
+		sub { inserts($table, $few) },
+		sub { inserts($table, 1 + int(rand(200))) },
+		sub { "UPDATE $table SET t = md5(random()::text), f = '-0', updated_at = $new_stamp WHERE " . some_rows($table, $few) },
+		sub { "UPDATE $table SET n = n + 1.00, j = '{\"a\": 1.0}', updated_at = $new_stamp WHERE " . some_rows($table, 50) },
+		sub { "DELETE FROM $table WHERE " . some_rows($table, $few) },
+		sub { "DELETE FROM $table WHERE " . some_rows($table, 60) },
+		# key reused: the row goes, another one with its key comes
+		sub { "CREATE TEMP TABLE reused AS SELECT * FROM $table LIMIT 3; DELETE FROM $table WHERE ($t->{names}) IN (SELECT $t->{names} FROM reused);"
+			. "UPDATE reused SET t = 'reused', updated_at = $new_stamp; INSERT INTO $table SELECT * FROM reused; DROP TABLE reused" },
+		# unique values swapped between two rows
+		sub { "CREATE TEMP TABLE swapped AS SELECT $t->{names}, u FROM $table WHERE u IS NOT NULL ORDER BY random() LIMIT 2;"
+			. "UPDATE $table SET u = NULL, updated_at = $new_stamp WHERE ($t->{names}) IN (SELECT $t->{names} FROM swapped);"
+			. "UPDATE $table x SET u = s.u FROM swapped s WHERE (SELECT count(*) FROM swapped) = 2 AND (" . join(', ', map { "x.$_" } split /, /, $t->{names})
+			. ") IN (SELECT $t->{names} FROM swapped o WHERE o.u <> s.u); DROP TABLE swapped" },
+		# a key changes
+		sub { "CREATE TEMP TABLE moved AS SELECT * FROM $table ORDER BY random() LIMIT 1; DELETE FROM $table WHERE ($t->{names}) IN (SELECT $t->{names} FROM moved);"
+			. "INSERT INTO $table SELECT $t->{random}, " . join(', ', map { "m.$_" } qw(u t v c n f r b j js iv tz arr bits bo updated_at)) . " FROM moved m ON CONFLICT DO NOTHING; DROP TABLE moved" },
+		# without touching the version column
+		sub { $by_row ? "UPDATE $table SET c = 'quiet', f = CASE WHEN f = 0 THEN -f ELSE f END, arr = '[5:6]={1,2}' WHERE " . some_rows($table, 3) : 'SELECT 1' },
+		# values that are equal and yet not the same
+		sub { $by_row ? "UPDATE $table SET n = n * 1.0, f = '-0', iv = '24 hours', j = '{\"a\": 1.00}', bits = bits || B'0' WHERE length(bits) < 9 AND " . some_rows($table, 9) : 'SELECT 1' },
+		sub { $table eq 'by_numeric' ? "UPDATE by_numeric SET id = id * 1.0 WHERE scale(id) < 9 AND " . some_rows($table, 4) : 'SELECT 1' },
+	);
+	my $sql = $kinds[ int(rand(@kinds)) ]->();
+	$sql = "TRUNCATE $table" if rand() < 0.01;
+	$sql = "BEGIN; TRUNCATE $table; " . inserts($table, 30) . "; COMMIT" if rand() < 0.02;
+	$sql = "VACUUM FULL $table" if rand() < 0.01;
+	$sql = "UPDATE $table SET updated_at = $new_stamp" if rand() < 0.01;
+	return $sql;
+}
+
+# A transaction that is open during one run and commits before the next: its
+# rows carry stamps from before the run.
+my $late = $source->background_psql('postgres');
+my $late_table;
+
+sub open_late
+{
+	my ($table) = @_;
+	my $t = $tables{$table};
+	$late_table = $table;
+	$late->query_safe("BEGIN; SELECT now()");
+	my $rows = "SELECT $t->{random}, $random_payload FROM generate_series(1, 5)";
+	$rows =~ s/TIE/NULL/g;
+	$late->query_safe("INSERT INTO late_$table SELECT * FROM ($rows) s ON CONFLICT DO NOTHING");
+	$late->query_safe("UPDATE late_$table SET u = NULL, updated_at = now()::timestamp");
+	return;
+}
+
+sub commit_late
+{
+	$late->query_safe("INSERT INTO $late_table SELECT * FROM late_$late_table ON CONFLICT DO NOTHING; TRUNCATE late_$late_table; COMMIT");
+	my $table = $late_table;
+	undef $late_table;
+	return $table;
+}
+
+my $failed = 0;
+for my $round (1 .. $rounds)
+{
+	my @names = sort keys %tables;
+	my %touched = map { $names[ int(rand(@names)) ] => 1 } 1 .. 3;
+
+	if ($late_table) { $touched{ commit_late() } = 1 }
+	elsif (rand() < 0.3) { open_late($names[ int(rand(@names)) ]) }
+
+	for my $table (sort keys %touched)
+	{
+		my $sql = 'SELECT setseed(' . rand() . ')';
+		if (rand() < 0.1)
+		{
+			# to NULL or infinity and back, alone in its round: a row whose stamp is
+			# the same in two runs counts as unchanged
+			my $special = rand() < 0.5 ? 'NULL' : "'infinity'";
+			$sql .= ";\nUPDATE $table SET v = md5(random()::text)::varchar(9), updated_at = $special WHERE updated_at IS DISTINCT FROM $special AND " . some_rows($table, 9);
+		}
+		else
+		{
+			$sql .= ";\n" . change($table) for 1 .. 1 + int(rand(3));
+		}
+		my $tie = "timestamp '2021-01-01' + interval '$round s'";
+		$sql =~ s/TIE/$tie/g;
+		$source->safe_psql('postgres', $sql);
+		# now and then somebody writes to the replica
+		app_sql($target, "DELETE FROM $table WHERE " . some_rows($table, 2)) if rand() < 0.05;
+		app_sql($target, "UPDATE $table SET updated_at = 'epoch' WHERE " . some_rows($table, 2)) if rand() < 0.05;
+
+		my $result = eval { run_counts($target, $table, ', force => true') } // "died: $@";
+		if ($result !~ /^succeeded/ || !same_rows($source, $target, $table, $table))
+		{
+			fail("round $round, table $table: $result\n$sql");
+			$failed = 1;
+		}
+	}
+	last if $failed;
+}
+commit_late() if $late_table;
+$late->quit;
+ok(!$failed, "$rounds rounds of random changes (seed $seed)");
+
+app_sql($target, 'SELECT * FROM tablesync_run()');
+is_replica($source, $target, $_, $_, "$_ is identical in the end") for sort keys %tables;
+is(app_sql($target, "SELECT count(*) FROM tablesync_runs WHERE status <> 'succeeded' OR NOT (proof->>'equal')::boolean"),
+	0, 'every run proved that it left both sides equal');
+
+done_testing();
