@@ -1,0 +1,150 @@
+#!/bin/bash
+# demo.sh: make demo.  Two throwaway clusters on loopback TCP, a reader who may
+# SELECT and nothing else, and three hours of changes at the source.
+# make demo KEEP=1 leaves the clusters running.
+
+. "$(dirname "$0")/../setup.sh"
+
+PSQL=$BINDIR/psql
+export PGPASSFILE=$TSYNC_WORK/pgpass PGCONNECT_TIMEOUT=10
+
+free_port() {
+    perl -MIO::Socket::INET -e 'my $s = IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1") or die; print $s->sockport'
+}
+
+start_cluster() {    # name
+    local port
+    port=$(free_port)
+    echo secret >"$TSYNC_WORK/$1.password"
+    chmod 644 "$TSYNC_WORK/$1.password"
+    as_user "$BINDIR/initdb" -D "$TSYNC_WORK/$1" -U postgres -A scram-sha-256 --pwfile="$TSYNC_WORK/$1.password" \
+        --no-sync --no-locale -E UTF8 >"$TSYNC_WORK/$1.initdb.log"
+    as_user "$BINDIR/pg_ctl" -D "$TSYNC_WORK/$1" -l "$TSYNC_WORK/$1.log" -w start \
+        -o "-c listen_addresses=127.0.0.1 -c port=$port -c unix_socket_directories= -c fsync=off" >/dev/null
+    echo "127.0.0.1:$port:*:postgres:secret" >>"$PGPASSFILE"
+    eval "$1_port=$port"
+}
+
+stop_cluster() {
+    [ ! -f "$TSYNC_WORK/$1/postmaster.pid" ] || as_user "$BINDIR/pg_ctl" -D "$TSYNC_WORK/$1" -m fast -w stop >/dev/null 2>&1 || true
+}
+
+finish() {
+    local status=$?
+    if [ $status -eq 0 ] && [ -n "${KEEP:-}" ]; then return; fi
+    stop_cluster target
+    stop_cluster source
+    if [ $status -eq 0 ]; then rm -rf "$TSYNC_WORK"; else echo "demo failed; logs are kept in $TSYNC_WORK"; fi
+}
+trap finish EXIT
+
+source_sql() { "$PSQL" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$source_port" -U postgres -d postgres "$@"; }
+target_sql() { "$PSQL" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$target_port" -U app -d postgres "$@"; }
+
+title() { if [ -t 1 ]; then printf '\n\033[1m== %s\033[0m\n' "$*"; else printf '\n== %s\n' "$*"; fi; }
+
+all_rows() { "$1" -At -c "SELECT m FROM media m ORDER BY id"; }
+
+run_and_compare() {    # hour
+    title "Hour $1: the source"
+    source_sql -c "TABLE media ORDER BY id"
+    title "Hour $1: SELECT * FROM tablesync_run('media')"
+    target_sql -c "SELECT * FROM tablesync_run('media')"
+    title "Hour $1: the replica"
+    target_sql -c "TABLE media ORDER BY id"
+    target_sql -x -c "SELECT * FROM tablesync_status"
+    if [ "$(all_rows source_sql)" = "$(all_rows target_sql)" ]; then
+        echo "Hour $1: the replica is identical."
+    else
+        echo "Hour $1: the replica DIFFERS."
+        exit 1
+    fi
+}
+
+touch "$PGPASSFILE"
+chmod 600 "$PGPASSFILE"
+title "Two PostgreSQL clusters in $TSYNC_WORK"
+start_cluster source
+start_cluster target
+echo "127.0.0.1:$target_port:*:app:app" >>"$PGPASSFILE"
+echo "source on port $source_port, target on port $target_port"
+
+source_sql <<'SQL'
+CREATE TABLE media (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    s3_path varchar(1024),
+    format varchar(5),
+    type smallint,
+    updated_at timestamp
+);
+COMMENT ON COLUMN media.type IS '1 image, 2 video';
+CREATE ROLE reader LOGIN PASSWORD 'read-only';
+GRANT SELECT ON media TO reader;
+INSERT INTO media (s3_path, format, type, updated_at) VALUES
+    ('/a.jpg', 'jpg', 1, '2021-01-01 00:20'),
+    ('/b.jpg', 'jpg', 1, '2021-01-01 00:20'),
+    ('/c.jpg', 'jpg', 1, '2021-01-01 00:30');
+SQL
+
+"$PSQL" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$target_port" -U postgres -d postgres <<SQL
+SET client_min_messages = warning;
+CREATE EXTENSION tablesync CASCADE;
+CREATE ROLE app LOGIN PASSWORD 'app';
+GRANT CREATE ON SCHEMA public TO app;
+CREATE SERVER production FOREIGN DATA WRAPPER postgres_fdw
+    OPTIONS (host '127.0.0.1', port '$source_port', dbname 'postgres');
+GRANT USAGE ON FOREIGN SERVER production TO app;
+CREATE USER MAPPING FOR app SERVER production OPTIONS (user 'reader', password 'read-only');
+SQL
+
+title "SELECT tablesync_add('media', 'production', 'public.media', version_column => 'updated_at')"
+target_sql -c "SELECT tablesync_add('media', 'production', 'public.media', version_column => 'updated_at')"
+target_sql -c '\d media'
+
+run_and_compare 1
+
+source_sql <<'SQL'
+UPDATE media SET s3_path = '/xx.jpg', updated_at = '2021-01-01 01:21' WHERE id = 1;
+INSERT INTO media (s3_path, format, type, updated_at) VALUES
+    ('/d.mp4', 'mp4', 2, '2021-01-01 01:30'),
+    ('/e.jpg', 'jpg', 1, '2021-01-01 01:40');
+SQL
+run_and_compare 2
+
+# Row 6 commits late: its stamp is older than the second run.
+source_sql <<'SQL'
+UPDATE media SET s3_path = '/zz.gif', format = 'gif', updated_at = '2021-01-01 02:30' WHERE id = 2;
+DELETE FROM media WHERE id = 3;
+INSERT INTO media (s3_path, format, type, updated_at) VALUES ('/f.jpg', 'jpg', 1, '2021-01-01 01:40');
+SQL
+run_and_compare 3
+
+title "The runs"
+target_sql -c "SELECT run_id, kind, status, rows_scanned, inserted, updated, deleted, source_time, proof->'equal' AS equal FROM tablesync_runs ORDER BY run_id"
+
+title "How to go on"
+if [ -n "${KEEP:-}" ]; then
+    cat <<TEXT
+Both clusters are running. Change the source, run the sync, look at the replica:
+
+  PGPASSWORD=secret $PSQL -h 127.0.0.1 -p $source_port -U postgres postgres    # the source
+  PGPASSWORD=app    $PSQL -h 127.0.0.1 -p $target_port -U app postgres         # the replica
+      SELECT * FROM tablesync_run('media');
+      TABLE tablesync_status;
+
+Stop them with:
+
+  $([ "$(id -u)" != 0 ] || echo "runuser -u $TSYNC_USER -- ")$BINDIR/pg_ctl -D $TSYNC_WORK/source -m fast stop
+  $([ "$(id -u)" != 0 ] || echo "runuser -u $TSYNC_USER -- ")$BINDIR/pg_ctl -D $TSYNC_WORK/target -m fast stop
+  rm -rf $TSYNC_WORK
+TEXT
+else
+    cat <<TEXT
+make demo KEEP=1 leaves both clusters running and prints how to connect:
+
+  psql -h 127.0.0.1 -p <port> -U postgres postgres    # the source
+  psql -h 127.0.0.1 -p <port> -U app postgres         # the replica
+      SELECT * FROM tablesync_run('media');
+      TABLE tablesync_status;
+TEXT
+fi
