@@ -141,7 +141,7 @@ tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest)
 	CHECK_FOR_INTERRUPTS();
 	if (side == TSYNC_SOURCE)
 		plan = prepare_for_source(sql);
-	else if ((plan = SPI_prepare(sql, 0, NULL)) == NULL)
+	else if ((plan = SPI_prepare_cursor(sql, 0, NULL, CURSOR_OPT_PARALLEL_OK)) == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 
 	rc = SPI_execute_plan_extended(plan, &options);

@@ -104,6 +104,7 @@ tsync_rest(TsyncReplica *replica, int64 busy_usec)
 	TimestampTz until = GetCurrentTimestamp() + rest;
 	long		left;
 
+	tsync_progress_throttled(rest);
 	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until)) > 0)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -111,5 +112,4 @@ tsync_rest(TsyncReplica *replica, int64 busy_usec)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
-	tsync_progress_throttled(rest);
 }

@@ -386,29 +386,24 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     target record := tablesync.source_target(source);
-    server_name name;
-    has_options boolean;
-    wrong record;
+    found text;
+    missing text;
 BEGIN
-    EXECUTE format('SELECT s.name, s.setting, w.value FROM %s s JOIN (VALUES (''row_security'', ''off''), '
-                   '(''default_transaction_read_only'', ''on''), (''lc_monetary'', ''C'')) w (name, value) '
-                   'ON w.name = s.name AND w.value <> s.setting '
-                   'WHERE s.name IN (''row_security'', ''default_transaction_read_only'', ''lc_monetary'') LIMIT 1',
+    EXECUTE format('SELECT string_agg(format(''%%s is %%s'', s.name, s.setting), '', '' ORDER BY s.name DESC), '
+                   'string_agg(format(''-c %%s=%%s'', w.name, w.value), '' '' ORDER BY s.name DESC) '
+                   'FROM %s s JOIN (VALUES (''row_security'', ''off''), (''default_transaction_read_only'', ''on''), '
+                   '(''lc_monetary'', ''C'')) w (name, value) ON w.name = s.name AND w.value <> s.setting '
+                   'WHERE s.name IN (''row_security'', ''default_transaction_read_only'', ''lc_monetary'')',
                    tablesync.source_catalog(target.server, 'pg_settings'))
-    INTO wrong;
-    IF wrong.name IS NULL THEN
-        RETURN;
+    INTO found, missing;
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION 'the session at the source is not restricted as a run needs it'
+            USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = format('There, %s.', found),
+                  HINT = (SELECT CASE WHEN EXISTS (SELECT FROM pg_options_to_table(s.srvoptions) WHERE option_name = 'options')
+                                 THEN format('Add "%s" to the option "options" of server "%s", or drop that option.', missing, s.srvname)
+                                 ELSE 'A connection pooler in between may drop the session''s options; connect to the source directly.' END
+                          FROM pg_foreign_server s WHERE s.oid = target.server);
     END IF;
-    SELECT s.srvname, EXISTS (SELECT FROM pg_options_to_table(s.srvoptions) WHERE option_name = 'options')
-    INTO server_name, has_options
-    FROM pg_foreign_server s WHERE s.oid = target.server;
-    RAISE EXCEPTION 'the session at server "%" has % = %', server_name, wrong.name, wrong.setting
-        USING ERRCODE = 'object_not_in_prerequisite_state',
-              DETAIL = format('A run needs %s = %s to be exact and harmless.', wrong.name, wrong.value),
-              HINT = CASE WHEN has_options
-                     THEN format('Add "-c %s=%s" to the option "options" of the server, or drop that option.',
-                                 wrong.name, wrong.value)
-                     ELSE 'A connection pooler in between may drop the session''s options; connect to the source directly.' END;
 END
 $$;
 COMMENT ON FUNCTION tablesync.check_source_session(regclass) IS 'an error if the session at the source is not restricted as a run needs it';

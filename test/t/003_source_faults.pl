@@ -1,0 +1,166 @@
+# What may happen to the source during or between runs: the replica is either
+# exact afterwards, or unchanged with a clear error; nothing is deleted by
+# mistake.
+
+use strict;
+use warnings;
+
+use TablesyncTest;
+use Test::More;
+
+my ($source, $target) = start_pair();
+
+$source->safe_psql('postgres', q{
+	CREATE TABLE items (id integer PRIMARY KEY, note text, updated_at timestamp NOT NULL DEFAULT now());
+	INSERT INTO items (id, note) SELECT i, 'n' || i FROM generate_series(1, 3000) i});
+app_sql($target, "SELECT tablesync_add('items', 'src', 'public.items', version_column => 'updated_at', max_delete_fraction => 1)");
+is(run_counts($target, 'items'), 'succeeded|3000|0|0', 'loaded');
+
+# Start a run in the background and wait until its session at the source waits for a lock.
+sub start_blocked_run
+{
+	my $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('items', wait => false)");
+	wait_until($source, q{SELECT count(*) = 1 FROM pg_stat_activity
+		WHERE application_name = 'tablesync/public.items' AND wait_event_type = 'Lock'});
+	return $run_id;
+}
+
+sub report
+{
+	my ($run_id) = @_;
+	return app_sql($target, qq{
+		SELECT tablesync_wait($run_id), inserted, updated, deleted FROM tablesync_runs WHERE run_id = $run_id});
+}
+
+# --- rewritten while we read: our snapshot is older than every row of it ---
+
+my $writer = $source->background_psql('postgres');
+for my $rewrite (
+	'CREATE TEMP TABLE saved ON COMMIT DROP AS SELECT * FROM items; TRUNCATE items; INSERT INTO items SELECT * FROM saved',
+	"ALTER TABLE items ALTER COLUMN note TYPE text USING note || ''")
+{
+	# what anybody else's foreign scan sees, or this test would prove nothing
+	my $blind = $target->background_psql('postgres', extra_params => [ '-U', 'app' ]);
+	$writer->query_safe("BEGIN; $rewrite");
+	$blind->query_until(qr/asked/, "\\echo asked\nSELECT count(*) AS seen FROM items_source;\n");
+	wait_until($source, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'postgres_fdw' AND wait_event_type = 'Lock'});
+	my $run_id = start_blocked_run();
+	$writer->query_safe('COMMIT');
+	like($blind->query('SELECT 1'), qr/^0\n/, "a plain foreign scan sees no rows: $rewrite");
+	$blind->quit;
+	is(report($run_id), 'succeeded|0|0|0', 'and the run deletes none');
+	is_replica($source, $target, 'items', 'items', 'identical');
+}
+$writer->quit;
+
+for my $rewrite ('VACUUM FULL items', 'CLUSTER items USING items_pkey')
+{
+	$source->safe_psql('postgres', $rewrite);
+	is(run_counts($target, 'items'), 'succeeded|0|0|0', $rewrite);
+}
+
+# --- many deletes ---
+
+app_sql($target, "SELECT tablesync_alter('items', max_delete_fraction => 0.2)");
+$source->safe_psql('postgres', 'DELETE FROM items WHERE id <= 1500');
+like(app_fails($target, "SELECT tablesync_run('items')"),
+	qr/ERROR:  55000: run would delete 1500 of 3000 rows of replica public.items.*HINT:  If the rows are really gone at the source, use tablesync_run\('public.items', force => true\)/s,
+	'the delete guard');
+is(app_sql($target, 'SELECT count(*) FROM items'), 3000, 'nothing deleted');
+is(run_counts($target, 'items', ', force => true'), 'succeeded|0|0|1500', 'forced');
+$source->safe_psql('postgres', 'DELETE FROM items WHERE id <= 1700');
+is(run_counts($target, 'items'), 'succeeded|0|0|200', 'few deletes are not guarded');
+is_replica($source, $target, 'items', 'items', 'identical');
+
+# --- connection ---
+
+sub change_something
+{
+	$source->safe_psql('postgres', q{UPDATE items SET note = note || '+', updated_at = clock_timestamp() WHERE id % 100 = 0});
+	return;
+}
+
+my $locker = $source->background_psql('postgres');
+change_something();
+my $before = app_sql($target, 'SELECT sum(hashtext(i::text)) FROM items i');
+$locker->query_safe('BEGIN; LOCK TABLE items');
+my $run_id = start_blocked_run();
+$source->safe_psql('postgres', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%'});
+is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'failed', 'connection cut: failed');
+like(app_sql($target, "SELECT sqlstate || message FROM tablesync_runs WHERE run_id = $run_id"),
+	qr/^(57P01|08006)/, 'with the reason');
+$locker->query_safe('COMMIT');
+is(app_sql($target, 'SELECT sum(hashtext(i::text)) FROM items i'), $before, 'replica unchanged');
+is(run_counts($target, 'items'), 'succeeded|0|13|0', 'the next run is exact');
+is_replica($source, $target, 'items', 'items', 'identical');
+
+change_something();
+$locker->quit;
+$source->stop('immediate');
+like(app_fails($target, "SELECT tablesync_run('items')"), qr/ERROR:  08001: could not connect to server "src"/, 'source down');
+is(app_sql($target, 'SELECT state FROM tablesync_status'), 'failed', 'status says so');
+$source->start;
+is(run_counts($target, 'items'), 'succeeded|0|13|0', 'works again without a restart here');
+
+$source->safe_psql('postgres', 'REVOKE SELECT ON items FROM reader');
+like(app_fails($target, "SELECT tablesync_run('items')"), qr/ERROR:  42501: permission denied for table items/, 'permission revoked');
+$source->safe_psql('postgres', 'GRANT SELECT ON items TO reader');
+$source->safe_psql('postgres', q{ALTER ROLE reader PASSWORD 'rotated'});
+like(app_fails($target, "SELECT tablesync_run('items')"), qr/password authentication failed/, 'password rotated');
+$target->safe_psql('postgres', q{ALTER USER MAPPING FOR app SERVER src OPTIONS (SET password 'rotated')});
+is(run_counts($target, 'items'), 'succeeded|0|0|0', 'both mended');
+my $passwords = $target->safe_psql('postgres', q{SELECT count(*) FROM tablesync.run WHERE (run::text) LIKE '%rotated%' OR (run::text) LIKE '%read-only%'});
+is($passwords, 0, 'no password in the run history');
+
+# --- hidden rows ---
+
+$source->safe_psql('postgres', 'ALTER TABLE items ENABLE ROW LEVEL SECURITY; CREATE POLICY high ON items USING (id > 2000)');
+like(app_fails($target, "SELECT tablesync_run('items')"), qr/ERROR:  42501: query would be affected by row-level security policy/, 'row security is an error, not a delete');
+$source->safe_psql('postgres', 'ALTER TABLE items DISABLE ROW LEVEL SECURITY');
+$target->safe_psql('postgres', q{ALTER SERVER src OPTIONS (ADD options '-c row_security=on')});
+like(app_fails($target, "SELECT tablesync_run('items')"), qr/ERROR:  55000: the session at the source is not restricted.*row_security is on.*Add "-c row_security=off -c default_transaction_read_only=on"/s, 'server options that undo the restrictions');
+$target->safe_psql('postgres', q{ALTER SERVER src OPTIONS (SET options '-c row_security=off -c default_transaction_read_only=on -c lc_monetary=C')});
+is(run_counts($target, 'items'), 'succeeded|0|0|0', 'server options of one\'s own that suit');
+$target->safe_psql('postgres', 'ALTER SERVER src OPTIONS (DROP options)');
+
+# --- shape ---
+
+$source->safe_psql('postgres', 'ALTER TABLE items ADD extra integer DEFAULT 7');
+like(app_fails($target, "SELECT tablesync_run('items')"),
+	qr/ERROR:  42804: the source of public.items has changed its shape\nDETAIL:  column extra integer was added\./, 'column added');
+app_sql($target, "SELECT tablesync_alter('items', on_schema_change => 'ignore')");
+is(run_counts($target, 'items'), 'succeeded|0|0|0', 'and ignored where wanted');
+$source->safe_psql('postgres', 'ALTER TABLE items DROP extra; ALTER TABLE items ALTER note TYPE varchar(50)');
+like(app_fails($target, "SELECT tablesync_run('items')"),
+	qr/column note changed its type from text to character varying\(50\)/, 'type changed');
+$source->safe_psql('postgres', 'ALTER TABLE items ALTER note TYPE text; ALTER TABLE items RENAME note TO remark');
+like(app_fails($target, "SELECT tablesync_run('items')"), qr/column note was dropped/, 'column renamed');
+$source->safe_psql('postgres', 'ALTER TABLE items RENAME remark TO note; ALTER TABLE items RENAME TO things');
+like(app_fails($target, "SELECT tablesync_run('items')"), qr/ERROR:  42P01: the source has no table public.items/, 'table renamed');
+is(app_sql($target, 'SELECT count(*) FROM items'), 1300, 'the replica stays');
+$source->safe_psql('postgres', 'ALTER TABLE things RENAME TO items');
+is(run_counts($target, 'items'), 'succeeded|0|0|0', 'renamed back');
+
+# recreated: other rows, other files
+$source->safe_psql('postgres', q{
+	DROP TABLE items;
+	CREATE TABLE items (id integer PRIMARY KEY, note text, updated_at timestamp NOT NULL DEFAULT now());
+	INSERT INTO items (id, note) SELECT i, 'm' || i FROM generate_series(1000, 2999) i});
+is(run_counts($target, 'items', ', force => true'), 'succeeded|701|1299|1', 'recreated');
+is_replica($source, $target, 'items', 'items', 'identical');
+
+# a partition detached takes its rows with it: guarded
+$source->safe_psql('postgres', q{
+	CREATE TABLE parts (id integer PRIMARY KEY, note text) PARTITION BY RANGE (id);
+	CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (1) TO (2001);
+	CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (2001) TO (4001);
+	INSERT INTO parts SELECT i, 'p' FROM generate_series(1, 4000) i});
+app_sql($target, "SELECT tablesync_add('parts', 'src', 'public.parts')");
+is(run_counts($target, 'parts'), 'succeeded|4000|0|0', 'partitioned source');
+$source->safe_psql('postgres', 'ALTER TABLE parts DETACH PARTITION parts_2');
+like(app_fails($target, "SELECT tablesync_run('parts')"), qr/run would delete 2000 of 4000 rows/, 'partition detached');
+$source->safe_psql('postgres', 'ALTER TABLE parts ATTACH PARTITION parts_2 FOR VALUES FROM (2001) TO (4001)');
+is(run_counts($target, 'parts'), 'succeeded|0|0|0', 'attached again');
+is_replica($source, $target, 'parts', 'parts', 'identical');
+
+done_testing();

@@ -1,0 +1,230 @@
+# What may happen to the worker, the target server and the replica.
+
+use strict;
+use warnings;
+
+use IPC::Run;
+use PostgreSQL::Test::Utils;
+use TablesyncTest;
+use Test::More;
+
+my ($source, $target) = start_pair();
+
+$source->safe_psql('postgres', q{
+	CREATE TABLE items (id integer PRIMARY KEY, note text, updated_at timestamp NOT NULL DEFAULT now());
+	INSERT INTO items (id, note) SELECT i, 'n' || i FROM generate_series(1, 1000) i;
+	CREATE TABLE steps (id integer PRIMARY KEY, note varchar(10));
+	INSERT INTO steps SELECT i, 's' FROM generate_series(1, 2000) i});
+app_sql($target, "SELECT tablesync_add('items', 'src', 'public.items', version_column => 'updated_at')");
+
+my $worker = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'tablesync run'};
+my $waits_at_source = q{SELECT count(*) = 1 FROM pg_stat_activity
+	WHERE application_name = 'tablesync/public.items' AND wait_event_type = 'Lock'};
+
+sub change_something
+{
+	$source->safe_psql('postgres', q{UPDATE items SET note = note || '+', updated_at = clock_timestamp() WHERE id % 100 = 0});
+	return;
+}
+
+sub start_blocked_run
+{
+	my $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('items', wait => false)");
+	wait_until($source, $waits_at_source);
+	return $run_id;
+}
+
+is(run_counts($target, 'items'), 'succeeded|1000|0|0', 'loaded');
+
+# --- one run at a time ---
+
+my $locker = $source->background_psql('postgres');
+$locker->query_safe('BEGIN; LOCK TABLE items');
+my $run_id = start_blocked_run();
+is(app_sql($target, 'SELECT state FROM tablesync_status'), 'running', 'status: running');
+is(app_sql($target, "SELECT run_id, phase, percent IS NULL OR percent BETWEEN 0 AND 100 FROM tablesync_progress"),
+	"$run_id|scan|t", 'progress');
+is(app_sql($target, "SELECT status, run_id, message FROM tablesync_run('items')"),
+	"already running|$run_id|run $run_id is going on", 'a second run does not queue');
+is(app_sql($target, "SELECT tablesync_wait($run_id, '0.1 s')"), 'running', 'wait with a timeout');
+like(app_fails($target, "SELECT tablesync_remove('items')"), qr/ERROR:  55006: a run for replica public.items is going on/, 'not removed while running');
+$locker->query_safe('COMMIT');
+is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'succeeded', 'it ends');
+
+# many callers at once
+my @callers = map {
+	my ($in, $out, $err) = ('', '', '');
+	my $handle = IPC::Run::start(
+		[ 'psql', '-XAtq', '-U', 'app', '-d', $target->connstr('postgres'), '-c', "SELECT status FROM tablesync_run('items')" ],
+		'<', \$in, '>', \my $o, '2>', \my $e);
+	{ handle => $handle, out => \$o, err => \$e };
+} 1 .. 30;
+$_->{handle}->finish for @callers;
+my %statuses;
+$statuses{ ${ $_->{out} } =~ s/\n//r . ${ $_->{err} } }++ for @callers;
+is(join(',', sort keys %statuses), 'already running,succeeded', '30 calls at once: each either runs or returns at once');
+
+# --- cancelled ---
+
+sub cancelled
+{
+	my ($run_id, $name) = @_;
+	is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'cancelled', "$name: recorded as cancelled");
+	wait_until($source, q{SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%'});
+	is($target->safe_psql('postgres', 'SELECT count(*) FROM tablesync.live_runs()'), 0, "$name: nothing left behind");
+	return;
+}
+
+change_something();
+$locker->query_safe('BEGIN; LOCK TABLE items');
+$run_id = start_blocked_run();
+is(app_sql($target, "SELECT tablesync_cancel('items')"), 't', 'tablesync_cancel');
+cancelled($run_id, 'tablesync_cancel');
+is(app_sql($target, "SELECT tablesync_cancel('items')"), 'f', 'nothing left to cancel');
+
+$run_id = start_blocked_run();
+$target->safe_psql('postgres', "SELECT pg_terminate_backend(pid) FROM ($worker) w");
+cancelled($run_id, 'pg_terminate_backend');
+
+# Ctrl-C in psql
+my $psql = IPC::Run::start(
+	[ 'psql', '-XAtq', '-U', 'app', '-d', $target->connstr('postgres'), '-c', "SELECT * FROM tablesync_run('items')" ],
+	'<', \undef, '>', \my $psql_out, '2>', \my $psql_err);
+wait_until($source, $waits_at_source);
+$psql->signal('INT');
+$psql->finish;
+like($psql_err, qr/canceling statement due to user request/, 'Ctrl-C in psql');
+$run_id = app_sql($target, 'SELECT max(run_id) FROM tablesync_runs');
+cancelled($run_id, 'Ctrl-C');
+
+# fast shutdown
+$run_id = start_blocked_run();
+$target->stop('fast');
+$target->start;
+is(app_sql($target, "SELECT status FROM tablesync_runs WHERE run_id = $run_id"), 'cancelled', 'fast shutdown: recorded as cancelled');
+$locker->query_safe('COMMIT');
+is(run_counts($target, 'items'), 'succeeded|0|10|0', 'the next run is exact');
+is_replica($source, $target, 'items', 'items', 'identical');
+
+# --- crashed ---
+
+change_something();
+$locker->query_safe('BEGIN; LOCK TABLE items');
+$run_id = start_blocked_run();
+kill 'KILL', $target->safe_psql('postgres', $worker);
+$locker->query_safe('COMMIT');
+$target->poll_query_until('postgres', "SELECT count(*) = 0 FROM ($worker) w");
+is(app_sql($target, "SELECT status FROM tablesync_runs WHERE run_id = $run_id"), 'crashed', 'kill -9: crashed');
+is(app_sql($target, 'SELECT state FROM tablesync_status'), 'failed', 'status says failed');
+is(run_counts($target, 'items'), 'succeeded|0|10|0', 'the next run completes');
+is(app_sql($target, "SELECT status FROM tablesync_runs WHERE run_id = $run_id"), 'crashed', 'and the old one stays crashed');
+is_replica($source, $target, 'items', 'items', 'identical');
+
+# --- a load resumes ---
+
+app_sql($target, "SELECT tablesync_add('steps', 'src', 'public.steps', chunk_rows => 50, max_source_load => 0.001)");
+my $loading = "SELECT load_position[1]::integer BETWEEN 100 AND 1900 FROM tablesync.replica WHERE replica = 'steps'::regclass";
+
+for my $crash ('worker', 'postmaster')
+{
+	$run_id = app_sql($target, "SELECT run_id FROM tablesync_run('steps', wait => false)");
+	wait_until($target, $loading);
+	is(app_sql($target, "SELECT state FROM tablesync_status WHERE replica = 'steps'::regclass"), 'loading', 'status: loading');
+	is(app_sql($target, "SELECT phase, throttled_for > '0' FROM tablesync_progress"), 'load|t', 'progress: loading, throttled');
+	my $before = app_sql($target, 'SELECT count(*) FROM steps');
+	if ($crash eq 'worker')
+	{
+		kill 'KILL', $target->safe_psql('postgres', $worker);
+		$target->poll_query_until('postgres', "SELECT count(*) = 0 FROM ($worker) w");
+	}
+	else
+	{
+		my $postmaster = $target->{_pid};
+		my $worker_pid = $target->safe_psql('postgres', $worker);
+		$target->kill9;
+		# they take a moment to go, and to be reaped
+		for (1 .. 300) { last if !kill(0, $postmaster) && !kill(0, $worker_pid); select(undef, undef, undef, 0.1) }
+		$target->start;
+	}
+	is(app_sql($target, "SELECT status FROM tablesync_runs WHERE run_id = $run_id"), 'crashed', "kill -9 of the $crash: crashed");
+	cmp_ok(app_sql($target, 'SELECT count(*) FROM steps'), '>=', $before, 'what was loaded stays');
+	$loading =~ s/BETWEEN 100 AND/BETWEEN load_position[1]::integer AND/;
+}
+# changes behind the position
+$source->safe_psql('postgres', "UPDATE steps SET note = 'new' WHERE id < 20; DELETE FROM steps WHERE id = 50");
+app_sql($target, "SELECT tablesync_alter('steps', max_source_load => 1)");
+my $left = 1999 + 1 - app_sql($target, 'SELECT count(*) FROM steps');
+is(run_counts($target, 'steps'), "succeeded|$left|19|1", 'the load goes on where it stopped');
+is_replica($source, $target, 'steps', 'steps', 'identical');
+
+# --- the replica is locked, or written to ---
+
+change_something();
+my $user = $target->background_psql('postgres');
+$user->query_safe("BEGIN; UPDATE items SET note = 'mine' WHERE id = 1");
+$run_id = app_sql($target, "SELECT run_id FROM tablesync_run('items', wait => false)");
+wait_until($target, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'tablesync run' AND wait_event_type = 'Lock'});
+is($source->safe_psql('postgres', q{SELECT state, backend_xmin IS NULL, xact_start IS NULL FROM pg_stat_activity WHERE application_name = 'tablesync/public.items'}),
+	'idle|t|t', 'no transaction is open at the source while we wait for a lock');
+$user->query_safe('COMMIT');
+is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'succeeded', 'the run goes on when the lock is gone');
+is(run_counts($target, 'items'), 'succeeded|0|0|0', 'an edit that leaves the version alone is not seen by version');
+app_sql($target, "SELECT tablesync_alter('items', fingerprint => 'row')");
+is(run_counts($target, 'items'), 'succeeded|0|1|0', 'and repaired by row');
+is_replica($source, $target, 'items', 'items', 'identical');
+
+app_sql($target, "DELETE FROM items WHERE id <= 10; INSERT INTO items VALUES (-5, 'mine', now())");
+is(run_counts($target, 'items'), 'succeeded|10|0|1', 'edits of the replica are repaired');
+
+change_something();
+$target->safe_psql('postgres', q{ALTER ROLE app SET tablesync.lock_timeout = '50ms'});
+$user->query_safe('BEGIN; LOCK TABLE items IN ROW EXCLUSIVE MODE');
+like(app_fails($target, "SELECT tablesync_run('items')"), qr/ERROR:  55P03: canceling statement due to lock timeout/, 'lock held for too long');
+$user->query_safe('COMMIT');
+$user->quit;
+$target->safe_psql('postgres', 'ALTER ROLE app RESET tablesync.lock_timeout');
+is(run_counts($target, 'items'), 'succeeded|0|10|0', 'next time it works');
+
+# --- dropped ---
+
+$locker->query_safe('BEGIN; LOCK TABLE items');
+change_something_later($locker);
+$run_id = start_blocked_run();
+app_sql($target, 'DROP TABLE items');
+$locker->query_safe('COMMIT');
+$locker->quit;
+wait_until($target, "SELECT count(*) = 0 FROM ($worker) w");
+is(app_sql($target, "SELECT count(*) FROM tablesync_runs WHERE run_id = $run_id"), 0, 'a replica dropped while running takes its history along');
+is($target->safe_psql('postgres', 'SELECT 1'), 1, 'and the server stands');
+
+# --- no slot ---
+
+$target->append_conf('postgresql.conf', 'max_worker_processes = 0');
+$target->restart;
+like(app_fails($target, "SELECT tablesync_run('steps')"),
+	qr/ERROR:  53000: no background worker is available for replica public.steps.*HINT:  Increase max_worker_processes/s, 'no worker slot');
+$target->append_conf('postgresql.conf', 'max_worker_processes = 16');
+$target->restart;
+
+# --- restored from a dump: configuration and history kept, paused ---
+
+my $dump = $target->basedir . '/dump.sql';
+$target->command_ok([ 'pg_dump', '-U', 'postgres', '-f', $dump, $target->connstr('postgres') ], 'dumped');
+$target->safe_psql('postgres', 'CREATE DATABASE restored');
+$target->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-U', 'postgres', '-f', $dump, '-d', $target->connstr('restored') ], 'restored');
+is($target->safe_psql('restored', 'SELECT replica, state, rows FROM tablesync_status'), 'steps|paused|1999', 'restored replicas are paused');
+is($target->safe_psql('restored', "SELECT count(*) > 2 FROM tablesync_runs"), 't', 'with their history');
+my ($rc, $out, $err) = $target->psql('restored', "SELECT tablesync_run('steps')", extra_params => [ '-U', 'app' ]);
+like($err, qr/replica public.steps was copied from another database\nHINT:  Use tablesync_resume\('public.steps'\)/, 'and say so');
+$target->psql('restored', "SELECT tablesync_resume('steps')", extra_params => [ '-U', 'app' ]);
+is($target->safe_psql('restored', "SELECT status, inserted FROM tablesync_run('steps')", extra_params => [ '-U', 'app' ]),
+	'succeeded|0', 'resumed');
+
+sub change_something_later
+{
+	my ($session) = @_;
+	$session->query_safe(q{UPDATE items SET note = note || '!', updated_at = clock_timestamp() WHERE id % 100 = 0});
+	return;
+}
+
+done_testing();
