@@ -28,6 +28,8 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
@@ -379,6 +381,47 @@ run_one(Oid relid, bool wait, bool force)
 	return report_ended(relid, run_id);
 }
 
+/*
+ * Run one of several replicas.  What would be an error for a single one, such
+ * as an owner that may not log in, must not keep the others from being run.
+ */
+static RunReport *
+try_run_one(Oid relid, bool wait, bool force)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	RunReport  *volatile report = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		report = run_one(relid, wait, force);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		report = make_report(relid, 0, "failed", edata->message);
+		report->sqlstate = pstrdup(unpack_sql_state(edata->sqlerrcode));
+		report->message = edata->message;
+		report->detail = edata->detail;
+		report->hint = edata->hint;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return report;
+}
+
 static bool
 has_failed(RunReport *report)
 {
@@ -441,7 +484,8 @@ tsync_run(PG_FUNCTION_ARGS)
 	replicas = all ? enabled_replicas() : list_make1_oid(PG_GETARG_OID(0));
 	foreach(lc, replicas)
 	{
-		RunReport  *report = run_one(lfirst_oid(lc), wait, force);
+		RunReport  *report = all ? try_run_one(lfirst_oid(lc), wait, force)
+			: run_one(lfirst_oid(lc), wait, force);
 
 		if (has_failed(report))
 			raise_report(report, all ? WARNING : ERROR);

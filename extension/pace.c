@@ -64,7 +64,7 @@ tsync_restrict_source_session(const char *label)
 					   " -c lc_monetary=C",
 					   tsync_statement_timeout,
 					   tsync_lock_timeout,
-					   Max(tsync_max_snapshot_age, 10000) * 2);
+					   tsync_statement_timeout);
 	if (setenv("PGOPTIONS", options, 1) != 0 ||
 		setenv("PGCONNECT_TIMEOUT", "20", 0) != 0)
 		ereport(ERROR,

@@ -29,7 +29,7 @@
 #include "utils/memutils.h"
 
 /* A run starts over when source or replica change under it. */
-#define ATTEMPTS 3
+#define ATTEMPTS 5
 
 /* Deletes below this number are never held back. */
 #define GUARD_MIN_DELETES 1000
@@ -151,6 +151,16 @@ check_delete_guard(TsyncRun *run)
 					 quote_literal_cstr(run->replica->label))));
 }
 
+/*
+ * Rows that CONFIRM found again stay, which is right chunk by chunk but would
+ * mix two instants where the whole scan was one snapshot.
+ */
+static bool
+may_spare_reappeared(TsyncRun *run)
+{
+	return run->stage->reappeared.count == 0 || !run->snapshot;
+}
+
 /* One attempt to find and apply the differences; false to start over. */
 static bool
 synchronise(TsyncRun *run)
@@ -162,7 +172,7 @@ synchronise(TsyncRun *run)
 			return false;
 		check_delete_guard(run);
 		tsync_confirm(run);
-		if (source_was_rewritten(run))
+		if (source_was_rewritten(run) || !may_spare_reappeared(run))
 			return false;
 	}
 	return tsync_apply(run);
@@ -179,10 +189,10 @@ perform_run(TsyncRun *run)
 		if (attempt >= ATTEMPTS)
 			ereport(ERROR,
 					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-					 errmsg("source or replica of %s kept being rewritten during the run",
+					 errmsg("source or replica of %s kept changing during the run",
 							run->replica->label),
 					 errdetail("%d attempts were made; nothing was changed.", ATTEMPTS),
-					 errhint("Run again when TRUNCATE, VACUUM FULL, CLUSTER or ALTER TABLE is over at the source, and nobody writes to the replica.")));
+					 errhint("Run again when TRUNCATE, VACUUM FULL, CLUSTER or ALTER TABLE is over at the source, and nobody writes to the replica; if the source keeps moving rows between keys, use consistency chunk.")));
 }
 
 static void

@@ -1,0 +1,69 @@
+# Readers of the replica see one run or the next, never half of one: money
+# moves between accounts at the source all the time, the total never changes.
+
+use strict;
+use warnings;
+
+use IPC::Run;
+use PostgreSQL::Test::Utils;
+use TablesyncTest;
+use Test::More;
+
+my $accounts = 5000;
+my $seconds = $ENV{TABLESYNC_SECONDS} // 10;
+my ($source, $target) = start_pair();
+
+$source->safe_psql('postgres', qq{
+	CREATE TABLE accounts (id integer PRIMARY KEY, amount integer NOT NULL, updated_at timestamp NOT NULL DEFAULT now());
+	INSERT INTO accounts (id, amount) SELECT i, 100 FROM generate_series(1, $accounts) i});
+app_sql($target, "SELECT tablesync_add('accounts', 'src', 'public.accounts', version_column => 'updated_at', consistency => 'snapshot', chunk_rows => 700)");
+is(run_counts($target, 'accounts'), "succeeded|$accounts|0|0", 'loaded');
+
+# Transfers between the lower accounts; the upper ones move to the key with the
+# other sign and back.
+my $transfer = $source->basedir . '/transfer.sql';
+append_to_file($transfer, qq{
+\\set a random(1, 2000)
+\\set b random(1, 2000)
+\\set m random(2001, $accounts)
+BEGIN;
+UPDATE accounts SET amount = amount - 1, updated_at = clock_timestamp() WHERE id = least(:a, :b);
+UPDATE accounts SET amount = amount + 1, updated_at = clock_timestamp() WHERE id = greatest(:a, :b);
+COMMIT;
+UPDATE accounts SET id = -id, updated_at = clock_timestamp() WHERE abs(id) = :m;
+});
+my $total = $target->basedir . '/total.sql';
+append_to_file($total, "SELECT 1 / (count(*) = $accounts AND sum(amount) = 100 * $accounts)::integer FROM accounts;\n");
+
+sub pgbench
+{
+	my ($node, $script, $user, @options) = @_;
+	my ($out, $err) = ('', '');
+	return { out => \$out, err => \$err, handle => IPC::Run::start(
+		[ 'pgbench', '-n', '-U', $user, '-f', $script, '-T', $seconds, @options, '-p', $node->port, '-h', $node->host, 'postgres' ],
+		'<', \undef, '>', \$out, '2>', \$err) };
+}
+
+my $writers = pgbench($source, $transfer, 'postgres', '-c', 3, '-R', 300);
+my $readers = pgbench($target, $total, 'app', '-c', 2, '-R', 200);
+my ($runs, $changed, $failed) = (0, 0, 0);
+my $until = time + $seconds;
+while (time < $until)
+{
+	my (undef, $inserted, $updated, $deleted) = split /\|/, eval { run_counts($target, 'accounts') } // do { diag($@); $failed++; next };
+	$runs++;
+	$changed += $inserted + $updated + $deleted;
+}
+$_->{handle}->finish for ($writers, $readers);
+my ($reads) = ${ $readers->{out} } =~ /number of transactions actually processed: (\d+)/;
+diag("$runs runs with $changed changes, $reads reads");
+is($failed, 0, 'no run failed');
+cmp_ok($changed, '>', 100, 'runs had something to do');
+cmp_ok($reads // 0, '>', 100, 'readers read');
+is($source->safe_psql('postgres', 'SELECT count(*), sum(amount) FROM accounts'),
+	$accounts . '|' . 100 * $accounts, 'the source keeps its total');
+is(${ $readers->{err} } =~ /(ERROR.*)/ ? $1 : '', '', 'no reader saw a torn state');
+app_sql($target, "SELECT tablesync_run('accounts')");
+is_replica($source, $target, 'accounts', 'accounts', 'identical in the end');
+
+done_testing();
