@@ -35,12 +35,6 @@ lock_replica(TsyncReplica *replica)
 	MemoryContextSwitchTo(caller);
 }
 
-static bool
-is_uniqueness_violation(int sqlerrcode)
-{
-	return sqlerrcode == ERRCODE_UNIQUE_VIOLATION || sqlerrcode == ERRCODE_EXCLUSION_VIOLATION;
-}
-
 /*
  * Update rows in place.  Returns false, with nothing done, when rows would
  * collide on the way: those that swap a unique value can't be updated one
@@ -67,7 +61,7 @@ update_in_place(TsyncRun *run)
 
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
-		if (!is_uniqueness_violation(edata->sqlerrcode))
+		if (!tsync_is_uniqueness_violation(edata))
 			PG_RE_THROW();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();

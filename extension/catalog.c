@@ -219,9 +219,9 @@ tsync_read_replica(Oid relid)
 	replica->relid = relid;
 	replica->replica_sql = replica->label = qualified_name(relid);
 
-	if (catalog_execute_oid("SELECT source::oid::int8, fingerprint = 'row', consistency,"
+	if (catalog_execute_oid("SELECT source::oid::int8, fingerprint = 'row' OR adopted, consistency,"
 							" chunk_rows, max_source_load, max_delete_fraction, loaded, load_position,"
-							" c.relforcerowsecurity"
+							" c.relforcerowsecurity, adopted"
 							" FROM tablesync.replica t JOIN pg_class c ON c.oid = t.replica"
 							" WHERE t.replica = $1::regclass", relid) != 1)
 		ereport(ERROR,
@@ -236,6 +236,7 @@ tsync_read_replica(Oid relid)
 	replica->max_delete_fraction = result_double(0, 6);
 	replica->loaded = result_bool(0, 7);
 	replica->load_position = result_texts(0, 8);
+	replica->adopted = result_bool(0, 10);
 	if (result_bool(0, 9))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -351,6 +352,9 @@ tsync_finish_run(TsyncRun *run)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("replica %s was removed during the run", run->replica->label)));
+	if (run->replica->adopted && run->stage->reappeared.count == 0)
+		catalog_execute_oid("UPDATE tablesync.replica SET adopted = false"
+							" WHERE replica = $1::regclass", run->replica->relid);
 }
 
 static Datum
@@ -376,6 +380,8 @@ tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
 	values[1] = CStringGetTextDatum(cancelled ? "cancelled" : "failed");
 	values[2] = CStringGetTextDatum(unpack_sql_state(edata->sqlerrcode));
 	values[3] = text_or_null(edata->message, &nulls[3]);
+	if (edata->detail == NULL && edata->context != NULL && strstr(edata->context, "remote SQL command"))
+		edata->detail = "The source reported this.";
 	values[4] = text_or_null(edata->detail, &nulls[4]);
 	values[5] = text_or_null(edata->hint, &nulls[5]);
 	values[6] = Int64GetDatum(run->loaded_rows);
@@ -405,14 +411,32 @@ tsync_save_load_position(TsyncRun *run, char **key)
 					" WHERE replica = $1::regclass", 2, types, values, NULL);
 }
 
-/* Mark a replica as loaded, in a transaction of its own. */
+/*
+ * Mark a replica as loaded, in a transaction of its own; as adopted if rows in
+ * it are not our doing, so that no version column is trusted until a run has
+ * compared all of them.
+ */
 void
-tsync_finish_load(TsyncRun *run)
+tsync_finish_load(TsyncRun *run, bool adopted)
 {
+	Oid			types[] = {OIDOID, BOOLOID};
+	Datum		values[] = {ObjectIdGetDatum(run->replica->relid), BoolGetDatum(adopted)};
+
 	tsync_begin();
-	catalog_execute_oid("UPDATE tablesync.replica SET loaded = true, load_position = NULL"
-						" WHERE replica = $1::regclass", run->replica->relid);
+	for (int i = 0; adopted && i < run->replica->ncolumns; i++)
+		if (!tsync_can_hash(run->replica->columns[i].type))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("replica %s holds rows that no run has loaded", run->replica->label),
+					 errdetail("Column %s can't be compared with the source.",
+							   run->replica->columns[i].quoted),
+					 errhint("TRUNCATE %s, and run again.", run->replica->replica_sql)));
+	catalog_execute("UPDATE tablesync.replica SET loaded = true, load_position = NULL,"
+					" adopted = adopted OR $2 WHERE replica = $1::regclass",
+					2, types, values, NULL);
 	tsync_commit();
+	run->replica->row_fingerprint |= adopted;
+	run->replica->adopted |= adopted;
 }
 
 /* The chunks of the last run, NIL if there are none. */

@@ -182,6 +182,14 @@ tsync_modify(const char *sql)
 	return SPI_processed;
 }
 
+/* Did two rows get in each other's way? */
+bool
+tsync_is_uniqueness_violation(ErrorData *edata)
+{
+	return edata->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ||
+		edata->sqlerrcode == ERRCODE_EXCLUSION_VIOLATION;
+}
+
 /* A decimal integer, of any length and sign, modulo 2^64. */
 uint64
 tsync_sum_to_uint64(const char *decimal)

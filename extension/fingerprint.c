@@ -115,7 +115,7 @@ static const Oid local_types[] = {
 
 static const Oid key_types[] = {
 	INT2OID, INT4OID, INT8OID, UUIDOID, DATEOID, TIMESTAMPOID, TIMESTAMPTZOID,
-	NUMERICOID, TEXTOID, VARCHAROID
+	NUMERICOID, TEXTOID, VARCHAROID, BPCHAROID
 };
 
 PG_FUNCTION_INFO_V1(tsync_type_problem);
@@ -266,7 +266,7 @@ tsync_append_size(StringInfo buf, TsyncColumn *column)
 }
 
 /*
- * tablesync.type_problem(type, typmod, key, hashed): why a column of the type
+ * tablesync.type_problem(type, key, hashed): why a column of the type
  * can't be replicated exactly, or NULL when it can.  "hashed" asks for a type
  * whose every difference shows in a fingerprint.
  */

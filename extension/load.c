@@ -13,10 +13,11 @@
  */
 #include "tablesync.h"
 
+#include "access/xact.h"
 #include "utils/memutils.h"
 
 #define PAGE_ROWS 20000
-#define FIRST_WIDE_PAGE_ROWS 16
+#define PAGE_ROWS_UNKNOWN 100	/* where rows have no bound and can't tell their size */
 
 typedef struct LoadState
 {
@@ -26,6 +27,12 @@ typedef struct LoadState
 	int64		limit;			/* rows of the next page */
 } LoadState;
 
+static int64
+page_limit(TsyncReplica *replica)
+{
+	return Min(tsync_chunk_target(replica), PAGE_ROWS);
+}
+
 static LoadState *
 load_state_create(TsyncReplica *replica)
 {
@@ -34,75 +41,76 @@ load_state_create(TsyncReplica *replica)
 	tsync_rowset_init(&state->rows, "tsync_page", tsync_row_desc(replica));
 	tsync_rowset_init(&state->keys, "tsync_page_keys", tsync_key_desc(replica, 0));
 	state->position = replica->load_position;
-	state->limit = replica->wide ? FIRST_WIDE_PAGE_ROWS :
-		Min(tsync_chunk_target(replica), PAGE_ROWS);
+	state->limit = page_limit(replica);
 	return state;
 }
 
 /* Read the next page after the position, from the longest key prefix to none. */
 static void
-read_page(TsyncRun *run, LoadState *state, TsyncRowSet *into)
+read_page(TsyncRun *run, LoadState *state, bool keys_only, TsyncRowSet *into)
 {
 	int			prefix = state->position ? run->replica->nkeys - 1 : 0;
 
+	tsync_rowset_clear(into);
 	for (; prefix >= 0 && into->count < state->limit; prefix--)
 		tsync_select_into(run, TSYNC_SOURCE,
-						  tsync_sql_page(run->replica, state->position, prefix,
+						  tsync_sql_page(run->replica, state->position, prefix, keys_only,
 										 state->limit - into->count), into);
 }
 
-/*
- * Positions of the key columns in whole rows differ from those in key sets;
- * find the key of the last row.
- */
+/* Key of the last row of a page, which holds keys or whole rows. */
 static char **
-last_key(TsyncRun *run, TsyncRowSet *rows)
+last_key(TsyncReplica *replica, TsyncRowSet *set, bool keys_only)
 {
-	TsyncReplica *replica = run->replica;
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(rows->tupdesc, &TTSOpsMinimalTuple);
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(set->tupdesc, &TTSOpsMinimalTuple);
 	char	  **key = palloc(replica->nkeys * sizeof(char *));
-	int64		left = rows->count;
+	int64		left = set->count;
 
-	tsync_rowset_start(rows);
-	while (left-- > 0 && tsync_rowset_next(rows, slot))
+	tsync_rowset_start(set);
+	while (left-- > 0 && tsync_rowset_next(set, slot))
 		;
 	for (int i = 0; i < replica->nkeys; i++)
 	{
-		int			attnum = replica->keys[i] - replica->columns + 1;
+		int			attnum = keys_only ? i + 1 : replica->keys[i] - replica->columns + 1;
 		bool		isnull;
 		Datum		value = slot_getattr(slot, attnum, &isnull);
 
-		key[i] = isnull ? NULL : tsync_value_to_text(replica->keys[i]->type, value);
-		if (key[i] == NULL)
+		if (isnull)
 			elog(ERROR, "key of a source row is NULL");
+		key[i] = tsync_value_to_text(replica->keys[i]->type, value);
 	}
 	ExecDropSingleTupleTableSlot(slot);
 	return key;
 }
 
 /*
- * Read a page of rows without bound: list keys, then fetch the rows of as many
- * as fit into one group.  Returns the key of the last one.
+ * Make the next page of rows without bound small enough: list its keys and ask
+ * how many bytes their rows take, until they are few.
  */
-static char **
-read_wide_page(TsyncRun *run, LoadState *state)
+static void
+limit_wide_page(TsyncRun *run, LoadState *state)
 {
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(state->keys.tupdesc, &TTSOpsMinimalTuple);
-	List	   *keys = NIL;
-	List	   *group;
+	state->limit = Min(state->limit * 2, page_limit(run->replica));
+	for (;;)
+	{
+		char	   *sql;
+		TsyncDigest bytes;
 
-	tsync_rowset_clear(&state->keys);
-	read_page(run, state, &state->keys);
-	tsync_rowset_start(&state->keys);
-	while (tsync_rowset_next(&state->keys, slot))
-		keys = lappend(keys, tsync_key_of_slot(run->replica, slot));
-	ExecDropSingleTupleTableSlot(slot);
-	if (keys == NIL)
-		return NULL;
-	group = tsync_take_group(run, &keys);
-	tsync_fetch_group(run, group, &state->rows);
-	state->limit = Min(list_length(group) * 2, TSYNC_GROUP_WIDE_KEYS);
-	return llast(group);
+		read_page(run, state, true, &state->keys);
+		if (state->keys.count <= 1)
+			return;
+		sql = tsync_sql_bytes_of_page(run->replica, state->position,
+									  last_key(run->replica, &state->keys, true));
+		if (sql == NULL)
+		{
+			state->limit = PAGE_ROWS_UNKNOWN;
+			return;
+		}
+		bytes = tsync_select_digest(run, TSYNC_SOURCE, sql);
+		if (bytes.sum <= TSYNC_GROUP_BYTES)
+			return;
+		state->limit = Max(state->keys.count * (double) TSYNC_GROUP_BYTES / bytes.sum / 2, 1);
+	}
 }
 
 /* Read the next page into state->rows; returns its last key, NULL at the end. */
@@ -110,9 +118,9 @@ static char **
 fetch_page(TsyncRun *run, LoadState *state)
 {
 	if (run->replica->wide)
-		return read_wide_page(run, state);
-	read_page(run, state, &state->rows);
-	return state->rows.count > 0 ? last_key(run, &state->rows) : NULL;
+		limit_wide_page(run, state);
+	read_page(run, state, false, &state->rows);
+	return state->rows.count > 0 ? last_key(run->replica, &state->rows, false) : NULL;
 }
 
 static char **
@@ -123,6 +131,15 @@ copy_key(TsyncReplica *replica, char **key, MemoryContext context)
 	for (int i = 0; i < replica->nkeys; i++)
 		copy[i] = MemoryContextStrdup(context, key[i]);
 	return copy;
+}
+
+/* Insert a page together with the position that it reaches. */
+static void
+insert_page(TsyncRun *run, LoadState *state, char **reached)
+{
+	tsync_rowset_register(&state->rows);
+	run->loaded_rows += tsync_modify(tsync_sql_insert(run->replica, state->rows.name));
+	tsync_save_load_position(run, reached);
 }
 
 /* Load one page; false when there is none left. */
@@ -140,17 +157,15 @@ load_page(TsyncRun *run, LoadState *state, MemoryContext page_context)
 
 	tsync_begin();
 	MemoryContextSwitchTo(page_context);
-	tsync_rowset_register(&state->rows);
-	run->loaded_rows += tsync_modify(tsync_sql_insert(run->replica, state->rows.name));
-	tsync_save_load_position(run, reached);
+	insert_page(run, state, reached);
 	tsync_commit();
 	state->position = reached;
 	return true;
 }
 
 /* Load the rows after the last position; they become visible page by page. */
-void
-tsync_load(TsyncRun *run)
+static void
+load_pages(TsyncRun *run)
 {
 	MemoryContext run_context = CurrentMemoryContext;
 	MemoryContext position_context = AllocSetContextCreate(run_context, "tablesync load position",
@@ -164,14 +179,12 @@ tsync_load(TsyncRun *run)
 	MemoryContextSwitchTo(run_context);
 	state = load_state_create(run->replica);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
-	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) run->source_estimate);
 	while (load_page(run, state, page_context))
 	{
-		char	  **position = state->position;
+		char	  **reached = state->position;
 
 		MemoryContextReset(position_context);
-		state->position = copy_key(run->replica, position, position_context);
+		state->position = copy_key(run->replica, reached, position_context);
 		MemoryContextReset(page_context);
 		tsync_progress_step(1, state->rows.count);
 		tsync_rowset_clear(&state->rows);
@@ -182,6 +195,57 @@ tsync_load(TsyncRun *run)
 	tuplestore_end(state->rows.rows);
 	tuplestore_end(state->keys.rows);
 	MemoryContextDelete(page_context);
-	tsync_finish_load(run);
+}
+
+/* Is there a row in the replica although no page was loaded? */
+static bool
+has_rows_of_others(TsyncRun *run)
+{
+	char	   *sql = psprintf("SELECT FROM %s LIMIT 1", run->replica->replica_sql);
+	bool		found;
+
+	if (run->replica->load_position != NULL)
+		return false;
+	tsync_begin();
+	found = tsync_select(run, TSYNC_REPLICA, sql, NULL) > 0;
+	tsync_commit();
+	return found;
+}
+
+/*
+ * Load the replica.  Rows that somebody else has put there, or unique values
+ * that moved at the source between two pages, end the load early: the SCAN
+ * that follows then compares every column and sorts it out.
+ */
+void
+tsync_load(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	volatile bool adopted = has_rows_of_others(run);
+
+	MemoryContextSwitchTo(run_context);
+	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) run->source_estimate);
+	if (!adopted)
+	{
+		PG_TRY();
+		{
+			load_pages(run);
+		}
+		PG_CATCH();
+		{
+			ErrorData  *edata;
+
+			MemoryContextSwitchTo(run_context);
+			edata = CopyErrorData();
+			if (!tsync_is_uniqueness_violation(edata))
+				PG_RE_THROW();
+			FlushErrorState();
+			AbortCurrentTransaction();
+			adopted = true;
+		}
+		PG_END_TRY();
+	}
+	MemoryContextSwitchTo(run_context);
+	tsync_finish_load(run, adopted);
 	MemoryContextSwitchTo(run_context);
 }

@@ -5,9 +5,9 @@
  *
  * The source session is restricted before it exists: libpq takes PGOPTIONS
  * from the environment for every connection whose server does not set
- * "options" itself, and a worker makes no other connection.  Where the
- * server sets "options", tsync_check_source_session() finds out what is
- * missing.
+ * "options" itself, and a worker makes no other connection.  Where the server
+ * sets "options", the SQL function tablesync.check_source_session() finds out
+ * what is missing.
  *
  *-------------------------------------------------------------------------
  */

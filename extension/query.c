@@ -41,10 +41,17 @@ append_keys(StringInfo buf, TsyncReplica *rep, int first, int last, const char *
 		appendStringInfo(buf, "%s%s%s", i > first ? ", " : "", prefix, rep->keys[i]->quoted);
 }
 
+/* A type's name for a cast that changes nothing: character(n) is bpchar. */
+static const char *
+type_sql(Oid type)
+{
+	return format_type_extended(type, -1, FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
+}
+
 static void
 append_literal(StringInfo buf, const char *value, Oid type)
 {
-	appendStringInfo(buf, "%s::%s", quote_literal_cstr(value), format_type_be_qualified(type));
+	appendStringInfo(buf, "%s::%s", quote_literal_cstr(value), type_sql(type));
 }
 
 /* Append "column operator value". */
@@ -65,14 +72,15 @@ append_keys_equal(StringInfo buf, TsyncReplica *rep, const char *a, const char *
 }
 
 /*
- * Append a lexicographic comparison of key columns first.. with bound.  The
- * outer, looser comparison repeats what an index can use.
+ * Append a lexicographic comparison of the key columns from "first" to before
+ * "end" with a bound.  The outer, looser comparison repeats what an index can
+ * use.
  */
 static void
-append_bound(StringInfo buf, TsyncReplica *rep, int first, char **bound,
+append_bound(StringInfo buf, TsyncReplica *rep, int first, int end, char **bound,
 			 const char *strict, const char *loose, const char *last)
 {
-	if (first == rep->nrange - 1)
+	if (first == end - 1)
 	{
 		append_comparison(buf, rep->keys[first], last, bound[first]);
 		return;
@@ -81,7 +89,7 @@ append_bound(StringInfo buf, TsyncReplica *rep, int first, char **bound,
 	appendStringInfoString(buf, " AND (");
 	append_comparison(buf, rep->keys[first], strict, bound[first]);
 	appendStringInfoString(buf, " OR (");
-	append_bound(buf, rep, first + 1, bound, strict, loose, last);
+	append_bound(buf, rep, first + 1, end, bound, strict, loose, last);
 	appendStringInfoString(buf, "))");
 }
 
@@ -99,11 +107,11 @@ append_range(StringInfo buf, TsyncReplica *rep, TsyncChunk *chunk, bool above_lo
 			appendStringInfoString(buf, " AND ");
 		}
 	if (chunk->lower)
-		append_bound(buf, rep, first, chunk->lower, ">", ">=", above_lower ? ">" : ">=");
+		append_bound(buf, rep, first, rep->nrange, chunk->lower, ">", ">=", above_lower ? ">" : ">=");
 	if (chunk->lower && chunk->upper)
 		appendStringInfoString(buf, " AND ");
 	if (chunk->upper)
-		append_bound(buf, rep, first, chunk->upper, "<", "<=", "<");
+		append_bound(buf, rep, first, rep->nrange, chunk->upper, "<", "<=", "<");
 	if (!chunk->lower && !chunk->upper)
 		appendStringInfoString(buf, "true");
 }
@@ -230,7 +238,7 @@ append_key_array(StringInfo buf, TsyncReplica *rep, List *keys)
 	}
 	appendStringInfoChar(&array, '}');
 	appendStringInfo(buf, "%s OPERATOR(pg_catalog.=) ANY (%s::%s[])", rep->keys[0]->quoted,
-					 quote_literal_cstr(array.data), format_type_be_qualified(rep->keys[0]->type));
+					 quote_literal_cstr(array.data), type_sql(rep->keys[0]->type));
 }
 
 /* Append the condition that a row's key is one of a list of keys. */
@@ -259,7 +267,7 @@ append_key_list(StringInfo buf, TsyncReplica *rep, List *keys)
 	appendStringInfoChar(buf, ')');
 }
 
-/* (bucket, rows, sum of fingerprints) of a chunk as one bucket 0. */
+/* (rows, sum of fingerprints) of a chunk. */
 char *
 tsync_sql_digest(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int version)
 {
@@ -375,17 +383,16 @@ tsync_sql_fetch(TsyncReplica *rep, List *keys)
 	return buf.data;
 }
 
-/* (key, bytes) of source rows by key; NULL when no column can tell its size. */
-char *
-tsync_sql_sizes(TsyncReplica *rep, List *keys)
+/*
+ * Append a query for the bytes that rows of the source take, without its
+ * WHERE; false when no column can tell its size.
+ */
+static bool
+append_bytes(StringInfo buf, TsyncReplica *rep)
 {
-	StringInfoData buf;
 	bool		known = false;
 
-	initStringInfo(&buf);
-	appendStringInfoString(&buf, "SELECT ");
-	append_keys(&buf, rep, 0, rep->nkeys, "");
-	appendStringInfoString(&buf, ", pg_catalog.sum(0::pg_catalog.int8");
+	appendStringInfoString(buf, "SELECT pg_catalog.count(*), pg_catalog.sum(0::pg_catalog.int8");
 	for (int i = 0; i < rep->ncolumns; i++)
 	{
 		StringInfoData size;
@@ -394,14 +401,42 @@ tsync_sql_sizes(TsyncReplica *rep, List *keys)
 		if (!tsync_append_size(&size, &rep->columns[i]))
 			continue;
 		known = true;
-		appendStringInfo(&buf, " OPERATOR(pg_catalog.+) CASE WHEN %s IS NULL THEN 0 ELSE %s END",
+		appendStringInfo(buf, " OPERATOR(pg_catalog.+) CASE WHEN %s IS NULL THEN 0 ELSE %s END",
 						 rep->columns[i].quoted, size.data);
 	}
-	appendStringInfo(&buf, ") FROM %s WHERE ", rep->source_sql);
+	appendStringInfo(buf, ") FROM %s WHERE ", rep->source_sql);
+	return known;
+}
+
+/* (rows, bytes) of source rows by key; NULL when nobody can tell. */
+char *
+tsync_sql_bytes_of_keys(TsyncReplica *rep, List *keys)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	if (!append_bytes(&buf, rep))
+		return NULL;
 	append_key_list(&buf, rep, keys);
-	appendStringInfoString(&buf, " GROUP BY ");
-	append_keys(&buf, rep, 0, rep->nkeys, "");
-	return known ? buf.data : NULL;
+	return buf.data;
+}
+
+/* (rows, bytes) of the source rows after a key (NULL: all) up to another. */
+char *
+tsync_sql_bytes_of_page(TsyncReplica *rep, char **after, char **last)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	if (!append_bytes(&buf, rep))
+		return NULL;
+	if (after)
+	{
+		append_bound(&buf, rep, 0, rep->nkeys, after, ">", ">=", ">");
+		appendStringInfoString(&buf, " AND ");
+	}
+	append_bound(&buf, rep, 0, rep->nkeys, last, "<", "<=", "<=");
+	return buf.data;
 }
 
 /* Those of a list of keys that the source has. */
@@ -419,19 +454,19 @@ tsync_sql_find_keys(TsyncReplica *rep, List *keys)
 }
 
 /*
- * The next rows of the source after a key, in the source's key order; of rows
- * without bound only the keys.  The first "prefix" columns are pinned to
- * those of the key, so that a page of a composite key is a plain index range:
- * the caller goes from the longest prefix to none.
+ * The next rows of the source after a key, or only their keys, in the source's
+ * key order.  The first "prefix" columns are pinned to those of the key, so
+ * that a page of a composite key is a plain index range: the caller goes from
+ * the longest prefix to none.
  */
 char *
-tsync_sql_page(TsyncReplica *rep, char **after, int prefix, int64 limit)
+tsync_sql_page(TsyncReplica *rep, char **after, int prefix, bool keys_only, int64 limit)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	if (rep->wide)
+	if (keys_only)
 		append_keys(&buf, rep, 0, rep->nkeys, "");
 	else
 		append_columns(&buf, rep, "");

@@ -301,6 +301,7 @@ tsync_scan(TsyncRun *run)
 {
 	MemoryContext run_context = CurrentMemoryContext;
 	DiffState  *state;
+	int64		busy = run->source_time;
 	int64		expected = 0;
 	ListCell   *lc;
 
@@ -322,20 +323,26 @@ tsync_scan(TsyncRun *run)
 	foreach(lc, run->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
-		int64		busy = run->source_time;
 
 		if (!run->snapshot)
 			tsync_begin();
 		scan_chunk(run, state, chunk);
 		if (!run->snapshot)
+		{
 			tsync_commit();
+			tsync_rest(run->replica, run->source_time - busy);
+			busy = run->source_time;
+		}
 		run->source.rows += chunk->source.rows;
 		run->source.sum += chunk->source.sum;
 		tsync_progress_step(1, chunk->source.rows);
-		tsync_rest(run->replica, run->source_time - busy);
 	}
 	if (run->snapshot)
+	{
+		/* not earlier: the source would be idle in a transaction of ours */
 		tsync_commit();
+		tsync_rest(run->replica, run->source_time - busy);
+	}
 	MemoryContextSwitchTo(run_context);
 	diff_state_destroy(state);
 }

@@ -25,7 +25,6 @@
 #include "utils/resowner.h"
 
 #define ROWSET_KB 4096			/* in memory, per row set */
-#define GROUP_BYTES (4 * 1024 * 1024)	/* of rows without bound in one statement */
 #define GROUP_KEYS 5000			/* single-column keys in one statement */
 #define GROUP_COMPOSITE_KEYS 200
 
@@ -165,8 +164,8 @@ tsync_key_of_slot(TsyncReplica *replica, TupleTableSlot *slot)
 }
 
 /* Fetch the whole source rows of a group of keys with one statement. */
-void
-tsync_fetch_group(TsyncRun *run, List *keys, TsyncRowSet *into)
+static void
+fetch_group(TsyncRun *run, List *keys, TsyncRowSet *into)
 {
 	uint64		fetched = tsync_select_into(run, TSYNC_SOURCE,
 											tsync_sql_fetch(run->replica, keys), into);
@@ -179,68 +178,10 @@ tsync_fetch_group(TsyncRun *run, List *keys, TsyncRowSet *into)
 				 errhint("The table was probably rewritten while it was read. Run again.")));
 }
 
-static bool
-keys_equal(TsyncReplica *replica, char **key, SPITupleTable *table, uint64 row)
-{
-	bool		equal = true;
-
-	for (int i = 0; equal && i < replica->nkeys; i++)
-	{
-		char	   *value = SPI_getvalue(table->vals[row], table->tupdesc, i + 1);
-
-		equal = strcmp(key[i], value) == 0;
-		pfree(value);
-	}
-	return equal;
-}
-
-/* The bytes of one key's row; the result is short and in no order. */
-static int64
-find_size(TsyncReplica *replica, char **key, SPITupleTable *sizes)
-{
-	for (uint64 row = 0; row < sizes->numvals; row++)
-		if (keys_equal(replica, key, sizes, row))
-			return strtoll(SPI_getvalue(sizes->vals[row], sizes->tupdesc, replica->nkeys + 1),
-						   NULL, 10);
-	return 0;
-}
-
-/*
- * Take from the front of a list of keys of rows without bound as many as fit
- * into one group of a few megabytes, at least one.
- */
-List *
-tsync_take_group(TsyncRun *run, List **keys)
-{
-	char	   *sql = tsync_sql_sizes(run->replica, *keys);
-	List	   *group = NIL;
-	int64		bytes = 0;
-	ListCell   *lc;
-
-	if (sql == NULL)
-		group = list_copy(*keys);
-	else
-	{
-		tsync_select(run, TSYNC_SOURCE, sql, NULL);
-		foreach(lc, *keys)
-		{
-			bytes += find_size(run->replica, lfirst(lc), SPI_tuptable);
-			if (group != NIL && bytes > GROUP_BYTES)
-				break;
-			group = lappend(group, lfirst(lc));
-		}
-		SPI_freetuptable(SPI_tuptable);
-	}
-	*keys = list_copy_tail(*keys, list_length(group));
-	return group;
-}
-
 static int
 group_keys(TsyncReplica *replica)
 {
-	int			limit = replica->nkeys == 1 ? GROUP_KEYS : GROUP_COMPOSITE_KEYS;
-
-	return replica->wide ? Min(limit, TSYNC_GROUP_WIDE_KEYS) : limit;
+	return replica->nkeys == 1 ? GROUP_KEYS : GROUP_COMPOSITE_KEYS;
 }
 
 /* Read the next group of keys, no larger than one statement should take. */
@@ -277,17 +218,22 @@ tsync_for_keys(TsyncRun *run, TsyncRowSet *keys, TsyncKeysFunction function, voi
 	MemoryContextDelete(group_context);
 }
 
+/* Fetch a list of keys, in halves as long as its rows take too many bytes. */
 static void
 fetch_keys(TsyncRun *run, List *keys, void *into)
 {
-	while (keys != NIL)
-	{
-		List	   *group = run->replica->wide ? tsync_take_group(run, &keys) : keys;
+	char	   *sql = NULL;
+	int			half = list_length(keys) / 2;
 
-		tsync_fetch_group(run, group, into);
-		if (group == keys)
-			break;
+	if (run->replica->wide && half > 0)
+		sql = tsync_sql_bytes_of_keys(run->replica, keys);
+	if (sql != NULL && tsync_select_digest(run, TSYNC_SOURCE, sql).sum > TSYNC_GROUP_BYTES)
+	{
+		fetch_keys(run, list_truncate(list_copy(keys), half), into);
+		fetch_keys(run, list_copy_tail(keys, half), into);
+		return;
 	}
+	fetch_group(run, keys, into);
 }
 
 /* Fetch the whole source rows of all keys in a row set. */

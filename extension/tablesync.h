@@ -54,6 +54,7 @@ typedef struct TsyncReplica
 	double		max_source_load;
 	double		max_delete_fraction;
 	bool		loaded;
+	bool		adopted;		/* rows from before the first run: trust no version */
 	char	  **load_position;	/* nkeys texts, or NULL */
 } TsyncReplica;
 
@@ -141,8 +142,8 @@ typedef struct TsyncRun
 /* Does something with a group of keys, a list of arrays of nkeys texts. */
 typedef void (*TsyncKeysFunction) (TsyncRun *run, List *keys, void *arg);
 
-/* Most keys in one statement for rows without bound (TsyncReplica.wide). */
-#define TSYNC_GROUP_WIDE_KEYS 500
+/* Bytes of rows without bound (TsyncReplica.wide) fetched by one statement. */
+#define TSYNC_GROUP_BYTES (8 * 1024 * 1024)
 
 /* What a worker is started with; travels in BackgroundWorker.bgw_extra. */
 typedef struct TsyncStart
@@ -189,8 +190,6 @@ extern char **tsync_key_of_slot(TsyncReplica *replica, TupleTableSlot *slot);
 extern void tsync_rowset_start(TsyncRowSet *set);
 extern bool tsync_rowset_next(TsyncRowSet *set, TupleTableSlot *slot);
 extern void tsync_for_keys(TsyncRun *run, TsyncRowSet *keys, TsyncKeysFunction function, void *arg);
-extern List *tsync_take_group(TsyncRun *run, List **keys);
-extern void tsync_fetch_group(TsyncRun *run, List *keys, TsyncRowSet *into);
 extern void tsync_fetch_rows(TsyncRun *run, TsyncRowSet *keys, TsyncRowSet *into);
 
 /* in catalog.c */
@@ -201,7 +200,7 @@ extern void tsync_start_run(TsyncRun *run);
 extern void tsync_finish_run(TsyncRun *run);
 extern void tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled);
 extern void tsync_save_load_position(TsyncRun *run, char **key);
-extern void tsync_finish_load(TsyncRun *run);
+extern void tsync_finish_load(TsyncRun *run, bool adopted);
 extern List *tsync_read_chunks(TsyncReplica *replica);
 extern void tsync_write_chunks(TsyncReplica *replica, List *chunks);
 extern bool tsync_lock_run(Oid relid);
@@ -215,9 +214,10 @@ extern char *tsync_sql_list_source(TsyncReplica *rep, TsyncChunk *chunk, TsyncBu
 extern char *tsync_sql_compare(TsyncReplica *rep, const char *listed, TsyncChunk *chunk,
 							   TsyncBucketing *bucketing, List *buckets, int version);
 extern char *tsync_sql_fetch(TsyncReplica *rep, List *keys);
-extern char *tsync_sql_sizes(TsyncReplica *rep, List *keys);
+extern char *tsync_sql_bytes_of_keys(TsyncReplica *rep, List *keys);
+extern char *tsync_sql_bytes_of_page(TsyncReplica *rep, char **after, char **last);
 extern char *tsync_sql_find_keys(TsyncReplica *rep, List *keys);
-extern char *tsync_sql_page(TsyncReplica *rep, char **after, int prefix, int64 limit);
+extern char *tsync_sql_page(TsyncReplica *rep, char **after, int prefix, bool keys_only, int64 limit);
 extern char *tsync_sql_boundary(TsyncReplica *rep, TsyncChunk *chunk, int64 rows);
 extern char *tsync_sql_key_span(TsyncReplica *rep, TsyncChunk *chunk);
 extern char *tsync_sql_insert(TsyncReplica *rep, const char *from);
@@ -240,6 +240,7 @@ extern void tsync_commit(void);
 extern uint64 tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest);
 extern uint64 tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into);
 extern uint64 tsync_modify(const char *sql);
+extern bool tsync_is_uniqueness_violation(ErrorData *edata);
 extern TsyncDigest tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql);
 extern uint64 tsync_sum_to_uint64(const char *decimal);
 

@@ -116,12 +116,25 @@ SELECT tablesync_add('item', 'imported', version_column => 'updated_at');
 SELECT tablesync_remove('item', true);
 SELECT to_regclass('item'), to_regclass('imported');
 
+-- so does one that another replica reads
+SELECT tablesync_add('item', 'loopback', 'src.item', version_column => 'updated_at');
+SELECT tablesync_add('second_item', 'item_source', version_column => 'updated_at');
+SELECT tablesync_remove('item', true);
+SELECT status, inserted FROM tablesync_run('second_item');
+SELECT tablesync_remove('second_item', true);
+DROP FOREIGN TABLE item_source;
+
 -- dropping the replica is enough for tablesync to forget it
 SELECT tablesync_add('item', 'imported', version_column => 'updated_at');
 SELECT status FROM tablesync_run('item');
 DROP TABLE item;
 SELECT (SELECT count(*) FROM tablesync.replica) AS replicas, (SELECT count(*) FROM tablesync.run) AS runs, (SELECT count(*) FROM tablesync.chunk) AS chunks;
--- so it is after the replica was renamed and moved
+-- what was dropped can be added again
+SELECT tablesync_add('item', 'loopback', 'src.item', version_column => 'updated_at');
+DROP TABLE item;
+SELECT tablesync_add('item', 'loopback', 'src.item', version_column => 'updated_at');
+SELECT tablesync_remove('item', true);
+-- a replica is forgotten after it was renamed and moved, too
 SELECT tablesync_add('item', 'imported', version_column => 'updated_at');
 ALTER TABLE item RENAME TO thing;
 CREATE SCHEMA copies;

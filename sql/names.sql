@@ -26,6 +26,9 @@ INSERT INTO name (name) VALUES
     (E'tab\tcomma, (paren) [bracket] {brace}'),
     (' space '),
     ('dotted.name'),
+    ('tablesync.fingerprint'),              -- what tablesync calls things itself
+    ('tsync_inserted'),
+    ('s'),
     ('select'),
     ('x); DROP TABLE name; --'),
     ('/* comment */ ; :variable'),
@@ -90,7 +93,7 @@ CREATE FUNCTION is_equal(replica regclass, source name) RETURNS boolean LANGUAGE
 DECLARE
     equal boolean;
 BEGIN
-    EXECUTE format('SELECT count(*) = 3 AND bool_and(s::text = r::text) FROM %I.%1$I s FULL JOIN %s r ON s.id = r.id', source, replica)
+    EXECUTE format('SELECT count(*) = 3 AND bool_and((s.*)::text = (r.*)::text) FROM %I.%1$I s FULL JOIN %s r ON s.id = r.id', source, replica)
     INTO equal;
     RETURN equal;
 END

@@ -58,8 +58,10 @@ build_and_install() {
 TSYNC_WORK=$(mktemp -d "${TMPDIR:-/tmp}/tablesync.XXXXXX")
 chmod 755 "$TSYNC_WORK"
 install_packages
-PG_CONFIG=${PG_CONFIG:-$(command -v pg_config)}
-[ -x /usr/lib/postgresql/15/bin/pg_config ] && PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config
+if [ -z "${PG_CONFIG:-}" ]; then
+    PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config    # Debian's pg_config in the PATH follows the newest client
+    [ -x "$PG_CONFIG" ] || PG_CONFIG=$(command -v pg_config)
+fi
 BINDIR=$("$PG_CONFIG" --bindir)
 choose_user
 build_and_install

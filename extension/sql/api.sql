@@ -42,24 +42,23 @@ BEGIN
         RAISE EXCEPTION 'columns % are not a key of the source %.%', key_columns, quote_ident(target.schema_name), quote_ident(target.table_name)
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   DETAIL = 'A key needs a unique index at the source, on NOT NULL columns, that is neither partial nor deferrable.',
-                  HINT = CASE WHEN primary_key IS NOT NULL THEN format('The primary key is (%s).', array_to_string(primary_key, ', ')) END;
+                  HINT = CASE WHEN primary_key IS NOT NULL THEN format('The primary key is (%s).', array_to_string(primary_key, ', '))
+                         ELSE 'Name all columns of such an index as key_columns.' END;
     END IF;
     RETURN key_columns;
 END
 $$;
 COMMENT ON FUNCTION tablesync.source_key(regclass, name[]) IS 'the key columns of a source; an error if it has none';
 
-/* Refuse a source that can't be replicated exactly. */
-CREATE FUNCTION tablesync.check_source(source regclass, key_columns name[], version_column name, fingerprint text)
+/* Refuse a source that is not a plain or partitioned table. */
+CREATE FUNCTION tablesync.check_source_kind(server oid, schema_name text, table_name text)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    target record := tablesync.source_target(source);
-    relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
-    source_name text := quote_ident(target.schema_name) || '.' || quote_ident(target.table_name);
-    misfit record;
+    relation record := tablesync.source_relation(server, schema_name, table_name);
+    source_name text := quote_ident(schema_name) || '.' || quote_ident(table_name);
 BEGIN
     IF relation.relkind NOT IN ('r', 'p') OR (relation.relkind = 'r' AND relation.has_children) THEN
         RAISE EXCEPTION 'the source % is not a table that can be replicated exactly', source_name
@@ -77,7 +76,21 @@ BEGIN
             USING DETAIL = 'Runs set row_security to off and fail if a policy would hide rows from them.',
                   HINT = 'Ask for a role with BYPASSRLS, or read the table as its owner.';
     END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_source_kind(oid, text, text) IS 'an error if a source is not a plain or partitioned table';
 
+/* Refuse a source that can't be replicated exactly. */
+CREATE FUNCTION tablesync.check_source(source regclass, key_columns name[], version_column name, fingerprint text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(source);
+    source_name text := quote_ident(target.schema_name) || '.' || quote_ident(target.table_name);
+    misfit record;
+BEGIN
     SELECT q.* INTO misfit
     FROM (
         SELECT c.attnum, format('%I', c.remote_name) AS name,
@@ -91,7 +104,9 @@ BEGIN
                CASE WHEN c.problem IS NOT NULL THEN 'Create the type here like at the source, or leave the table out.'
                     WHEN a.attname IS NULL OR (a.atttypid, a.atttypmod) <> (c.type, c.typmod) THEN
                         'Create the foreign table again with IMPORT FOREIGN SCHEMA, or let tablesync_add(replica, server, source) do it.'
-                    WHEN fingerprint = 'row' THEN 'If the source sets a column on every change, name it as version_column.' END AS hint
+                    WHEN u.key THEN 'Types of keys are smallint, integer, bigint, numeric, uuid, date, timestamp, timestamptz, text, varchar and char.'
+                    WHEN fingerprint = 'row' THEN 'If the source sets a column on every change, name it as version_column.'
+                    ELSE 'Choose another version column, or none.' END AS hint
         FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
         LEFT JOIN pg_attribute a
             ON a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped
@@ -200,22 +215,34 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.column_definitions(oid, text, text) IS 'column definitions of a source with names, types, collations and NOT NULL, nothing else';
 
+CREATE FUNCTION tablesync.check_mapping(role_name name, server oid)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    server_name name := (SELECT s.srvname FROM pg_foreign_server s WHERE s.oid = server);
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_user_mappings m
+                   WHERE m.srvid = server AND m.umuser IN (0, (SELECT r.oid FROM pg_roles r WHERE r.rolname = role_name))) THEN
+        RAISE EXCEPTION 'role "%" has no user mapping for server "%"', role_name, server_name
+            USING ERRCODE = 'undefined_object',
+                  DETAIL = 'tablesync_add() connects to the source as the current user, runs connect as the replica''s owner.',
+                  HINT = format('CREATE USER MAPPING FOR %I SERVER %I OPTIONS (user .., password ..);', role_name, server_name);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_mapping(name, oid) IS 'an error if a role has no user mapping for a server';
+
 CREATE FUNCTION tablesync.check_owner_access(owner oid, source regclass)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    target record := tablesync.source_target(source);
-    server_name name := (SELECT srvname FROM pg_foreign_server WHERE oid = target.server);
     role_name name := pg_get_userbyid(owner);
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_user_mappings m WHERE m.srvid = target.server AND m.umuser IN (owner, 0)) THEN
-        RAISE EXCEPTION 'role "%" has no user mapping for server "%"', role_name, server_name
-            USING ERRCODE = 'undefined_object',
-                  DETAIL = 'Runs connect to the source as the replica''s owner.',
-                  HINT = format('CREATE USER MAPPING FOR %I SERVER %I OPTIONS (user .., password ..);', role_name, server_name);
-    END IF;
+    PERFORM tablesync.check_mapping(role_name, (tablesync.source_target(source)).server);
     IF NOT has_table_privilege(owner, source, 'SELECT') THEN
         RAISE EXCEPTION 'role "%" may not read foreign table %', role_name, source
             USING ERRCODE = 'insufficient_privilege',
@@ -247,6 +274,20 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.set_fetch_size(regclass) IS 'sets fetch_size of a foreign table if neither it nor its server has one';
 
+CREATE FUNCTION tablesync.check_not_replica(existing regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM tablesync.replica t WHERE t.replica = existing) THEN
+        RAISE EXCEPTION '% is a replica already', existing
+            USING ERRCODE = 'duplicate_object', HINT = 'Change its settings with tablesync_alter().';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_not_replica(regclass) IS 'an error if a table is a replica';
+
 /* Add a replica; "home_schema" is where a name without schema is created. */
 CREATE FUNCTION tablesync.add_replica(replica_name text, existing regclass, home_schema name,
                                       source regclass, source_created boolean, settings jsonb)
@@ -259,8 +300,10 @@ DECLARE
     name_parts text[] := parse_ident(replica_name);
     wanted tablesync.replica;
     suggestion text;
+    first_row record;
     has_rows boolean := false;
 BEGIN
+    PERFORM tablesync.check_not_replica(existing);
     IF NOT EXISTS (SELECT FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = t.ftserver
                    JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
                    JOIN pg_proc p ON p.oid = w.fdwhandler
@@ -270,8 +313,10 @@ BEGIN
                   HINT = 'Create one with IMPORT FOREIGN SCHEMA, or use tablesync_add(replica, server, source).';
     END IF;
     target := tablesync.source_target(source);
+    PERFORM tablesync.check_mapping(current_user, target.server);
     PERFORM tablesync.prepare_server((SELECT srvname FROM pg_foreign_server WHERE oid = target.server));
     PERFORM tablesync.check_source_server(source);
+    PERFORM tablesync.check_source_kind(target.server, target.schema_name, target.table_name);
 
     wanted := jsonb_populate_record(NULL::tablesync.replica, settings);
     wanted.source := source;
@@ -311,21 +356,28 @@ BEGIN
         END IF;
         PERFORM tablesync.check_existing(existing, source, wanted.key_columns);
         EXECUTE format('SELECT EXISTS (SELECT FROM %s)', existing) INTO has_rows;
+        IF has_rows AND EXISTS (SELECT FROM pg_attribute a
+                                WHERE a.attrelid = existing AND a.attnum > 0 AND NOT a.attisdropped
+                                  AND tablesync.type_problem(a.atttypid, false, true) IS NOT NULL) THEN
+            RAISE EXCEPTION 'the rows of table % can''t be compared with its source', existing
+                USING ERRCODE = 'feature_not_supported',
+                      DETAIL = (SELECT format('Column %I: %s.', a.attname, tablesync.type_problem(a.atttypid, false, true))
+                                FROM pg_attribute a
+                                WHERE a.attrelid = existing AND a.attnum > 0 AND NOT a.attisdropped
+                                  AND tablesync.type_problem(a.atttypid, false, true) IS NOT NULL LIMIT 1),
+                      HINT = format('TRUNCATE %s; the first run loads it again.', existing);
+        END IF;
     END IF;
     PERFORM tablesync.check_owner_access((SELECT relowner FROM pg_class WHERE oid = wanted.replica), source);
     PERFORM tablesync.set_fetch_size(source);
-    EXECUTE format('SELECT 1 FROM (SELECT * FROM %s LIMIT 1) s', source);   -- may we read every column?
+    EXECUTE format('SELECT * FROM %s LIMIT 1', source) INTO first_row;   -- may we read every column?
 
-    IF EXISTS (SELECT FROM tablesync.replica t WHERE t.replica = wanted.replica) THEN
-        RAISE EXCEPTION '% is a replica already', wanted.replica
-            USING ERRCODE = 'duplicate_object', HINT = 'Change its settings with tablesync_alter().';
-    END IF;
     INSERT INTO tablesync.replica (replica, source, key_columns, version_column, fingerprint, consistency, chunk_rows,
                                    max_source_load, max_delete_fraction, on_schema_change, freshness, workers, enabled,
-                                   shape, source_created, loaded)
+                                   shape, source_created, loaded, adopted)
     VALUES (wanted.replica, wanted.source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.consistency,
             wanted.chunk_rows, wanted.max_source_load, wanted.max_delete_fraction, wanted.on_schema_change, wanted.freshness,
-            wanted.workers, wanted.enabled, wanted.shape, wanted.source_created, has_rows);
+            wanted.workers, wanted.enabled, wanted.shape, wanted.source_created, has_rows, has_rows);
 
     IF wanted.version_column IS NULL THEN
         SELECT c->>'column' INTO suggestion
@@ -346,7 +398,7 @@ $$;
 COMMENT ON FUNCTION tablesync.add_replica(text, regclass, name, regclass, boolean, jsonb) IS 'checks a source, creates or checks the replica, and registers it';
 
 /* Create the foreign table for a source next to its replica. */
-CREATE FUNCTION tablesync.create_source(replica_name text, home_schema name, server name, source_name text)
+CREATE FUNCTION tablesync.create_source(replica_name text, existing regclass, home_schema name, server name, source_name text)
 RETURNS regclass
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -357,7 +409,9 @@ DECLARE
     server_oid oid := (SELECT oid FROM pg_foreign_server WHERE srvname = server);
     foreign_schema text := CASE WHEN cardinality(replica_parts) > 1 THEN replica_parts[1] ELSE home_schema END;
     foreign_name text := replica_parts[cardinality(replica_parts)];
+    misfit record;
 BEGIN
+    PERFORM tablesync.check_not_replica(existing);
     IF server_oid IS NULL THEN
         RAISE EXCEPTION 'server "%" does not exist', server
             USING ERRCODE = 'undefined_object',
@@ -371,7 +425,17 @@ BEGIN
         foreign_name := left(foreign_name, -1);
     END LOOP;
     foreign_name := foreign_name || '_source';
+    PERFORM tablesync.check_mapping(current_user, server_oid);
     PERFORM tablesync.prepare_server(server);
+    PERFORM tablesync.check_source_kind(server_oid, source_parts[1], source_parts[2]);
+    SELECT c.remote_name, c.problem INTO misfit
+    FROM tablesync.source_columns(server_oid, source_parts[1], source_parts[2]) c
+    WHERE c.problem IS NOT NULL ORDER BY c.attnum LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'column % of the source % can''t be replicated exactly', quote_ident(misfit.remote_name), source_name
+            USING ERRCODE = 'feature_not_supported', DETAIL = format('Reason: %s.', misfit.problem),
+                  HINT = 'Create the type here like at the source, or leave the table out.';
+    END IF;
     EXECUTE format('CREATE FOREIGN TABLE %I.%I (%s) SERVER %I OPTIONS (schema_name %L, table_name %L, fetch_size ''10000'')',
                    foreign_schema, foreign_name,
                    tablesync.column_definitions(server_oid, source_parts[1], source_parts[2]),
@@ -379,7 +443,7 @@ BEGIN
     RETURN format('%I.%I', foreign_schema, foreign_name)::regclass;
 END
 $$;
-COMMENT ON FUNCTION tablesync.create_source(text, name, name, text) IS 'creates the foreign table <replica>_source over a table of a server';
+COMMENT ON FUNCTION tablesync.create_source(text, regclass, name, name, text) IS 'creates the foreign table <replica>_source over a table of a server';
 
 CREATE FUNCTION tablesync_add(
     replica text,
@@ -426,7 +490,7 @@ RETURNS regclass
 LANGUAGE sql
 AS $$
     SELECT tablesync.add_replica(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(),
-        tablesync.create_source(replica, pg_catalog.current_schema(), server, source), true,
+        tablesync.create_source(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(), server, source), true,
         pg_catalog.jsonb_build_object('key_columns', key_columns, 'version_column', version_column, 'fingerprint', fingerprint,
             'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
             'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
@@ -540,7 +604,7 @@ RETURNS text
 LANGUAGE C VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tsync_wait';
-COMMENT ON FUNCTION tablesync_wait(bigint, interval) IS 'waits until a run has ended and returns its status; running if the timeout comes first';
+COMMENT ON FUNCTION tablesync_wait(bigint, interval) IS 'waits until a run has ended and returns its status; running (or started) if the timeout comes first';
 
 CREATE FUNCTION tablesync_cancel(replica regclass)
 RETURNS boolean

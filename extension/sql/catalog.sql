@@ -33,6 +33,7 @@ CREATE TABLE tablesync.replica (
     shape jsonb NOT NULL,
     source_created boolean NOT NULL DEFAULT false,
     loaded boolean NOT NULL DEFAULT false,
+    adopted boolean NOT NULL DEFAULT false,
     load_position text[],
     home text NOT NULL DEFAULT tablesync.home(),
     added_at timestamptz NOT NULL DEFAULT now(),
@@ -56,6 +57,7 @@ COMMENT ON COLUMN tablesync.replica.enabled IS 'false while paused';
 COMMENT ON COLUMN tablesync.replica.shape IS 'columns of the source that the replica was built for';
 COMMENT ON COLUMN tablesync.replica.source_created IS 'true when tablesync_add created the foreign table';
 COMMENT ON COLUMN tablesync.replica.loaded IS 'false until the first load is complete';
+COMMENT ON COLUMN tablesync.replica.adopted IS 'true while the replica holds rows that no run has compared in every column';
 COMMENT ON COLUMN tablesync.replica.load_position IS 'key of the last row that an unfinished load has committed';
 COMMENT ON COLUMN tablesync.replica.home IS 'tablesync.home() of the database the replica was added or last resumed in';
 COMMENT ON COLUMN tablesync.replica.added_at IS 'when the replica was added';

@@ -273,6 +273,7 @@ BEGIN
     SELECT jsonb_agg(jsonb_build_object(
                'column', coalesce(a.attname::text, c.remote_name),
                'remote', c.remote_name,
+               'attnum', c.attnum,
                'type', format_type(c.type, c.typmod),
                'not_null', c.not_null,
                'key', c.key_position) ORDER BY c.attnum)
@@ -298,6 +299,7 @@ AS $$
              WHEN n IS NULL THEN format('column %I was dropped', o.o->>'remote')
              WHEN o.o->>'type' IS DISTINCT FROM n.n->>'type' THEN
                  format('column %I changed its type from %s to %s', n.n->>'remote', o.o->>'type', n.n->>'type')
+             WHEN o.o->'attnum' IS DISTINCT FROM n.n->'attnum' THEN format('column %I was dropped and added again', n.n->>'remote')
              WHEN o.o->'key' IS DISTINCT FROM n.n->'key' THEN
                  format('the primary key changed in column %I', n.n->>'remote')
              ELSE format('column %I %s NOT NULL', n.n->>'remote',
@@ -435,7 +437,7 @@ BEGIN
     IF changes IS NOT NULL THEN
         RAISE EXCEPTION 'the source of % has changed its shape', replica
             USING ERRCODE = 'datatype_mismatch', DETAIL = changes || '.',
-                  HINT = 'Change the foreign table and the replica alike, then remove the replica with tablesync_remove() and add it again; its rows are kept.';
+                  HINT = 'Change the foreign table and the replica alike, then remove the replica with tablesync_remove() and add it again. Its rows are kept; the first run compares every column.';
     END IF;
 END
 $$;

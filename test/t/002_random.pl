@@ -49,6 +49,9 @@ my %tables = (
 		key => 'id text', names => 'id',
 		random => q{chr(65 + (random() * 60)::integer) || CASE WHEN random() < 0.5 THEN chr(200 + (random() * 3000)::integer) ELSE '"\\' END || (random() * 50)::integer},
 		settings => "version_column => 'updated_at'" },
+	by_char => {
+		key => 'id char(4)', names => 'id', random => q{left(chr(97 + (random() * 25)::integer) || CASE WHEN random() < 0.5 THEN ' ' ELSE '' END || (random() * 30)::integer, 4)},
+		settings => "consistency => 'chunk'" },
 	by_pair => {
 		key => 'k1 integer, k2 date', names => 'k1, k2', random => q{(random() * 6)::integer, date '2020-02-01' + (random() * 300)::integer},
 		settings => "version_column => 'updated_at', chunk_rows => 10" },

@@ -130,7 +130,7 @@ for my $crash ('worker', 'postmaster')
 	$run_id = app_sql($target, "SELECT run_id FROM tablesync_run('steps', wait => false)");
 	wait_until($target, $loading);
 	is(app_sql($target, "SELECT state FROM tablesync_status WHERE replica = 'steps'::regclass"), 'loading', 'status: loading');
-	is(app_sql($target, "SELECT phase, throttled_for > '0' FROM tablesync_progress"), 'load|t', 'progress: loading, throttled');
+	wait_until($target, "SELECT phase = 'load' AND throttled_for > '0' AND percent < 100 AND eta > '0' FROM tablesync_progress");
 	my $before = app_sql($target, 'SELECT count(*) FROM steps');
 	if ($crash eq 'worker')
 	{
@@ -184,6 +184,26 @@ $user->query_safe('COMMIT');
 $user->quit;
 $target->safe_psql('postgres', 'ALTER ROLE app RESET tablesync.lock_timeout');
 is(run_counts($target, 'items'), 'succeeded|0|10|0', 'next time it works');
+
+# --- rows that were there before the first run ---
+
+app_sql($target, q{
+	CREATE TABLE mine AS SELECT * FROM items;
+	ALTER TABLE mine ADD PRIMARY KEY (id);
+	ALTER TABLE mine ALTER updated_at SET NOT NULL;
+	UPDATE mine SET note = 'stale' WHERE id % 7 = 0;
+	SELECT tablesync_add('mine', 'items_source', version_column => 'updated_at')});
+is(run_counts($target, 'mine'), 'succeeded|0|142|0', 'the first run trusts no version');
+is_replica($source, $target, 'items', 'mine', 'adopted rows are identical');
+is(run_counts($target, 'mine'), 'succeeded|0|0|0', 'later ones do');
+app_sql($target, "SELECT tablesync_remove('mine', drop_replica => true)");
+
+app_sql($target, q{
+	SELECT tablesync_add('mine', 'items_source', version_column => 'updated_at', chunk_rows => 100);
+	INSERT INTO mine SELECT id, 'mine', updated_at FROM items WHERE id = 500});
+is(run_counts($target, 'mine'), 'succeeded|999|1|0', 'a row of somebody else before the load');
+is_replica($source, $target, 'items', 'mine', 'identical');
+app_sql($target, "SELECT tablesync_remove('mine', drop_replica => true)");
 
 # --- dropped ---
 

@@ -5,7 +5,7 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Utils;
+use IPC::Run;
 use TablesyncTest;
 use Test::More;
 
@@ -41,7 +41,9 @@ sub problems
 	return @problems;
 }
 
-for my $file (sort glob "$ENV{TESTDIR}/test/pgtap/*.sql")
+my @files = sort glob "$ENV{TESTDIR}/test/pgtap/*.sql";
+cmp_ok(@files, '>', 0, 'there are pgTAP files');
+for my $file (@files)
 {
 	my ($stdout, $stderr) = ('', '');
 	my $result = IPC::Run::run [
