@@ -17,6 +17,7 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
@@ -72,6 +73,20 @@ update_in_place(TsyncRun *run)
 	return done;
 }
 
+/*
+ * Look rows without bound up one by one: a hash or merge join would keep
+ * whole rows in memory.
+ */
+static void
+avoid_large_joins(void)
+{
+	static const char *const joins[] = {"enable_hashjoin", "enable_mergejoin"};
+
+	for (int i = 0; i < lengthof(joins); i++)
+		(void) set_config_option(joins[i], "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+}
+
 static void
 expect_rows(TsyncRun *run, const char *verb, int64 expected, int64 actual)
 {
@@ -97,6 +112,8 @@ merge_stage(TsyncRun *run)
 	tsync_rowset_register(&stage->deleted);
 	tsync_rowset_register(&stage->reappeared);
 
+	if (replica->wide)
+		avoid_large_joins();
 	run->deleted = run->updated = run->inserted = 0;
 	if (stage->deleted.count > 0)
 	{

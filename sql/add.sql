@@ -113,7 +113,7 @@ SELECT tablesync_add('no_key', 'loopback', 'src.no_key', key_columns => '{b,a}')
 
 -- refused: types
 CREATE TABLE src.bool_key (id boolean PRIMARY KEY);
-CREATE TABLE src.char_key (id char(3) PRIMARY KEY);
+CREATE TABLE src.float_key (id double precision PRIMARY KEY);
 CREATE TABLE src.reg_type (id integer PRIMARY KEY, class regclass, updated_at timestamp);
 CREATE TABLE src.reg_types (id integer PRIMARY KEY, classes regclass[], updated_at timestamp);
 CREATE TABLE src.composite_type (id integer PRIMARY KEY, pair src.pair, updated_at timestamp);
@@ -121,7 +121,7 @@ CREATE TABLE src.xml_type (id integer PRIMARY KEY, document xml, updated_at time
 CREATE TABLE src.bigint_array (id integer PRIMARY KEY, numbers bigint[], updated_at timestamp);
 CREATE TABLE src.enum_type (id integer PRIMARY KEY, feels mood, updated_at timestamp);
 SELECT tablesync_add('copy', 'loopback', 'src.bool_key');
-SELECT tablesync_add('copy', 'loopback', 'src.char_key');
+SELECT tablesync_add('copy', 'loopback', 'src.float_key');
 SELECT tablesync_add('copy', 'loopback', 'src.reg_type', version_column => 'updated_at');
 SELECT tablesync_add('copy', 'loopback', 'src.reg_types', version_column => 'updated_at');
 SELECT tablesync_add('copy', 'loopback', 'src.composite_type', version_column => 'updated_at');

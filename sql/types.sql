@@ -196,7 +196,7 @@ SELECT * FROM run('by_version');
 CREATE TABLE key_edge AS
 SELECT 'key_' || id AS name, type, array_remove(array_remove(edges, NULL), repeat('x', 100000)) AS edges   -- which no index takes
 FROM edge
-WHERE type IN ('smallint', 'integer', 'bigint', 'uuid', 'date', 'timestamp', 'timestamptz', 'text', 'varchar(5)');
+WHERE type IN ('smallint', 'integer', 'bigint', 'uuid', 'date', 'timestamp', 'timestamptz', 'text', 'varchar(5)', 'char(5)');
 INSERT INTO key_edge VALUES ('key_numeric', 'numeric', ARRAY['NaN', 'Infinity', '-Infinity', '0', '1.0', '1e1000', '-1e-1000']);
 DO $$
 DECLARE

@@ -19,6 +19,7 @@ $target->safe_psql('postgres', q{
 	CREATE ROLE member IN ROLE app;
 	CREATE ROLE watcher IN ROLE pg_monitor;
 	CREATE ROLE other;
+	CREATE USER MAPPING FOR other SERVER src OPTIONS (user 'reader', password 'read-only');
 	GRANT CREATE ON SCHEMA public TO other});
 app_sql($target, q{
 	SELECT tablesync_add('media', 'src', 'public.media', version_column => 'updated_at');
