@@ -211,6 +211,7 @@ tsync_for_keys(TsyncRun *run, TsyncRowSet *keys, TsyncKeysFunction function, voi
 	while ((group = next_keys(run->replica, keys, slot)) != NIL)
 	{
 		function(run, group, arg);
+		ExecClearTuple(slot);	/* its tuple may be in the context */
 		MemoryContextReset(group_context);
 	}
 	MemoryContextSwitchTo(caller);
