@@ -93,11 +93,11 @@ expect_rows(TsyncRun *run, const char *verb, int64 expected, int64 actual)
 	if (expected != actual)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("replica %s was changed by another session during the run",
+				 errmsg("replica %s was changed by somebody else during the run",
 						run->replica->label),
-				 errdetail(INT64_FORMAT " rows were to be %s, " INT64_FORMAT " were found.",
+				 errdetail(INT64_FORMAT " rows were to be %s, " INT64_FORMAT " were.",
 						   expected, verb, actual),
-				 errhint("Run again.")));
+				 errhint("Run again. If it happens every time, look for a trigger on the replica that interferes.")));
 }
 
 /* Delete, update and insert what the stage holds. */
@@ -129,6 +129,7 @@ merge_stage(TsyncRun *run)
 	expect_rows(run, "updated", stage->updated.count, run->updated);
 	if (stage->inserted.count > 0)
 		run->inserted = tsync_modify(tsync_sql_insert(replica, stage->inserted.name));
+	expect_rows(run, "inserted", stage->inserted.count, run->inserted);
 	tsync_progress_step(0, run->deleted + run->updated + run->inserted);
 }
 

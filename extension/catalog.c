@@ -201,6 +201,13 @@ read_columns(TsyncReplica *replica)
 	for (int i = 0; i < replica->nkeys; i++)
 		if (replica->keys[i] == NULL)
 			elog(ERROR, "key columns of replica %s are not numbered from 1", replica->label);
+	replica->fingerprint_column = "fingerprint";
+	for (int i = 0; i < replica->nkeys; i++)
+		if (strcmp(replica->keys[i]->name, replica->fingerprint_column) == 0)
+		{
+			replica->fingerprint_column = psprintf("%s_", replica->fingerprint_column);
+			i = -1;				/* look at all of them again */
+		}
 	while (replica->nrange < replica->nkeys &&
 		   tsync_orders_alike(replica->keys[replica->nrange]->type))
 		replica->nrange++;

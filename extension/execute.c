@@ -102,6 +102,7 @@ prepare_for_source(const char *sql)
 	static const char *const free_of_charge[] = {
 		"seq_page_cost", "cpu_tuple_cost", "cpu_operator_cost"
 	};
+	MemoryContext caller = CurrentMemoryContext;
 	int			nestlevel = NewGUCNestLevel();
 	SPIPlanPtr	plan;
 	bool		shipped;
@@ -112,6 +113,7 @@ prepare_for_source(const char *sql)
 	plan = SPI_prepare(sql, 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	MemoryContextSwitchTo(caller);	/* not SPI's, for the planner leaves much behind */
 	shipped = is_shipped(plan);
 	AtEOXact_GUC(true, nestlevel);
 

@@ -14,6 +14,7 @@
 #include "tablesync.h"
 
 #include "compat.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/guc.h"
@@ -29,18 +30,20 @@
 /* A rest is never longer, whatever max_source_load says. */
 #define MAX_REST_USEC (60 * USECS_PER_SEC)
 
+/* "tablesync/schema.table", as much of it as fits, in postgres_fdw's escapes. */
 static char *
 source_application_name(const char *label)
 {
+	char	   *name = psprintf("tablesync/%s", label);
 	StringInfoData buf;
 
+	name[pg_mbcliplen(name, strlen(name), NAMEDATALEN - 1)] = '\0';
 	initStringInfo(&buf);
-	appendStringInfoString(&buf, "tablesync/");
-	for (; *label; label++)
+	for (; *name; name++)
 	{
-		if (*label == '%')		/* postgres_fdw's escape character */
+		if (*name == '%')		/* postgres_fdw's escape character */
 			appendStringInfoChar(&buf, '%');
-		appendStringInfoChar(&buf, *label);
+		appendStringInfoChar(&buf, *name);
 	}
 	return buf.data;
 }

@@ -17,9 +17,6 @@
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
 
-/* Name of the fingerprint among the listed keys of a source. */
-#define FINGERPRINT "\"tablesync.fingerprint\""
-
 static const char *
 relation_sql(TsyncReplica *rep, TsyncSide side)
 {
@@ -331,6 +328,14 @@ tsync_sql_list_source(TsyncReplica *rep, TsyncChunk *chunk, TsyncBucketing *buck
 	return buf.data;
 }
 
+/* Append "key AS k1, .., ": names that no column of the user's can clash with. */
+static void
+append_numbered_keys(StringInfo buf, TsyncReplica *rep)
+{
+	for (int i = 0; i < rep->nkeys; i++)
+		appendStringInfo(buf, "%s AS k%d, ", rep->keys[i]->quoted, i + 1);
+}
+
 /*
  * Keys that differ between the listed rows of the source and the replica's,
  * in key order, each with i (insert), u (update) or d (delete).
@@ -343,29 +348,27 @@ tsync_sql_compare(TsyncReplica *rep, const char *listed, TsyncChunk *chunk,
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	for (int i = 0; i < rep->nkeys; i++)
-		appendStringInfo(&buf, "COALESCE(s.%s, r.%s), ", rep->keys[i]->quoted, rep->keys[i]->quoted);
-	appendStringInfoString(&buf, "(CASE WHEN r." FINGERPRINT " IS NULL THEN 'i'"
-						   " WHEN s." FINGERPRINT " IS NULL THEN 'd' ELSE 'u' END)"
+	for (int i = 1; i <= rep->nkeys; i++)
+		appendStringInfo(&buf, "COALESCE(s.k%d, r.k%d), ", i, i);
+	appendStringInfoString(&buf, "(CASE WHEN r.f IS NULL THEN 'i' WHEN s.f IS NULL THEN 'd' ELSE 'u' END)"
 						   "::pg_catalog.\"char\" FROM (SELECT ");
-	append_keys(&buf, rep, 0, rep->nkeys, "");
-	appendStringInfoString(&buf, ", ");
+	append_numbered_keys(&buf, rep);
 	if (rep->row_fingerprint)
-		appendStringInfoString(&buf, FINGERPRINT "::pg_catalog.int8");
+		appendStringInfo(&buf, "%s::pg_catalog.int8", rep->fingerprint_column);
 	else
 		append_fingerprint(&buf, rep, version);
-	appendStringInfo(&buf, " AS " FINGERPRINT " FROM %s) s FULL JOIN (SELECT ", listed);
-	append_keys(&buf, rep, 0, rep->nkeys, "");
-	appendStringInfoString(&buf, ", ");
+	appendStringInfo(&buf, " AS f FROM %s) s FULL JOIN (SELECT ", listed);
+	append_numbered_keys(&buf, rep);
 	append_fingerprint(&buf, rep, version);
-	appendStringInfo(&buf, " AS " FINGERPRINT " FROM %s WHERE ", rep->replica_sql);
+	appendStringInfo(&buf, " AS f FROM %s WHERE ", rep->replica_sql);
 	append_range(&buf, rep, chunk, false);
 	append_bucket_filter(&buf, rep, bucketing, buckets, version);
 	appendStringInfoString(&buf, ") r ON ");
-	append_keys_equal(&buf, rep, "s.", "r.");
-	appendStringInfoString(&buf, " WHERE s." FINGERPRINT " IS DISTINCT FROM r." FINGERPRINT " ORDER BY 1");
-	for (int i = 1; i < rep->nkeys; i++)
-		appendStringInfo(&buf, ", %d", i + 1);
+	for (int i = 1; i <= rep->nkeys; i++)
+		appendStringInfo(&buf, "%ss.k%d OPERATOR(pg_catalog.=) r.k%d", i > 1 ? " AND " : "", i, i);
+	appendStringInfoString(&buf, " WHERE s.f IS DISTINCT FROM r.f ORDER BY 1");
+	for (int i = 2; i <= rep->nkeys; i++)
+		appendStringInfo(&buf, ", %d", i);
 	return buf.data;
 }
 

@@ -52,7 +52,7 @@ diff_state_create(TsyncReplica *replica)
 	TupleDesc	differing = tsync_key_desc(replica, 1);
 
 	if (replica->row_fingerprint)
-		TupleDescInitEntry(listed, replica->nkeys + 1, "tablesync.fingerprint", NUMERICOID, -1, 0);
+		TupleDescInitEntry(listed, replica->nkeys + 1, replica->fingerprint_column, NUMERICOID, -1, 0);
 	else
 		TupleDescInitEntry(listed, replica->nkeys + 1, replica->version->name,
 						   replica->version->type, replica->version->typmod, 0);

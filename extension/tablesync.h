@@ -48,6 +48,7 @@ typedef struct TsyncReplica
 	int			nrange;			/* leading keys that both sides order alike */
 	TsyncColumn *version;		/* NULL when there is none */
 	bool		row_fingerprint;	/* fingerprint = 'row' */
+	const char *fingerprint_column; /* a name that no key column has */
 	bool		wide;			/* rows have no useful upper bound in bytes */
 	const char *consistency;
 	int			chunk_rows;		/* 0: let pace.c choose */

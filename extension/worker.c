@@ -166,10 +166,10 @@ static bool
 synchronise(TsyncRun *run)
 {
 	tsync_scan(run);
+	if (source_was_rewritten(run))
+		return false;
 	if (run->stage->deleted.count > 0)
 	{
-		if (source_was_rewritten(run))
-			return false;
 		check_delete_guard(run);
 		tsync_confirm(run);
 		if (source_was_rewritten(run) || !may_spare_reappeared(run))

@@ -80,6 +80,32 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.check_source_kind(oid, text, text) IS 'an error if a source is not a plain or partitioned table';
 
+/* What to do about a column of which tablesync.source_columns() says that it is a problem. */
+CREATE FUNCTION tablesync.column_hint(problem text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN problem LIKE 'type %' THEN 'Create the type here like at the source, or leave the table out.' END;
+$$;
+COMMENT ON FUNCTION tablesync.column_hint(text) IS 'what to do about a problem of a source''s column';
+
+CREATE FUNCTION tablesync.refuse_column(column_name text, source_name text, problem text, hint text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF hint IS NULL THEN
+        RAISE EXCEPTION 'column % of the source % can''t be replicated exactly', column_name, source_name
+            USING ERRCODE = 'feature_not_supported', DETAIL = format('Reason: %s.', problem);
+    END IF;
+    RAISE EXCEPTION 'column % of the source % can''t be replicated exactly', column_name, source_name
+        USING ERRCODE = 'feature_not_supported', DETAIL = format('Reason: %s.', problem), HINT = hint;
+END
+$$;
+COMMENT ON FUNCTION tablesync.refuse_column(text, text, text, text) IS 'raises the error for a column that can''t be replicated exactly';
+
 /* Refuse a source that can't be replicated exactly. */
 CREATE FUNCTION tablesync.check_source(source regclass, key_columns name[], version_column name, fingerprint text)
 RETURNS void
@@ -101,9 +127,10 @@ BEGIN
                                    format_type(c.type, c.typmod), format_type(a.atttypid, a.atttypmod)) END,
                         CASE WHEN NOT co.collisdeterministic THEN 'its collation in the foreign table is not deterministic' END,
                         tablesync.type_problem(c.type, u.key, u.key OR u.hashed)) AS problem,
-               CASE WHEN c.problem IS NOT NULL THEN 'Create the type here like at the source, or leave the table out.'
-                    WHEN a.attname IS NULL OR (a.atttypid, a.atttypmod) <> (c.type, c.typmod) THEN
+               CASE WHEN c.problem IS NOT NULL THEN tablesync.column_hint(c.problem)
+                    WHEN a.attname IS NULL OR (a.atttypid, a.atttypmod) <> (c.type, c.typmod) OR NOT co.collisdeterministic THEN
                         'Create the foreign table again with IMPORT FOREIGN SCHEMA, or let tablesync_add(replica, server, source) do it.'
+                    WHEN tablesync.type_problem(c.type, false, false) IS NOT NULL THEN NULL    -- not at all
                     WHEN u.key THEN 'Types of keys are smallint, integer, bigint, numeric, uuid, date, timestamp, timestamptz, text, varchar and char.'
                     WHEN fingerprint = 'row' THEN 'If the source sets a column on every change, name it as version_column.'
                     ELSE 'Choose another version column, or none.' END AS hint
@@ -119,8 +146,7 @@ BEGIN
     WHERE q.problem IS NOT NULL
     ORDER BY q.attnum LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'column % of the source % can''t be replicated exactly', misfit.name, source_name
-            USING ERRCODE = 'feature_not_supported', DETAIL = format('Reason: %s.', misfit.problem), HINT = misfit.hint;
+        PERFORM tablesync.refuse_column(misfit.name, source_name, misfit.problem, misfit.hint);
     END IF;
 
     SELECT a.attname INTO misfit
@@ -274,6 +300,50 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.set_fetch_size(regclass) IS 'sets fetch_size of a foreign table if neither it nor its server has one';
 
+/* Say what is wrong with settings that the table's constraints would refuse. */
+CREATE FUNCTION tablesync.check_settings(settings tablesync.replica)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    setting text;
+    value text;
+    wanted text;
+BEGIN
+    SELECT v.* INTO setting, value, wanted
+    FROM (VALUES
+        ('fingerprint', settings.fingerprint, 'version or row', settings.fingerprint IN ('version', 'row')),
+        ('consistency', settings.consistency, 'auto, snapshot or chunk', settings.consistency IN ('auto', 'snapshot', 'chunk')),
+        ('chunk_rows', settings.chunk_rows::text, 'greater than 0', coalesce(settings.chunk_rows > 0, true)),
+        ('max_source_load', settings.max_source_load::text, 'greater than 0 and at most 1',
+            settings.max_source_load > 0 AND settings.max_source_load <= 1),
+        ('max_delete_fraction', settings.max_delete_fraction::text, 'between 0 and 1', settings.max_delete_fraction BETWEEN 0 AND 1),
+        ('on_schema_change', settings.on_schema_change, 'apply, pause or ignore', settings.on_schema_change IN ('apply', 'pause', 'ignore')),
+        ('freshness', settings.freshness::text, 'greater than 0', coalesce(settings.freshness > '0', true)),
+        ('workers', settings.workers::text, 'between 1 and 16', settings.workers BETWEEN 1 AND 16),
+        ('enabled', settings.enabled::text, 'true or false', settings.enabled IS NOT NULL)
+    ) v (setting, value, wanted, valid)
+    WHERE v.valid IS NOT TRUE LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'invalid value for %: %', setting, coalesce(quote_literal(value), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = format('It must be %s.', wanted);
+    END IF;
+    IF settings.fingerprint = 'version' AND settings.version_column IS NULL THEN
+        RAISE EXCEPTION 'fingerprint version needs a version column'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Name one as version_column, or use fingerprint row.';
+    END IF;
+    IF settings.version_column = ANY (settings.key_columns)
+       OR (settings.version_column IS NOT NULL
+           AND NOT EXISTS (SELECT FROM jsonb_array_elements(settings.shape) c WHERE c->>'column' = settings.version_column)) THEN
+        RAISE EXCEPTION 'column "%" can''t be the version column', settings.version_column
+            USING ERRCODE = 'invalid_parameter_value',
+                  DETAIL = 'The version column is a column of the source outside of its key.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_settings(tablesync.replica) IS 'an error if a setting of a replica is not valid';
+
 CREATE FUNCTION tablesync.check_not_replica(existing regclass)
 RETURNS void
 LANGUAGE plpgsql
@@ -303,6 +373,9 @@ DECLARE
     first_row record;
     has_rows boolean := false;
 BEGIN
+    IF replica_name IS NULL OR source IS NULL THEN
+        RAISE EXCEPTION 'replica and source must not be NULL' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
     PERFORM tablesync.check_not_replica(existing);
     IF NOT EXISTS (SELECT FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = t.ftserver
                    JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
@@ -316,7 +389,9 @@ BEGIN
     PERFORM tablesync.check_mapping(current_user, target.server);
     PERFORM tablesync.prepare_server((SELECT srvname FROM pg_foreign_server WHERE oid = target.server));
     PERFORM tablesync.check_source_server(source);
-    PERFORM tablesync.check_source_kind(target.server, target.schema_name, target.table_name);
+    IF NOT source_created THEN
+        PERFORM tablesync.check_source_kind(target.server, target.schema_name, target.table_name);
+    END IF;
 
     wanted := jsonb_populate_record(NULL::tablesync.replica, settings);
     wanted.source := source;
@@ -324,13 +399,7 @@ BEGIN
     wanted.shape := tablesync.source_shape(source);
     wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
     wanted.key_columns := tablesync.source_key(source, wanted.key_columns);
-    IF wanted.version_column = ANY (wanted.key_columns)
-       OR (wanted.version_column IS NOT NULL
-           AND NOT EXISTS (SELECT FROM jsonb_array_elements(wanted.shape) c WHERE c->>'column' = wanted.version_column)) THEN
-        RAISE EXCEPTION 'column "%" can''t be the version column', wanted.version_column
-            USING ERRCODE = 'invalid_parameter_value',
-                  DETAIL = 'The version column is a column of the source outside of its key.';
-    END IF;
+    PERFORM tablesync.check_settings(wanted);
     PERFORM tablesync.check_source(source, wanted.key_columns, wanted.version_column, wanted.fingerprint);
 
     IF existing IS NULL THEN
@@ -410,7 +479,11 @@ DECLARE
     foreign_schema text := CASE WHEN cardinality(replica_parts) > 1 THEN replica_parts[1] ELSE home_schema END;
     foreign_name text := replica_parts[cardinality(replica_parts)];
     misfit record;
+    leftover regclass;
 BEGIN
+    IF replica_name IS NULL OR server IS NULL OR source_name IS NULL THEN
+        RAISE EXCEPTION 'replica, server and source must not be NULL' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
     PERFORM tablesync.check_not_replica(existing);
     IF server_oid IS NULL THEN
         RAISE EXCEPTION 'server "%" does not exist', server
@@ -432,9 +505,19 @@ BEGIN
     FROM tablesync.source_columns(server_oid, source_parts[1], source_parts[2]) c
     WHERE c.problem IS NOT NULL ORDER BY c.attnum LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'column % of the source % can''t be replicated exactly', quote_ident(misfit.remote_name), source_name
-            USING ERRCODE = 'feature_not_supported', DETAIL = format('Reason: %s.', misfit.problem),
-                  HINT = 'Create the type here like at the source, or leave the table out.';
+        PERFORM tablesync.refuse_column(quote_ident(misfit.remote_name), source_name, misfit.problem,
+                                        tablesync.column_hint(misfit.problem));
+    END IF;
+    -- left over from a replica that was dropped
+    leftover := to_regclass(format('%I.%I', foreign_schema, foreign_name));
+    IF leftover IS NOT NULL THEN
+        IF NOT EXISTS (SELECT FROM tablesync.source_target(leftover) t
+                       WHERE t.server = server_oid AND t.schema_name = source_parts[1] AND t.table_name = source_parts[2]) THEN
+            RAISE EXCEPTION 'relation % already exists', leftover
+                USING ERRCODE = 'duplicate_table', DETAIL = format('It is not a foreign table over %s of server "%s".', source_name, server),
+                      HINT = 'Create a foreign table of another name with IMPORT FOREIGN SCHEMA, and use tablesync_add(replica, foreign_table).';
+        END IF;
+        RETURN leftover;
     END IF;
     EXECUTE format('CREATE FOREIGN TABLE %I.%I (%s) SERVER %I OPTIONS (schema_name %L, table_name %L, fetch_size ''10000'')',
                    foreign_schema, foreign_name,
@@ -506,12 +589,12 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF EXISTS (SELECT FROM pg_class c WHERE c.oid = replica) AND NOT tablesync.owns(replica) THEN
+        RAISE EXCEPTION 'must be owner of table %', replica USING ERRCODE = 'insufficient_privilege';
+    END IF;
     IF NOT EXISTS (SELECT FROM tablesync.replica t WHERE t.replica = $1) THEN
         RAISE EXCEPTION '% is not a replica', replica
             USING ERRCODE = 'undefined_object', HINT = 'Replicas are listed in tablesync_status.';
-    END IF;
-    IF NOT tablesync.owns(replica) THEN
-        RAISE EXCEPTION 'must be owner of replica %', replica USING ERRCODE = 'insufficient_privilege';
     END IF;
 END
 $$;
@@ -533,34 +616,31 @@ RETURNS SETOF tablesync.replica
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
-#variable_conflict use_column
 DECLARE
     changed tablesync.replica;
 BEGIN
     PERFORM tablesync.check_replica($1);
-    UPDATE tablesync.replica t
-    SET version_column = coalesce($2, version_column),
-        fingerprint = coalesce($3, CASE WHEN $2 IS NOT NULL THEN 'version' END, fingerprint),
-        consistency = coalesce($4, consistency),
-        chunk_rows = coalesce($5, chunk_rows),
-        max_source_load = coalesce($6, max_source_load),
-        max_delete_fraction = coalesce($7, max_delete_fraction),
-        on_schema_change = coalesce($8, on_schema_change),
-        freshness = coalesce($9, freshness),
-        workers = coalesce($10, workers),
-        enabled = coalesce($11, enabled)
-    WHERE t.replica = $1
-    RETURNING * INTO changed;
+    SELECT * INTO changed FROM tablesync.replica t WHERE t.replica = $1;
+    changed.version_column := coalesce($2, changed.version_column);
+    changed.fingerprint := coalesce($3, CASE WHEN $2 IS NOT NULL THEN 'version' END, changed.fingerprint);
+    changed.consistency := coalesce($4, changed.consistency);
+    changed.chunk_rows := coalesce($5, changed.chunk_rows);
+    changed.max_source_load := coalesce($6, changed.max_source_load);
+    changed.max_delete_fraction := coalesce($7, changed.max_delete_fraction);
+    changed.on_schema_change := coalesce($8, changed.on_schema_change);
+    changed.freshness := coalesce($9, changed.freshness);
+    changed.workers := coalesce($10, changed.workers);
+    changed.enabled := coalesce($11, changed.enabled);
+    PERFORM tablesync.check_settings(changed);
     IF $2 IS NOT NULL OR $3 IS NOT NULL THEN
-        IF changed.version_column = ANY (changed.key_columns)
-           OR (changed.version_column IS NOT NULL
-               AND NOT EXISTS (SELECT FROM jsonb_array_elements(changed.shape) c WHERE c->>'column' = changed.version_column)) THEN
-            RAISE EXCEPTION 'column "%" can''t be the version column', changed.version_column
-                USING ERRCODE = 'invalid_parameter_value',
-                      DETAIL = 'The version column is a column of the source outside of its key.';
-        END IF;
         PERFORM tablesync.check_source(changed.source, changed.key_columns, changed.version_column, changed.fingerprint);
     END IF;
+    UPDATE tablesync.replica t
+    SET (version_column, fingerprint, consistency, chunk_rows, max_source_load, max_delete_fraction,
+         on_schema_change, freshness, workers, enabled)
+        = (changed.version_column, changed.fingerprint, changed.consistency, changed.chunk_rows, changed.max_source_load,
+           changed.max_delete_fraction, changed.on_schema_change, changed.freshness, changed.workers, changed.enabled)
+    WHERE t.replica = $1;
     RETURN NEXT changed;
 END
 $$;
@@ -581,7 +661,8 @@ BEGIN
             USING ERRCODE = 'object_in_use', HINT = format('Wait for it, or use tablesync_cancel(%L).', $1);
     END IF;
     DELETE FROM tablesync.replica t WHERE t.replica = $1 RETURNING * INTO settings;
-    IF settings.source_created AND EXISTS (SELECT FROM pg_class WHERE oid = settings.source) THEN
+    IF settings.source_created AND EXISTS (SELECT FROM pg_class WHERE oid = settings.source)
+       AND NOT EXISTS (SELECT FROM tablesync.replica t WHERE t.source = settings.source) THEN
         EXECUTE format('DROP FOREIGN TABLE %s', settings.source);
     END IF;
     IF drop_replica THEN

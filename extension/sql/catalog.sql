@@ -130,15 +130,26 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.live_runs() IS 'replicas that a worker is running now, with its process id';
 
+/*
+ * A run recorded as running whose worker is gone has crashed.  The caller's
+ * snapshot may be older than the end of the run, so it is looked up again;
+ * with the definer's rights, because pg_monitor may ask too.
+ */
 CREATE FUNCTION tablesync.run_status(run tablesync.run)
 RETURNS text
-LANGUAGE sql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE WHEN run.status = 'running'
-                 AND NOT EXISTS (SELECT FROM tablesync.live_runs() l
-                                 WHERE l.replica = run.replica AND l.pid = run.pid)
-           THEN 'crashed' ELSE run.status END;
+DECLARE
+    status_now text;
+BEGIN
+    IF run.status <> 'running'
+       OR EXISTS (SELECT FROM tablesync.live_runs() l WHERE l.replica = run.replica AND l.pid = run.pid) THEN
+        RETURN run.status;
+    END IF;
+    SELECT r.status INTO status_now FROM tablesync.run r WHERE r.run_id = run.run_id;
+    RETURN CASE WHEN status_now IS NULL OR status_now = 'running' THEN 'crashed' ELSE status_now END;
+END
 $$;
 COMMENT ON FUNCTION tablesync.run_status(tablesync.run) IS 'status of a run; one recorded as running whose worker is gone has crashed';
 
@@ -152,14 +163,22 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.owns(regclass) IS 'whether the current user is a member of the role that owns the replica';
 
+/* What the views show: members of pg_monitor see how runs go, but no messages. */
+CREATE FUNCTION tablesync.sees(replica regclass)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT pg_has_role('pg_monitor', 'USAGE') OR tablesync.owns(replica);
+$$;
+COMMENT ON FUNCTION tablesync.sees(regclass) IS 'whether the current user may see the state of a replica';
+
 ALTER TABLE tablesync.replica ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tablesync.run ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tablesync.chunk ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON tablesync.replica USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.run USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.chunk USING (tablesync.owns(replica));
-CREATE POLICY monitor ON tablesync.replica FOR SELECT USING (pg_has_role('pg_monitor', 'USAGE'));
-CREATE POLICY monitor ON tablesync.run FOR SELECT USING (pg_has_role('pg_monitor', 'USAGE'));
 GRANT SELECT, INSERT, UPDATE, DELETE ON tablesync.replica, tablesync.run, tablesync.chunk TO PUBLIC;
 GRANT USAGE ON SEQUENCE tablesync.run_run_id_seq TO PUBLIC;
 

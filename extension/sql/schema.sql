@@ -25,7 +25,7 @@ BEGIN
             ('pg_attribute', 'attrelid oid, attname text, attnum smallint, atttypid oid, atttypmod integer, '
                              'attcollation oid, attnotnull boolean, attisdropped boolean'),
             ('pg_type', 'oid oid, typname text, typnamespace oid, typtype "char", typbasetype oid, '
-                        'typtypmod integer, typnotnull boolean'),
+                        'typtypmod integer, typelem oid'),
             ('pg_enum', 'enumtypid oid, enumlabel text, enumsortorder real'),
             ('pg_collation', 'oid oid, collname text, collnamespace oid, collisdeterministic boolean'),
             ('pg_index', 'indexrelid oid, indrelid oid, indisprimary boolean, indisunique boolean, '
@@ -121,6 +121,11 @@ BEGIN
                    tablesync.source_catalog(server, 'pg_class'),
                    tablesync.source_catalog(server, 'pg_namespace'), table_name, schema_name)
     INTO relid, relkind, relfilenode, row_security, has_children, estimated_rows;
+    IF has_children THEN    -- relhassubclass may be a thing of the past
+        EXECUTE format('SELECT count(*) > 0 FROM %s WHERE inhparent = %s',
+                       tablesync.source_catalog(server, 'pg_inherits'), relid)
+        INTO has_children;
+    END IF;
     IF relid IS NULL THEN
         RAISE EXCEPTION 'the source has no table %.%', quote_ident(schema_name), quote_ident(table_name)
             USING ERRCODE = 'undefined_table',
@@ -173,7 +178,7 @@ BEGIN
     type := remote_type;
     typmod := remote_typmod;
     WHILE type >= 10000 LOOP    -- built-in types have the same OID everywhere
-        EXECUTE format('SELECT t.oid, t.typname, n.nspname, t.typtype, t.typbasetype, t.typtypmod '
+        EXECUTE format('SELECT t.oid, t.typname, n.nspname, t.typtype, t.typbasetype, t.typtypmod, t.typelem '
                        'FROM %s t JOIN %s n ON n.oid = t.typnamespace WHERE t.oid = %s',
                        tablesync.source_catalog(server, 'pg_type'),
                        tablesync.source_catalog(server, 'pg_namespace'), type)
@@ -195,6 +200,8 @@ BEGIN
             IF same_labels IS NOT TRUE THEN
                 problem := format('type %I.%I has other labels here', remote.nspname, remote.typname);
             END IF;
+        ELSIF remote.typelem <> 0 THEN
+            problem := (tablesync.local_type(server, remote.typelem, -1)).problem;
         END IF;
         RETURN;
     END LOOP;

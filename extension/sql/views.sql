@@ -1,4 +1,9 @@
-/* views.sql: what people look at */
+/*
+ * views.sql: what people look at
+ *
+ * They read the tables with the rights of the extension's owner, and show what
+ * tablesync.sees() lets the current user see.
+ */
 
 CREATE FUNCTION tablesync.live_progress()
 RETURNS TABLE (pid integer, run_id bigint, replica oid, phase integer, chunks_done bigint, chunks_total bigint,
@@ -7,7 +12,7 @@ LANGUAGE C STRICT
 AS 'MODULE_PATHNAME', 'tsync_live_progress';
 COMMENT ON FUNCTION tablesync.live_progress() IS 'what live workers publish about their progress';
 
-CREATE VIEW tablesync_runs WITH (security_invoker = true) AS
+CREATE VIEW tablesync_runs WITH (security_barrier = true) AS
 SELECT r.run_id,
        r.replica,
        r.kind,
@@ -33,7 +38,8 @@ SELECT r.run_id,
        r.sqlstate,
        CASE WHEN tablesync.owns(r.replica) THEN r.message END AS message,
        r.pid
-FROM tablesync.run r;
+FROM tablesync.run r
+WHERE tablesync.sees(r.replica);
 GRANT SELECT ON tablesync_runs TO PUBLIC;
 COMMENT ON VIEW tablesync_runs IS 'one row per run, with what it did and the proof it ended with';
 COMMENT ON COLUMN tablesync_runs.status IS 'running, succeeded, failed, cancelled or crashed';
@@ -41,7 +47,7 @@ COMMENT ON COLUMN tablesync_runs.rows_scanned IS 'rows of the source that the ru
 COMMENT ON COLUMN tablesync_runs.source_time IS 'time spent waiting for statements at the source';
 COMMENT ON COLUMN tablesync_runs.proof IS 'rows and digest of both sides after the run, and whether they are equal';
 
-CREATE VIEW tablesync_progress WITH (security_invoker = true) AS
+CREATE VIEW tablesync_progress WITH (security_barrier = true) AS
 SELECT p.run_id,
        r.replica,
        ('{schema,load,scan,confirm,apply}'::pg_catalog.text[])[p.phase + 1] AS phase,
@@ -59,7 +65,8 @@ SELECT p.run_id,
        p.throttled_usec * '1 microsecond'::pg_catalog.interval AS throttled_for
 FROM tablesync.live_progress() p
 JOIN tablesync.run r ON r.run_id = p.run_id AND r.pid = p.pid
-CROSS JOIN LATERAL (SELECT greatest(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.phase_started)::pg_catalog.float8, 0.001)) s (seconds);
+CROSS JOIN LATERAL (SELECT greatest(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.phase_started)::pg_catalog.float8, 0.001)) s (seconds)
+WHERE tablesync.sees(r.replica);
 GRANT SELECT ON tablesync_progress TO PUBLIC;
 COMMENT ON VIEW tablesync_progress IS 'one row per live run: phase, rows so far, estimated end';
 COMMENT ON COLUMN tablesync_progress.phase IS 'schema, load, scan, confirm or apply';
@@ -67,7 +74,7 @@ COMMENT ON COLUMN tablesync_progress.rows_estimated IS 'rows the current phase h
 COMMENT ON COLUMN tablesync_progress.eta IS 'estimated time until the current phase ends';
 COMMENT ON COLUMN tablesync_progress.throttled_for IS 'time rested so far because of max_source_load';
 
-CREATE VIEW tablesync_status WITH (security_invoker = true) AS
+CREATE VIEW tablesync_status WITH (security_barrier = true) AS
 SELECT t.replica,
        t.source,
        CASE WHEN NOT t.enabled OR t.home <> tablesync.home() THEN 'paused'
@@ -102,7 +109,8 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT r.finished_at, r.replica_rows
     FROM tablesync.run r WHERE r.replica = t.replica AND r.status = 'succeeded' ORDER BY r.run_id DESC LIMIT 1
-) success ON true;
+) success ON true
+WHERE tablesync.sees(t.replica);
 GRANT SELECT ON tablesync_status TO PUBLIC;
 COMMENT ON VIEW tablesync_status IS 'one row per replica: its state, freshness and last run';
 COMMENT ON COLUMN tablesync_status.state IS 'ok, running, loading, stale, failed, paused or never_run';

@@ -24,9 +24,9 @@ SELECT is(pg_temp.columns('tablesync_progress'),
     'percent numeric, rows_per_second bigint, eta interval, throttled_for interval',
     'columns of tablesync_progress');
 SELECT results_eq(
-    $$SELECT relname::text FROM pg_class WHERE relkind = 'v' AND relname LIKE 'tablesync\_%' AND 'security_invoker=true' = ANY (reloptions) ORDER BY 1$$,
+    $$SELECT relname::text FROM pg_class WHERE relkind = 'v' AND relname LIKE 'tablesync\_%' AND 'security_barrier=true' = ANY (reloptions) ORDER BY 1$$,
     $$SELECT relname::text FROM pg_class WHERE relkind = 'v' AND relname LIKE 'tablesync\_%' ORDER BY 1$$,
-    'views run with the rights of who looks');
+    'views don''t let functions of who looks see hidden rows');
 
 -- settings and their defaults
 SELECT has_column('tablesync', 'replica', c, c) FROM unnest(ARRAY['source', 'key_columns', 'version_column', 'fingerprint', 'consistency',
