@@ -270,8 +270,10 @@ tsync_read_replica(Oid relid)
 void
 tsync_read_source(TsyncRun *run)
 {
+	tsync_expect_source(true);
 	catalog_execute_oid("SELECT server_version, estimated_rows"
 						" FROM tablesync.open_source($1::regclass)", run->replica->relid);
+	tsync_expect_source(false);
 	run->source_version = (int) result_int64(0, 1);
 	run->source_estimate = result_double(0, 2);
 	SPI_freetuptable(SPI_tuptable);
@@ -283,7 +285,9 @@ tsync_source_identity(TsyncRun *run)
 {
 	char	   *identity;
 
+	tsync_expect_source(true);
 	catalog_execute_oid("SELECT tablesync.source_identity($1::regclass)", run->replica->source);
+	tsync_expect_source(false);
 	identity = result_text(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	return identity;

@@ -43,7 +43,9 @@ tsync_commit(void)
 {
 	SPI_finish();
 	PopActiveSnapshot();
+	tsync_expect_source(true);	/* its transaction ends too */
 	CommitTransactionCommand();
+	tsync_expect_source(false);
 	pgstat_report_stat(false);
 }
 
@@ -146,7 +148,10 @@ tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest)
 	else if ((plan = SPI_prepare_cursor(sql, 0, NULL, CURSOR_OPT_PARALLEL_OK)) == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 
+	if (side == TSYNC_SOURCE)
+		tsync_expect_source(true);
 	rc = SPI_execute_plan_extended(plan, &options);
+	tsync_expect_source(false);
 	if (rc != SPI_OK_SELECT)
 		elog(ERROR, "unexpected SPI result %s", SPI_result_code_string(rc));
 	processed = SPI_processed;

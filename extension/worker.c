@@ -27,6 +27,7 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/timeout.h"
 
 /* A run starts over when source or replica change under it. */
 #define ATTEMPTS 5
@@ -34,7 +35,12 @@
 /* Deletes below this number are never held back. */
 #define GUARD_MIN_DELETES 1000
 
+/* The source's own timeout comes first, if it is alive. */
+#define SOURCE_GRACE_MS 1000
+
 static volatile sig_atomic_t cancel_requested = false;
+static volatile sig_atomic_t source_silent = false;
+static TimeoutId source_timeout;
 
 /*
  * SIGTERM cancels what runs, like SIGINT, instead of ending the process in
@@ -50,6 +56,30 @@ handle_cancel(SIGNAL_ARGS)
 	QueryCancelPending = true;
 	SetLatch(MyLatch);
 	errno = save_errno;
+}
+
+static void
+handle_source_timeout(void)
+{
+	source_silent = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
+
+/*
+ * Start (or stop) waiting for an answer of the source.  Its statement timeout
+ * does not help against a backend that is frozen there.
+ */
+void
+tsync_expect_source(bool waiting)
+{
+	if (tsync_statement_timeout <= 0)
+		return;
+	if (waiting)
+		enable_timeout_after(source_timeout, tsync_statement_timeout + SOURCE_GRACE_MS);
+	else
+		disable_timeout(source_timeout, false);
 }
 
 /* Values must look the same here and at the source, whatever the settings. */
@@ -227,11 +257,16 @@ run_in_envelope(TsyncRun *run)
 
 	if (edata != NULL)
 	{
-		bool		cancelled = cancel_requested && edata->sqlerrcode == ERRCODE_QUERY_CANCELED;
-
 		MemoryContextSwitchTo(run_context);
+		tsync_expect_source(false);
 		QueryCancelPending = false;
-		tsync_fail_run(run, edata, cancelled);
+		if (source_silent && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		{
+			edata->sqlerrcode = ERRCODE_CONNECTION_FAILURE;
+			edata->message = psprintf("the source did not answer within %d ms",
+									  tsync_statement_timeout + SOURCE_GRACE_MS);
+		}
+		tsync_fail_run(run, edata, cancel_requested && edata->sqlerrcode == ERRCODE_QUERY_CANCELED);
 	}
 }
 
@@ -249,6 +284,7 @@ tsync_worker_main(Datum main_arg)
 	BackgroundWorkerInitializeConnectionByOid(start.database, start.owner, TSYNC_CONNECT_FLAGS);
 	prepare_session();
 	tsync_prepare_planner();
+	source_timeout = RegisterTimeout(USER_TIMEOUT, handle_source_timeout);
 
 	/* another worker was faster: the launcher sees that we left no trace */
 	if (!tsync_lock_run(start.replica))

@@ -112,6 +112,24 @@ is(run_counts($target, 'items'), 'succeeded|0|0|0', 'both mended');
 my $passwords = $target->safe_psql('postgres', q{SELECT count(*) FROM tablesync.run WHERE (run::text) LIKE '%rotated%' OR (run::text) LIKE '%read-only%'});
 is($passwords, 0, 'no password in the run history');
 
+# a backend at the source that is frozen in the middle of a statement
+$target->safe_psql('postgres', q{ALTER ROLE app SET tablesync.statement_timeout = '2s'});
+$locker = $source->background_psql('postgres');
+$locker->query_safe('BEGIN; LOCK TABLE items');
+$run_id = start_blocked_run();
+my $frozen = $source->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%'});
+kill 'STOP', $frozen;
+my $started = time;
+is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'failed', 'frozen backend: failed');
+cmp_ok(time - $started, '<', 60, 'within a minute');
+is(app_sql($target, "SELECT sqlstate, message FROM tablesync_runs WHERE run_id = $run_id"),
+	'08006|the source did not answer within 3000 ms', 'with the reason');
+kill 'CONT', $frozen;
+$locker->query_safe('COMMIT');
+$locker->quit;
+$target->safe_psql('postgres', 'ALTER ROLE app RESET tablesync.statement_timeout');
+is(run_counts($target, 'items'), 'succeeded|0|0|0', 'works again');
+
 # --- hidden rows ---
 
 $source->safe_psql('postgres', 'ALTER TABLE items ENABLE ROW LEVEL SECURITY; CREATE POLICY high ON items USING (id > 2000)');
