@@ -18,12 +18,15 @@ ISOLATION = $(patsubst test/isolation/specs/%.spec,%,$(sort $(wildcard test/isol
 ISOLATION_OPTS = --inputdir=test/isolation
 
 PG_CONFIG ?= pg_config
-PGXS := $(shell $(PG_CONFIG) --pgxs)
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 
 # The targets that set a machine up must work before PostgreSQL is there.
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
 $(OBJS): extension/tablesync.h extension/compat.h
+else
+all install installcheck:
+	@echo "PostgreSQL's server headers are missing: install postgresql-server-dev-15, or set PG_CONFIG" >&2; false
 endif
 
 $(BUILT_SQL): $(SQL_PARTS) tablesync.control

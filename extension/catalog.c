@@ -140,11 +140,16 @@ texts_datum(char **texts, int ntexts)
 	return PointerGetDatum(construct_array(elements, ntexts, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
-static char *
-qualified_name(Oid relid)
+/* schema.table, quoted; something readable too if it has been dropped. */
+char *
+tsync_relation_label(Oid relid)
 {
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-									  get_rel_name(relid));
+	char	   *name = get_rel_name(relid);
+	char	   *schema = name ? get_namespace_name(get_rel_namespace(relid)) : NULL;
+
+	if (schema == NULL)
+		return psprintf("with OID %u", relid);
+	return quote_qualified_identifier(schema, name);
 }
 
 /* Refuse to go on with a column that source and replica no longer share. */
@@ -224,7 +229,7 @@ tsync_read_replica(Oid relid)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("table with OID %u does not exist", relid)));
 	replica->relid = relid;
-	replica->replica_sql = replica->label = qualified_name(relid);
+	replica->replica_sql = replica->label = tsync_relation_label(relid);
 
 	if (catalog_execute_oid("SELECT source::oid::int8, fingerprint = 'row' OR adopted, consistency,"
 							" chunk_rows, max_source_load, max_delete_fraction, loaded, load_position,"
@@ -257,7 +262,7 @@ tsync_read_replica(Oid relid)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("the foreign table of replica %s does not exist any more", replica->label),
 				 errhint("Create it again and add the replica again with tablesync_add().")));
-	replica->source_sql = qualified_name(replica->source);
+	replica->source_sql = tsync_relation_label(replica->source);
 	read_columns(replica);
 	return replica;
 }
@@ -289,6 +294,8 @@ tsync_source_identity(TsyncRun *run)
 	catalog_execute_oid("SELECT tablesync.source_identity($1::regclass)", run->replica->source);
 	tsync_expect_source(false);
 	identity = result_text(0, 1);
+	if (identity == NULL)
+		elog(ERROR, "source of %s has no identity", run->replica->label);
 	SPI_freetuptable(SPI_tuptable);
 	return identity;
 }

@@ -42,18 +42,20 @@ whole_replica(TsyncRun *run)
 static char **
 find_boundary(TsyncRun *run, TsyncChunk *chunk, int64 rows)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	int			nrange = run->replica->nrange;
 	char	  **boundary = NULL;
 
 	if (tsync_select(run, TSYNC_REPLICA,
 					 tsync_sql_boundary(run->replica, chunk, rows), NULL) == 1)
 	{
-		boundary = MemoryContextAlloc(caller, nrange * sizeof(char *));
+		boundary = palloc(nrange * sizeof(char *));
 		for (int i = 0; i < nrange; i++)
-			boundary[i] = MemoryContextStrdup(caller,
-											  SPI_getvalue(SPI_tuptable->vals[0],
-														   SPI_tuptable->tupdesc, i + 1));
+		{
+			boundary[i] = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, i + 1);
+			if (boundary[i] == NULL)
+				elog(ERROR, "key column %s of %s is NULL",
+					 run->replica->keys[i]->quoted, run->replica->label);
+		}
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return boundary;

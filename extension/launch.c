@@ -159,13 +159,6 @@ check_callable(void)
 	PreventInTransactionBlock(true, "tablesync_run()");
 }
 
-static char *
-relation_label(Oid relid)
-{
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-									  get_rel_name(relid));
-}
-
 /* The role that a worker for the replica must connect as; checks that we may ask for it. */
 static Oid
 check_owner(Oid relid)
@@ -180,7 +173,7 @@ check_owner(Oid relid)
 	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
 	if (!has_privs_of_role(GetUserId(), owner))
-		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, relation_label(relid));
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, tsync_relation_label(relid));
 
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
 	if (!HeapTupleIsValid(tuple))
@@ -189,7 +182,7 @@ check_owner(Oid relid)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
 				 errmsg("owner \"%s\" of replica %s is not permitted to log in",
-						NameStr(((Form_pg_authid) GETSTRUCT(tuple))->rolname), relation_label(relid)),
+						NameStr(((Form_pg_authid) GETSTRUCT(tuple))->rolname), tsync_relation_label(relid)),
 				 errdetail("The background worker connects as the replica's owner."),
 				 errhint("Use ALTER ROLE .. LOGIN; the role needs no password.")));
 	ReleaseSysCache(tuple);
@@ -214,13 +207,13 @@ check_enabled(Oid relid)
 	if (!found)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("%s is not a replica", relation_label(relid)),
+				 errmsg("%s is not a replica", tsync_relation_label(relid)),
 				 errhint("Add it with tablesync_add(), and commit before you run it.")));
 	if (problem)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("replica %s %s", relation_label(relid), problem),
-				 errhint("Use tablesync_resume(%s).", quote_literal_cstr(relation_label(relid)))));
+				 errmsg("replica %s %s", tsync_relation_label(relid), problem),
+				 errhint("Use tablesync_resume(%s).", quote_literal_cstr(tsync_relation_label(relid)))));
 }
 
 static BackgroundWorkerHandle *
@@ -240,13 +233,13 @@ start_worker(Oid relid, Oid owner, int64 run_id, bool force)
 	strlcpy(worker.bgw_function_name, "tsync_worker_main", sizeof(worker.bgw_function_name));
 	strlcpy(worker.bgw_type, "tablesync run", sizeof(worker.bgw_type));
 	snprintf(worker.bgw_name, sizeof(worker.bgw_name), "tablesync run " INT64_FORMAT " for %s",
-			 run_id, relation_label(relid));
+			 run_id, tsync_relation_label(relid));
 	memcpy(worker.bgw_extra, &start, sizeof(start));
 
 	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-				 errmsg("no background worker is available for replica %s", relation_label(relid)),
+				 errmsg("no background worker is available for replica %s", tsync_relation_label(relid)),
 				 errhint("Increase max_worker_processes, or run fewer replicas at the same time.")));
 	return handle;
 }
@@ -337,14 +330,14 @@ report_ended(Oid relid, int64 run_id)
 			return report_already_running(relid, other);
 		report->status = "failed";
 		report->message = psprintf("background worker for replica %s ended before it could record its run",
-								   relation_label(relid));
+								   tsync_relation_label(relid));
 		report->hint = "The server log says why.";
 	}
 	else if (strcmp(report->status, "running") == 0)
 	{
 		report->status = "crashed";
 		report->message = psprintf("background worker for replica %s ended unexpectedly",
-								   relation_label(relid));
+								   tsync_relation_label(relid));
 		report->hint = "The server log says why. The replica is as it was; the next run goes on.";
 	}
 	else
@@ -494,18 +487,40 @@ tsync_run(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* The status of a run as a user should see it; NULL if there is no such run. */
+/* The recorded status of a run, NULL if there is none; "live" if its worker is. */
 static char *
-run_status(int64 run_id)
+recorded_status(int64 run_id, bool *live)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	char	   *status = NULL;
+	bool		isnull;
 
-	if (query_latest("SELECT tablesync.run_status(r) FROM tablesync.run r WHERE run_id = $1",
-					 INT8OID, Int64GetDatum(run_id)))
+	if (query_latest("SELECT status, EXISTS (SELECT FROM tablesync.live_runs() l"
+					 " WHERE l.replica = r.replica AND l.pid = r.pid)"
+					 " FROM tablesync.run r WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
+	{
 		status = copy_text(caller, 1);
+		*live = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	}
 	SPI_finish();
 	return status;
+}
+
+/*
+ * The status of a run as a user should see it.  A worker may end between the
+ * snapshot that saw its run as running and the look at its lock, so a crash
+ * is what a second look still sees.
+ */
+static char *
+run_status(int64 run_id)
+{
+	bool		live = false;
+	char	   *status = recorded_status(run_id, &live);
+
+	if (status == NULL || live || strcmp(status, "running") != 0)
+		return status;
+	status = recorded_status(run_id, &live);
+	return status && strcmp(status, "running") == 0 ? "crashed" : status;
 }
 
 /* tablesync_wait(run_id, timeout) */

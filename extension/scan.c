@@ -160,8 +160,11 @@ add_buckets(TsyncRun *run, TsyncSide side, const char *sql, HTAB *table)
 		int64		bucket = DatumGetInt64(SPI_getbinval(result->vals[i], result->tupdesc, 1, &isnull));
 		int64		rows = DatumGetInt64(SPI_getbinval(result->vals[i], result->tupdesc, 2, &isnull));
 		char	   *decimal = SPI_getvalue(result->vals[i], result->tupdesc, 3);
-		uint64		sum = tsync_sum_to_uint64(decimal);
+		uint64		sum;
 
+		if (decimal == NULL)
+			elog(ERROR, "fingerprints of a bucket are NULL");
+		sum = tsync_sum_to_uint64(decimal);
 		pfree(decimal);
 		entry = hash_search(table, &bucket, HASH_ENTER, &found);
 		if (!found)

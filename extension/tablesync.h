@@ -195,6 +195,7 @@ extern void tsync_for_keys(TsyncRun *run, TsyncRowSet *keys, TsyncKeysFunction f
 extern void tsync_fetch_rows(TsyncRun *run, TsyncRowSet *keys, TsyncRowSet *into);
 
 /* in catalog.c */
+extern char *tsync_relation_label(Oid relid);
 extern TsyncReplica *tsync_read_replica(Oid relid);
 extern void tsync_read_source(TsyncRun *run);
 extern char *tsync_source_identity(TsyncRun *run);

@@ -187,6 +187,8 @@ BEGIN
                         format('Its column %I has type %s, the source has %s.', r.attname, format_type(r.atttypid, r.atttypmod), s.type)
                     WHEN r.attnotnull AND NOT s.not_null AND NOT s."column" = ANY (key_columns) THEN
                         format('Its column %I is NOT NULL, the source''s is not.', r.attname)
+                    WHEN NOT r.attnotnull AND s."column" = ANY (key_columns) THEN
+                        format('Its key column %I is not NOT NULL.', r.attname)
                     WHEN r.attgenerated <> '' THEN format('Its column %I is generated.', r.attname)
                     WHEN r.attidentity = 'a' THEN
                         format('Its column %I is GENERATED ALWAYS AS IDENTITY; BY DEFAULT would do.', r.attname)
@@ -200,6 +202,7 @@ BEGIN
         WHERE r.attname IS NULL OR s."column" IS NULL
            OR format_type(r.atttypid, r.atttypmod) <> s.type
            OR (r.attnotnull AND NOT s.not_null AND NOT s."column" = ANY (key_columns))
+           OR (NOT r.attnotnull AND s."column" = ANY (key_columns))
            OR r.attgenerated <> '' OR r.attidentity = 'a' OR NOT co.collisdeterministic
         ORDER BY r.attnum LIMIT 1;
     END IF;

@@ -328,7 +328,7 @@ AS $$
     SELECT s."column",
            r.atttypid::bigint,
            r.atttypmod,
-           NOT s.not_null,
+           NOT (s.not_null AND r.attnotnull),
            array_position(t.key_columns, s."column"),
            s."column" = t.version_column,
            CASE WHEN f.attname IS NULL THEN format('Foreign table %s has no column %I.', t.source, s."column")

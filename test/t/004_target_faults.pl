@@ -205,17 +205,34 @@ is(run_counts($target, 'mine'), 'succeeded|999|1|0', 'a row of somebody else bef
 is_replica($source, $target, 'items', 'mine', 'identical');
 app_sql($target, "SELECT tablesync_remove('mine', drop_replica => true)");
 
+# NULLs that the source can't have
+app_sql($target, q{
+	CREATE TABLE mine (id integer PRIMARY KEY, note text, updated_at timestamp);
+	SELECT tablesync_add('mine', 'items_source', version_column => 'updated_at', chunk_rows => 100)});
+is(run_counts($target, 'mine'), 'succeeded|1000|0|0', 'a replica that allows more than its source');
+app_sql($target, 'UPDATE mine SET updated_at = NULL');
+is(run_counts($target, 'mine'), 'succeeded|0|1000|0', 'NULLs of somebody else are repaired');
+is_replica($source, $target, 'items', 'mine', 'identical');
+app_sql($target, "SELECT tablesync_remove('mine', drop_replica => true)");
+
 # --- dropped ---
 
+# the caller waits for it, too
 $locker->query_safe('BEGIN; LOCK TABLE items');
 change_something_later($locker);
-$run_id = start_blocked_run();
+$psql = IPC::Run::start(
+	[ 'psql', '-XAtq', '-U', 'app', '-d', $target->connstr('postgres'), '-c', "SELECT * FROM tablesync_run('items')" ],
+	'<', \undef, '>', \$psql_out, '2>', \$psql_err);
+wait_until($source, $waits_at_source);
+$run_id = app_sql($target, 'SELECT max(run_id) FROM tablesync_runs');
 app_sql($target, 'DROP TABLE items');
 $locker->query_safe('COMMIT');
 $locker->quit;
-wait_until($target, "SELECT count(*) = 0 FROM ($worker) w");
-is(app_sql($target, "SELECT count(*) FROM tablesync_runs WHERE run_id = $run_id"), 0, 'a replica dropped while running takes its history along');
-is($target->safe_psql('postgres', 'SELECT 1'), 1, 'and the server stands');
+$psql->finish;
+like($psql_err, qr/ERROR:  background worker for replica with OID \d+ ended before it could record its run/, 'replica dropped while running: the caller gets an error');
+is(app_sql($target, "SELECT count(*) FROM tablesync_runs WHERE run_id = $run_id"), 0, 'the history goes with it');
+is($target->safe_psql('postgres', "SELECT count(*) FROM ($worker) w"), 0, 'the worker has ended');
+unlike(PostgreSQL::Test::Utils::slurp_file($target->logfile), qr/signal 11|signal 6/, 'and nothing has crashed but what we have killed');
 
 # --- no slot ---
 
