@@ -12,27 +12,14 @@
  */
 #include "tablesync.h"
 
-#include "access/xlog.h"
-#include "catalog/dependency.h"
-#include "catalog/namespace.h"
-#include "catalog/objectaddress.h"
-#include "catalog/pg_class.h"
-#include "catalog/pg_extension.h"
-#include "catalog/pg_foreign_server.h"
-#include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
-#include "commands/extension.h"
-#include "compat.h"
 #include "executor/spi.h"
-#include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "storage/lock.h"
-#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/syscache.h"
 
 /*
  * A run holds an advisory lock for as long as its process lives.  The fourth
@@ -44,9 +31,6 @@
 
 /* Rows that can't be longer are fetched by the thousand. */
 #define NARROW_ROW_BYTES 8192
-
-PG_FUNCTION_INFO_V1(tsync_home);
-PG_FUNCTION_INFO_V1(tsync_prepare_server);
 
 /*
  * Run a statement with parameters; returns the number of rows.  SPI leaves its
@@ -523,68 +507,4 @@ tsync_lock_run(Oid relid)
 
 	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, RUN_LOCK_CLASS, relid, RUN_LOCK_FIELD4);
 	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
-}
-
-/* tablesync.home(): where this database lives. */
-Datum
-tsync_home(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_TEXT_P(cstring_to_text(psprintf(UINT64_FORMAT "/%u",
-											  GetSystemIdentifier(), MyDatabaseId)));
-}
-
-static Oid
-schema_owner(void)
-{
-	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID,
-										ObjectIdGetDatum(get_namespace_oid("tablesync", false)));
-	Oid			owner;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for schema tablesync");
-	owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
-	ReleaseSysCache(tuple);
-	return owner;
-}
-
-/*
- * tablesync.prepare_server(server): make sure that the foreign tables exist
- * through which we read the catalogs of a source.  They belong to the
- * extension's owner and can be read by everybody who has a user mapping.  They
- * go away with the server or the extension, whichever is dropped first.
- */
-Datum
-tsync_prepare_server(PG_FUNCTION_ARGS)
-{
-	ForeignServer *server = GetForeignServerByName(NameStr(*PG_GETARG_NAME(0)), false);
-	AclResult	allowed = tsync_server_aclcheck(server->serverid, GetUserId(), ACL_USAGE);
-	Oid			caller;
-	int			security;
-	uint64		created;
-	ObjectAddress extension;
-
-	if (allowed != ACLCHECK_OK)
-		aclcheck_error(allowed, OBJECT_FOREIGN_SERVER, server->servername);
-
-	ObjectAddressSet(extension, ExtensionRelationId, get_extension_oid("tablesync", false));
-	GetUserIdAndSecContext(&caller, &security);
-	SetUserIdAndSecContext(schema_owner(), security | SECURITY_LOCAL_USERID_CHANGE);
-	SPI_connect();
-	created = catalog_execute_oid("SELECT t::oid::int8 FROM tablesync.create_source_catalog($1) t",
-								  server->serverid);
-	for (uint64 i = 0; i < created; i++)
-	{
-		ObjectAddress table;
-		ObjectAddress on_server;
-
-		ObjectAddressSet(table, RelationRelationId, (Oid) result_int64(i, 1));
-		ObjectAddressSet(on_server, ForeignServerRelationId, server->serverid);
-		deleteDependencyRecordsForSpecific(RelationRelationId, table.objectId, DEPENDENCY_NORMAL,
-										   ForeignServerRelationId, server->serverid);
-		recordDependencyOn(&table, &on_server, DEPENDENCY_AUTO);
-		recordDependencyOn(&table, &extension, DEPENDENCY_AUTO_EXTENSION);
-	}
-	SPI_finish();
-	SetUserIdAndSecContext(caller, security);
-	PG_RETURN_VOID();
 }

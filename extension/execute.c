@@ -124,7 +124,7 @@ prepare_for_source(const char *sql)
 				(errcode(ERRCODE_FDW_ERROR),
 				 errmsg("postgres_fdw would not ship a statement to the source"),
 				 errdetail_log("Statement: %s", sql),
-				 errhint("Check the options of the foreign table and its server.")));
+				 errhint("The foreign table's option use_remote_estimate must be false, and fdw_tuple_cost not zero.")));
 	return plan;
 }
 

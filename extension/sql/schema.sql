@@ -41,7 +41,7 @@ BEGIN
             table_name := server || '.' || catalog.name;
         END IF;
         EXECUTE format('CREATE FOREIGN TABLE tablesync.%I (%s) SERVER %I '
-                       'OPTIONS (schema_name ''pg_catalog'', table_name %L, fetch_size ''1000'')',
+                       'OPTIONS (schema_name ''pg_catalog'', table_name %L, fetch_size ''1000'', use_remote_estimate ''false'')',
                        table_name, catalog.columns, server_name, catalog.name);
         EXECUTE format('GRANT SELECT ON tablesync.%I TO PUBLIC', table_name);
         EXECUTE format('COMMENT ON FOREIGN TABLE tablesync.%I IS %L', table_name,

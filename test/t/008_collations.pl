@@ -21,7 +21,7 @@ $source->safe_psql('people', q{
 	CREATE TABLE fuzzy (id integer PRIMARY KEY, word text)});
 is($source->safe_psql('people', "SELECT 'a' < 'B'") . $target->safe_psql('postgres', "SELECT 'a' < 'B'"), 'tf', 'the two sort differently');
 
-$target->safe_psql('postgres', 'CREATE SERVER people FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host \'127.0.0.1\', port \'' . $source->port . q{', dbname 'people');
+$target->safe_psql('postgres', 'CREATE SERVER people FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host \'127.0.0.1\', port \'' . $source->port . q{', dbname 'people', use_remote_estimate 'true');
 	CREATE SERVER western FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '} . $source->port . q{', dbname 'western');
 	GRANT USAGE ON FOREIGN SERVER people, western TO app;
 	CREATE USER MAPPING FOR app SERVER people OPTIONS (user 'reader', password 'read-only');

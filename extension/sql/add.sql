@@ -1,0 +1,605 @@
+/* add.sql: tablesync_add, and everything that it refuses */
+
+/* Key columns of a source by their remote names: the primary key, or what the user says, if it is unique. */
+CREATE FUNCTION tablesync.source_key(source regclass, key_columns name[])
+RETURNS name[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(source);
+    shape jsonb := tablesync.source_shape(source);
+    relation record;
+    primary_key name[];
+    attnums integer[];
+    is_unique boolean;
+BEGIN
+    SELECT array_agg((c->>'column')::name ORDER BY (c->>'key')::integer)
+    INTO primary_key
+    FROM jsonb_array_elements(shape) c
+    WHERE c->>'key' IS NOT NULL;
+    IF key_columns IS NULL AND primary_key IS NULL THEN
+        RAISE EXCEPTION 'the source %.% has no primary key', quote_ident(target.schema_name), quote_ident(target.table_name)
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  DETAIL = 'Rows can be told apart only by a key.',
+                  HINT = 'If NOT NULL columns of it have a unique index, name them as key_columns.';
+    END IF;
+    IF key_columns IS NULL OR key_columns = primary_key THEN
+        RETURN primary_key;
+    END IF;
+
+    relation := tablesync.source_relation(target.server, target.schema_name, target.table_name);
+    SELECT array_agg(c.attnum::integer ORDER BY c.attnum)
+    INTO attnums
+    FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
+    JOIN jsonb_array_elements(shape) s ON s->>'remote' = c.remote_name
+    WHERE s->>'column' = ANY (key_columns) AND c.not_null;
+    EXECUTE format('SELECT bool_or(%L::integer[] = (SELECT array_agg(n ORDER BY n) FROM unnest(string_to_array(indkey, '' '')::integer[]) n)) '
+                   'FROM %s WHERE indrelid = %s AND indisunique AND indimmediate AND indisvalid AND indpred IS NULL AND indexprs IS NULL',
+                   attnums, tablesync.source_catalog(target.server, 'pg_index'), relation.relid)
+    INTO is_unique;
+    IF is_unique IS NOT TRUE OR cardinality(attnums) <> cardinality(key_columns) THEN
+        RAISE EXCEPTION 'columns % are not a key of the source %.%', key_columns, quote_ident(target.schema_name), quote_ident(target.table_name)
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  DETAIL = 'A key needs a unique index at the source, on NOT NULL columns, that is neither partial nor deferrable.',
+                  HINT = CASE WHEN primary_key IS NOT NULL THEN format('The primary key is (%s).', array_to_string(primary_key, ', '))
+                         ELSE 'Name all columns of such an index as key_columns.' END;
+    END IF;
+    RETURN key_columns;
+END
+$$;
+COMMENT ON FUNCTION tablesync.source_key(regclass, name[]) IS 'the key columns of a source; an error if it has none';
+
+/* Refuse a source that is not a plain or partitioned table. */
+CREATE FUNCTION tablesync.check_source_kind(server oid, schema_name text, table_name text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    relation record := tablesync.source_relation(server, schema_name, table_name);
+    source_name text := quote_ident(schema_name) || '.' || quote_ident(table_name);
+BEGIN
+    IF relation.relkind NOT IN ('r', 'p') OR (relation.relkind = 'r' AND relation.has_children) THEN
+        RAISE EXCEPTION 'the source % is not a table that can be replicated exactly', source_name
+            USING ERRCODE = 'wrong_object_type',
+                  DETAIL = CASE relation.relkind
+                           WHEN 'v' THEN 'It is a view: rewrites of the tables behind it can''t be noticed.'
+                           WHEN 'm' THEN 'It is a materialized view.'
+                           WHEN 'f' THEN 'It is a foreign table: one snapshot of it does not exist.'
+                           WHEN 'r' THEN 'It has inheritance children: their rows are outside of its primary key.'
+                           ELSE 'It is not a table.' END,
+                  HINT = 'Replicate the tables behind it.';
+    END IF;
+    IF relation.row_security THEN
+        RAISE WARNING 'row security is enabled on the source %', source_name
+            USING DETAIL = 'Runs set row_security to off and fail if a policy would hide rows from them.',
+                  HINT = 'Ask for a role with BYPASSRLS, or read the table as its owner.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_source_kind(oid, text, text) IS 'an error if a source is not a plain or partitioned table';
+
+/* What to do about a column of which tablesync.source_columns() says that it is a problem. */
+CREATE FUNCTION tablesync.column_hint(problem text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN problem LIKE 'type %' THEN 'Create the type here like at the source, or leave the table out.' END;
+$$;
+COMMENT ON FUNCTION tablesync.column_hint(text) IS 'what to do about a problem of a source''s column';
+
+CREATE FUNCTION tablesync.refuse_column(column_name text, source_name text, problem text, hint text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF hint IS NULL THEN
+        RAISE EXCEPTION 'column % of the source % can''t be replicated exactly', column_name, source_name
+            USING ERRCODE = 'feature_not_supported', DETAIL = format('Reason: %s.', problem);
+    END IF;
+    RAISE EXCEPTION 'column % of the source % can''t be replicated exactly', column_name, source_name
+        USING ERRCODE = 'feature_not_supported', DETAIL = format('Reason: %s.', problem), HINT = hint;
+END
+$$;
+COMMENT ON FUNCTION tablesync.refuse_column(text, text, text, text) IS 'raises the error for a column that can''t be replicated exactly';
+
+/* Refuse a source that can't be replicated exactly. */
+CREATE FUNCTION tablesync.check_source(source regclass, key_columns name[], version_column name, fingerprint text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(source);
+    source_name text := quote_ident(target.schema_name) || '.' || quote_ident(target.table_name);
+    misfit record;
+BEGIN
+    SELECT q.* INTO misfit
+    FROM (
+        SELECT c.attnum, format('%I', c.remote_name) AS name,
+               coalesce(c.problem,
+                        CASE WHEN a.attname IS NULL THEN 'the foreign table has no such column' END,
+                        CASE WHEN (a.atttypid, a.atttypmod) <> (c.type, c.typmod) THEN
+                            format('its type is %s, and %s in the foreign table',
+                                   format_type(c.type, c.typmod), format_type(a.atttypid, a.atttypmod)) END,
+                        CASE WHEN NOT co.collisdeterministic THEN 'its collation in the foreign table is not deterministic' END,
+                        tablesync.type_problem(c.type, u.key, u.key OR u.hashed)) AS problem,
+               CASE WHEN c.problem IS NOT NULL THEN tablesync.column_hint(c.problem)
+                    WHEN a.attname IS NULL OR (a.atttypid, a.atttypmod) <> (c.type, c.typmod) OR NOT co.collisdeterministic THEN
+                        'Create the foreign table again with IMPORT FOREIGN SCHEMA, or let tablesync_add(replica, server, source) do it.'
+                    WHEN tablesync.type_problem(c.type, false, false) IS NOT NULL THEN NULL    -- not at all
+                    WHEN u.key THEN 'Types of keys are smallint, integer, bigint, numeric, uuid, date, timestamp, timestamptz, text, varchar and char.'
+                    WHEN fingerprint = 'row' THEN 'If the source sets a column on every change, name it as version_column.'
+                    ELSE 'Choose another version column, or none.' END AS hint
+        FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
+        LEFT JOIN pg_attribute a
+            ON a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped
+           AND c.remote_name = coalesce((SELECT option_value FROM pg_options_to_table(a.attfdwoptions)
+                                         WHERE option_name = 'column_name'), a.attname)
+        LEFT JOIN pg_collation co ON co.oid = a.attcollation
+        CROSS JOIN LATERAL (SELECT coalesce(a.attname = ANY (key_columns), false),
+                                   fingerprint = 'row' OR coalesce(a.attname = version_column, false)) u (key, hashed)
+    ) q
+    WHERE q.problem IS NOT NULL
+    ORDER BY q.attnum LIMIT 1;
+    IF FOUND THEN
+        PERFORM tablesync.refuse_column(misfit.name, source_name, misfit.problem, misfit.hint);
+    END IF;
+
+    SELECT a.attname INTO misfit
+    FROM pg_attribute a
+    WHERE a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped
+      AND NOT EXISTS (SELECT FROM jsonb_array_elements(tablesync.source_shape(source)) s
+                      WHERE s->>'column' = a.attname AND s->>'remote' =
+                            coalesce((SELECT option_value FROM pg_options_to_table(a.attfdwoptions)
+                                      WHERE option_name = 'column_name'), a.attname))
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'column % of foreign table % does not exist in the source %', quote_ident(misfit.attname), source, source_name
+            USING ERRCODE = 'undefined_column',
+                  HINT = 'Create the foreign table again with IMPORT FOREIGN SCHEMA.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_source(regclass, name[], name, text) IS 'an error if a source can''t be replicated exactly';
+
+/* Refuse an existing table that does not fit its source, column by column. */
+CREATE FUNCTION tablesync.check_existing(replica regclass, source regclass, key_columns name[])
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    problem text;
+BEGIN
+    SELECT CASE WHEN c.relkind NOT IN ('r', 'p') THEN 'It is not a table.'
+                WHEN c.relpersistence = 't' THEN 'It is a temporary table: a background worker can''t see it.' END
+    INTO problem
+    FROM pg_class c WHERE c.oid = replica;
+
+    IF problem IS NULL THEN
+        SELECT CASE WHEN r.attname IS NULL THEN format('It has no column %I.', s."column")
+                    WHEN s."column" IS NULL THEN format('Its column %I does not exist in the source.', r.attname)
+                    WHEN format_type(r.atttypid, r.atttypmod) <> s.type THEN
+                        format('Its column %I has type %s, the source has %s.', r.attname, format_type(r.atttypid, r.atttypmod), s.type)
+                    WHEN r.attnotnull AND NOT s.not_null AND NOT s."column" = ANY (key_columns) THEN
+                        format('Its column %I is NOT NULL, the source''s is not.', r.attname)
+                    WHEN NOT r.attnotnull AND s."column" = ANY (key_columns) THEN
+                        format('Its key column %I is not NOT NULL.', r.attname)
+                    WHEN r.attgenerated <> '' THEN format('Its column %I is generated.', r.attname)
+                    WHEN r.attidentity = 'a' THEN
+                        format('Its column %I is GENERATED ALWAYS AS IDENTITY; BY DEFAULT would do.', r.attname)
+                    WHEN NOT co.collisdeterministic THEN format('The collation of its column %I is not deterministic.', r.attname)
+               END
+        INTO problem
+        FROM (SELECT * FROM jsonb_to_recordset(tablesync.source_shape(source)) AS s ("column" name, type text, not_null boolean)) s
+        FULL JOIN (SELECT * FROM pg_attribute WHERE attrelid = replica AND attnum > 0 AND NOT attisdropped) r
+            ON r.attname = s."column"
+        LEFT JOIN pg_collation co ON co.oid = r.attcollation
+        WHERE r.attname IS NULL OR s."column" IS NULL
+           OR format_type(r.atttypid, r.atttypmod) <> s.type
+           OR (r.attnotnull AND NOT s.not_null AND NOT s."column" = ANY (key_columns))
+           OR (NOT r.attnotnull AND s."column" = ANY (key_columns))
+           OR r.attgenerated <> '' OR r.attidentity = 'a' OR NOT co.collisdeterministic
+        ORDER BY r.attnum LIMIT 1;
+    END IF;
+
+    IF problem IS NULL AND NOT EXISTS (
+        SELECT FROM pg_index i
+        WHERE i.indrelid = replica AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+          AND ARRAY(SELECT a.attname FROM unnest(i.indkey::smallint[]) WITH ORDINALITY k (attnum, n)
+                    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                    WHERE k.n <= i.indnkeyatts ORDER BY a.attname)
+            = ARRAY(SELECT k FROM unnest(key_columns) k ORDER BY k))
+    THEN
+        problem := format('It has no primary key or unique index on (%s).',
+                          (SELECT string_agg(quote_ident(k), ', ') FROM unnest(key_columns) k));
+    END IF;
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION 'table % can''t be the replica of %', replica, source
+            USING ERRCODE = 'datatype_mismatch', DETAIL = problem,
+                  HINT = 'Change the table, or name one that does not exist: tablesync_add() creates it like the source.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_existing(regclass, regclass, name[]) IS 'an error if an existing table can''t hold an exact copy of a source';
+
+/* Definitions of the columns of a source, for CREATE [FOREIGN] TABLE. */
+CREATE FUNCTION tablesync.column_definitions(server oid, schema_name text, table_name text)
+RETURNS text
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT string_agg(format('%I %s%s%s', c.remote_name,
+                             CASE WHEN c.type >= 16384 THEN format('%s.', (SELECT quote_ident(n.nspname) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = c.type))
+                                  || (SELECT quote_ident(t.typname) FROM pg_type t WHERE t.oid = c.type)
+                                  ELSE format_type(c.type, c.typmod) END,
+                             CASE WHEN c."collation" IS NOT NULL THEN
+                                 format(' COLLATE pg_catalog.%I', (SELECT collname FROM pg_collation WHERE oid = c."collation")) END,
+                             CASE WHEN c.not_null THEN ' NOT NULL' END), ', ' ORDER BY c.attnum)
+    FROM tablesync.source_columns(server, schema_name, table_name) c;
+$$;
+COMMENT ON FUNCTION tablesync.column_definitions(oid, text, text) IS 'column definitions of a source with names, types, collations and NOT NULL, nothing else';
+
+CREATE FUNCTION tablesync.check_mapping(role_name name, server oid)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    server_name name := (SELECT s.srvname FROM pg_foreign_server s WHERE s.oid = server);
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_user_mappings m
+                   WHERE m.srvid = server AND m.umuser IN (0, (SELECT r.oid FROM pg_roles r WHERE r.rolname = role_name))) THEN
+        RAISE EXCEPTION 'role "%" has no user mapping for server "%"', role_name, server_name
+            USING ERRCODE = 'undefined_object',
+                  DETAIL = 'tablesync_add() connects to the source as the current user, runs connect as the replica''s owner.',
+                  HINT = format('CREATE USER MAPPING FOR %I SERVER %I OPTIONS (user .., password ..);', role_name, server_name);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_mapping(name, oid) IS 'an error if a role has no user mapping for a server';
+
+CREATE FUNCTION tablesync.check_owner_access(owner oid, source regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    role_name name := pg_get_userbyid(owner);
+BEGIN
+    PERFORM tablesync.check_mapping(role_name, (tablesync.source_target(source)).server);
+    IF NOT has_table_privilege(owner, source, 'SELECT') THEN
+        RAISE EXCEPTION 'role "%" may not read foreign table %', role_name, source
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = format('GRANT SELECT ON %s TO %I;', source, role_name);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_owner_access(oid, regclass) IS 'an error if the owner of a replica can''t read its source';
+
+/*
+ * Options that runs need: rows fetched by the thousand where nobody has
+ * decided otherwise, and the planner's own estimates, with which every
+ * statement ships.
+ */
+CREATE FUNCTION tablesync.set_source_options(source regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    of_table jsonb;
+    of_server jsonb;
+    changes text[] := '{}';
+    change text;
+BEGIN
+    SELECT coalesce((SELECT jsonb_object_agg(option_name, option_value) FROM pg_options_to_table(t.ftoptions)), '{}'),
+           coalesce((SELECT jsonb_object_agg(option_name, option_value) FROM pg_options_to_table(s.srvoptions)), '{}')
+    INTO of_table, of_server
+    FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = t.ftserver
+    WHERE t.ftrelid = source;
+    IF NOT (of_server || of_table) ? 'fetch_size' THEN
+        changes := array_append(changes, 'ADD fetch_size ''10000''');
+    END IF;
+    IF (of_table->>'use_remote_estimate')::boolean THEN
+        changes := array_append(changes, 'SET use_remote_estimate ''false''');
+    ELSIF NOT of_table ? 'use_remote_estimate' AND (of_server->>'use_remote_estimate')::boolean THEN
+        changes := array_append(changes, 'ADD use_remote_estimate ''false''');
+    END IF;
+    FOREACH change IN ARRAY changes LOOP
+        IF tablesync.owns(source) THEN
+            EXECUTE format('ALTER FOREIGN TABLE %s OPTIONS (%s)', source, change);
+        ELSE
+            RAISE WARNING 'an option of foreign table % does not suit runs', source
+                USING HINT = format('ALTER FOREIGN TABLE %s OPTIONS (%s);', source, change);
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION tablesync.set_source_options(regclass) IS 'gives a foreign table the options that runs need';
+
+/* Say what is wrong with settings that the table's constraints would refuse. */
+CREATE FUNCTION tablesync.check_settings(settings tablesync.replica)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    setting text;
+    value text;
+    wanted text;
+BEGIN
+    SELECT v.* INTO setting, value, wanted
+    FROM (VALUES
+        ('fingerprint', settings.fingerprint, 'version or row', settings.fingerprint IN ('version', 'row')),
+        ('consistency', settings.consistency, 'auto, snapshot or chunk', settings.consistency IN ('auto', 'snapshot', 'chunk')),
+        ('chunk_rows', settings.chunk_rows::text, 'greater than 0', coalesce(settings.chunk_rows > 0, true)),
+        ('max_source_load', settings.max_source_load::text, 'greater than 0 and at most 1',
+            settings.max_source_load > 0 AND settings.max_source_load <= 1),
+        ('max_delete_fraction', settings.max_delete_fraction::text, 'between 0 and 1', settings.max_delete_fraction BETWEEN 0 AND 1),
+        ('on_schema_change', settings.on_schema_change, 'apply, pause or ignore', settings.on_schema_change IN ('apply', 'pause', 'ignore')),
+        ('freshness', settings.freshness::text, 'greater than 0', coalesce(settings.freshness > '0', true)),
+        ('workers', settings.workers::text, 'between 1 and 16', settings.workers BETWEEN 1 AND 16),
+        ('enabled', settings.enabled::text, 'true or false', settings.enabled IS NOT NULL)
+    ) v (setting, value, wanted, valid)
+    WHERE v.valid IS NOT TRUE LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'invalid value for %: %', setting, coalesce(quote_literal(value), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = format('It must be %s.', wanted);
+    END IF;
+    IF settings.fingerprint = 'version' AND settings.version_column IS NULL THEN
+        RAISE EXCEPTION 'fingerprint version needs a version column'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Name one as version_column, or use fingerprint row.';
+    END IF;
+    IF settings.version_column = ANY (settings.key_columns)
+       OR (settings.version_column IS NOT NULL
+           AND NOT EXISTS (SELECT FROM jsonb_array_elements(settings.shape) c WHERE c->>'column' = settings.version_column)) THEN
+        RAISE EXCEPTION 'column "%" can''t be the version column', settings.version_column
+            USING ERRCODE = 'invalid_parameter_value',
+                  DETAIL = 'The version column is a column of the source outside of its key.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_settings(tablesync.replica) IS 'an error if a setting of a replica is not valid';
+
+CREATE FUNCTION tablesync.check_not_replica(existing regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM tablesync.replica t WHERE t.replica = existing) THEN
+        RAISE EXCEPTION '% is a replica already', existing
+            USING ERRCODE = 'duplicate_object', HINT = 'Change its settings with tablesync_alter().';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_not_replica(regclass) IS 'an error if a table is a replica';
+
+/* Add a replica; "home_schema" is where a name without schema is created. */
+CREATE FUNCTION tablesync.add_replica(replica_name text, existing regclass, home_schema name,
+                                      source regclass, source_created boolean, settings jsonb)
+RETURNS regclass
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record;
+    name_parts text[] := parse_ident(replica_name);
+    wanted tablesync.replica;
+    suggestion text;
+    first_row record;
+    has_rows boolean := false;
+BEGIN
+    IF replica_name IS NULL OR source IS NULL THEN
+        RAISE EXCEPTION 'replica and source must not be NULL' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    PERFORM tablesync.check_not_replica(existing);
+    IF NOT EXISTS (SELECT FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = t.ftserver
+                   JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+                   JOIN pg_proc p ON p.oid = w.fdwhandler
+                   WHERE t.ftrelid = source AND p.proname = 'postgres_fdw_handler') THEN
+        RAISE EXCEPTION '% is not a foreign table of postgres_fdw', source
+            USING ERRCODE = 'wrong_object_type',
+                  HINT = 'Create one with IMPORT FOREIGN SCHEMA, or use tablesync_add(replica, server, source).';
+    END IF;
+    target := tablesync.source_target(source);
+    PERFORM tablesync.check_mapping(current_user, target.server);
+    PERFORM tablesync.prepare_server((SELECT srvname FROM pg_foreign_server WHERE oid = target.server));
+    PERFORM tablesync.check_source_server(source);
+    IF NOT source_created THEN
+        PERFORM tablesync.check_source_kind(target.server, target.schema_name, target.table_name);
+    END IF;
+
+    wanted := jsonb_populate_record(NULL::tablesync.replica, settings);
+    wanted.source := source;
+    wanted.source_created := source_created;
+    wanted.shape := tablesync.source_shape(source);
+    wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
+    wanted.key_columns := tablesync.source_key(source, wanted.key_columns);
+    PERFORM tablesync.check_settings(wanted);
+    PERFORM tablesync.check_source(source, wanted.key_columns, wanted.version_column, wanted.fingerprint);
+
+    IF existing IS NULL THEN
+        EXECUTE format('CREATE TABLE %I.%I (%s, PRIMARY KEY (%s))',
+                       CASE WHEN cardinality(name_parts) > 1 THEN name_parts[1] ELSE home_schema END,
+                       name_parts[cardinality(name_parts)],
+                       (SELECT string_agg(format('%I %s%s%s', a.attname, format_type(a.atttypid, a.atttypmod),
+                                                 CASE WHEN a.attcollation <> t.typcollation THEN
+                                                     format(' COLLATE pg_catalog.%I', co.collname) END,
+                                                 CASE WHEN (s.c->>'not_null')::boolean THEN ' NOT NULL' END),
+                                          ', ' ORDER BY s.n)
+                        FROM jsonb_array_elements(wanted.shape) WITH ORDINALITY s (c, n)
+                        JOIN pg_attribute a ON a.attrelid = source AND a.attname = s.c->>'column'
+                        JOIN pg_type t ON t.oid = a.atttypid
+                        LEFT JOIN pg_collation co ON co.oid = a.attcollation),
+                       (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(wanted.key_columns) WITH ORDINALITY u (k, n)));
+        wanted.replica := format('%I.%I', CASE WHEN cardinality(name_parts) > 1 THEN name_parts[1] ELSE home_schema END,
+                                 name_parts[cardinality(name_parts)])::regclass;
+    ELSE
+        wanted.replica := existing;
+        IF NOT tablesync.owns(existing) THEN
+            RAISE EXCEPTION 'must be owner of table %', existing USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        PERFORM tablesync.check_existing(existing, source, wanted.key_columns);
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s)', existing) INTO has_rows;
+        IF has_rows AND EXISTS (SELECT FROM pg_attribute a
+                                WHERE a.attrelid = existing AND a.attnum > 0 AND NOT a.attisdropped
+                                  AND tablesync.type_problem(a.atttypid, false, true) IS NOT NULL) THEN
+            RAISE EXCEPTION 'the rows of table % can''t be compared with its source', existing
+                USING ERRCODE = 'feature_not_supported',
+                      DETAIL = (SELECT format('Column %I: %s.', a.attname, tablesync.type_problem(a.atttypid, false, true))
+                                FROM pg_attribute a
+                                WHERE a.attrelid = existing AND a.attnum > 0 AND NOT a.attisdropped
+                                  AND tablesync.type_problem(a.atttypid, false, true) IS NOT NULL LIMIT 1),
+                      HINT = format('TRUNCATE %s; the first run loads it again.', existing);
+        END IF;
+    END IF;
+    PERFORM tablesync.check_owner_access((SELECT relowner FROM pg_class WHERE oid = wanted.replica), source);
+    PERFORM tablesync.set_source_options(source);
+    EXECUTE format('SELECT * FROM %s LIMIT 1', source) INTO first_row;   -- may we read every column?
+
+    INSERT INTO tablesync.replica (replica, source, key_columns, version_column, fingerprint, consistency, chunk_rows,
+                                   max_source_load, max_delete_fraction, on_schema_change, freshness, workers, enabled,
+                                   shape, source_created, loaded, adopted)
+    VALUES (wanted.replica, wanted.source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.consistency,
+            wanted.chunk_rows, wanted.max_source_load, wanted.max_delete_fraction, wanted.on_schema_change, wanted.freshness,
+            wanted.workers, wanted.enabled, wanted.shape, wanted.source_created, has_rows, has_rows);
+
+    IF wanted.version_column IS NULL THEN
+        SELECT c->>'column' INTO suggestion
+        FROM jsonb_array_elements(wanted.shape) c
+        WHERE c->>'type' LIKE 'timestamp%' AND NOT c->>'column' = ANY (wanted.key_columns)
+          AND c->>'column' IN ('updated_at', 'modified_at', 'last_modified', 'last_modified_at', 'last_updated',
+                               'last_update', 'changed_at', 'updated_on', 'modified_on', 'mtime')
+        LIMIT 1;
+        IF suggestion IS NOT NULL THEN
+            RAISE NOTICE 'every column of every row is compared; column "%" may make runs faster', suggestion
+                USING HINT = format('If the source sets it on every insert and update: SELECT tablesync_alter(%L, version_column => %L);',
+                                    wanted.replica, suggestion);
+        END IF;
+    END IF;
+    RETURN wanted.replica;
+END
+$$;
+COMMENT ON FUNCTION tablesync.add_replica(text, regclass, name, regclass, boolean, jsonb) IS 'checks a source, creates or checks the replica, and registers it';
+
+/* Create the foreign table for a source next to its replica. */
+CREATE FUNCTION tablesync.create_source(replica_name text, existing regclass, home_schema name, server name, source_name text)
+RETURNS regclass
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    replica_parts text[] := parse_ident(replica_name);
+    source_parts text[] := parse_ident(source_name);
+    server_oid oid := (SELECT oid FROM pg_foreign_server WHERE srvname = server);
+    foreign_schema text := CASE WHEN cardinality(replica_parts) > 1 THEN replica_parts[1] ELSE home_schema END;
+    foreign_name text := replica_parts[cardinality(replica_parts)];
+    misfit record;
+    leftover regclass;
+BEGIN
+    IF replica_name IS NULL OR server IS NULL OR source_name IS NULL THEN
+        RAISE EXCEPTION 'replica, server and source must not be NULL' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    PERFORM tablesync.check_not_replica(existing);
+    IF server_oid IS NULL THEN
+        RAISE EXCEPTION 'server "%" does not exist', server
+            USING ERRCODE = 'undefined_object',
+                  HINT = 'CREATE SERVER .. FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host .., dbname ..);';
+    END IF;
+    IF cardinality(source_parts) <> 2 THEN
+        RAISE EXCEPTION 'source "%" is not of the form schema.table', source_name
+            USING ERRCODE = 'invalid_name', HINT = 'For example ''public.media''.';
+    END IF;
+    WHILE octet_length(foreign_name) > 56 LOOP
+        foreign_name := left(foreign_name, -1);
+    END LOOP;
+    foreign_name := foreign_name || '_source';
+    PERFORM tablesync.check_mapping(current_user, server_oid);
+    PERFORM tablesync.prepare_server(server);
+    PERFORM tablesync.check_source_kind(server_oid, source_parts[1], source_parts[2]);
+    SELECT c.remote_name, c.problem INTO misfit
+    FROM tablesync.source_columns(server_oid, source_parts[1], source_parts[2]) c
+    WHERE c.problem IS NOT NULL ORDER BY c.attnum LIMIT 1;
+    IF FOUND THEN
+        PERFORM tablesync.refuse_column(quote_ident(misfit.remote_name), source_name, misfit.problem,
+                                        tablesync.column_hint(misfit.problem));
+    END IF;
+    -- left over from a replica that was dropped
+    leftover := to_regclass(format('%I.%I', foreign_schema, foreign_name));
+    IF leftover IS NOT NULL THEN
+        IF NOT EXISTS (SELECT FROM tablesync.source_target(leftover) t
+                       WHERE t.server = server_oid AND t.schema_name = source_parts[1] AND t.table_name = source_parts[2]) THEN
+            RAISE EXCEPTION 'relation % already exists', leftover
+                USING ERRCODE = 'duplicate_table', DETAIL = format('It is not a foreign table over %s of server "%s".', source_name, server),
+                      HINT = 'Create a foreign table of another name with IMPORT FOREIGN SCHEMA, and use tablesync_add(replica, foreign_table).';
+        END IF;
+        RETURN leftover;
+    END IF;
+    EXECUTE format('CREATE FOREIGN TABLE %I.%I (%s) SERVER %I OPTIONS (schema_name %L, table_name %L, fetch_size ''10000'')',
+                   foreign_schema, foreign_name,
+                   tablesync.column_definitions(server_oid, source_parts[1], source_parts[2]),
+                   server, source_parts[1], source_parts[2]);
+    RETURN format('%I.%I', foreign_schema, foreign_name)::regclass;
+END
+$$;
+COMMENT ON FUNCTION tablesync.create_source(text, regclass, name, name, text) IS 'creates the foreign table <replica>_source over a table of a server';
+
+CREATE FUNCTION tablesync_add(
+    replica text,
+    source regclass,
+    key_columns name[] DEFAULT NULL,
+    version_column name DEFAULT NULL,
+    fingerprint text DEFAULT NULL,
+    consistency text DEFAULT 'auto',
+    chunk_rows integer DEFAULT NULL,
+    max_source_load double precision DEFAULT 1.0,
+    max_delete_fraction double precision DEFAULT 0.2,
+    on_schema_change text DEFAULT 'apply',
+    freshness interval DEFAULT NULL,
+    workers integer DEFAULT 1,
+    enabled boolean DEFAULT true)
+RETURNS regclass
+LANGUAGE sql
+AS $$
+    SELECT tablesync.add_replica(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(), source, false,
+        pg_catalog.jsonb_build_object('key_columns', key_columns, 'version_column', version_column, 'fingerprint', fingerprint,
+            'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
+            'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
+            'freshness', freshness, 'workers', workers, 'enabled', enabled));
+$$;
+COMMENT ON FUNCTION tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean)
+    IS 'makes a table the replica of an existing foreign table; creates it if it does not exist';
+
+CREATE FUNCTION tablesync_add(
+    replica text,
+    server name,
+    source text,
+    key_columns name[] DEFAULT NULL,
+    version_column name DEFAULT NULL,
+    fingerprint text DEFAULT NULL,
+    consistency text DEFAULT 'auto',
+    chunk_rows integer DEFAULT NULL,
+    max_source_load double precision DEFAULT 1.0,
+    max_delete_fraction double precision DEFAULT 0.2,
+    on_schema_change text DEFAULT 'apply',
+    freshness interval DEFAULT NULL,
+    workers integer DEFAULT 1,
+    enabled boolean DEFAULT true)
+RETURNS regclass
+LANGUAGE sql
+AS $$
+    SELECT tablesync.add_replica(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(),
+        tablesync.create_source(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(), server, source), true,
+        pg_catalog.jsonb_build_object('key_columns', key_columns, 'version_column', version_column, 'fingerprint', fingerprint,
+            'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
+            'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
+            'freshness', freshness, 'workers', workers, 'enabled', enabled));
+$$;
+COMMENT ON FUNCTION tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean)
+    IS 'makes a table the replica of schema.table on a server; creates the foreign table <replica>_source too';
