@@ -12,14 +12,15 @@ use Test::More;
 plan skip_all => '/proc is needed' unless -r "/proc/$$/status";
 
 my $limit = 256;
+my $rows = $ENV{TABLESYNC_ROWS} // 500000;	# below 100000 nothing spills to disk
 my ($source, $target) = start_pair();
 
-$source->safe_psql('postgres', q{
+$source->safe_psql('postgres', qq{
 	CREATE TABLE large (id integer PRIMARY KEY, body bytea, note text, updated_at timestamp);
 	ALTER TABLE large ALTER body SET STORAGE EXTERNAL;
 	INSERT INTO large SELECT i, decode(repeat(md5(i::text), 20 * 65536), 'hex'), 'n', clock_timestamp() FROM generate_series(1, 16) i;
 	CREATE TABLE many (id bigint PRIMARY KEY, note text, updated_at timestamp);
-	INSERT INTO many SELECT i * 1000, md5(i::text), clock_timestamp() FROM generate_series(1, 500000) i});
+	INSERT INTO many SELECT i * 1000, md5(i::text), clock_timestamp() FROM generate_series(1, $rows) i});
 
 # Run a replica and watch its worker; returns status and peak in MB.
 sub run_watched
@@ -70,14 +71,14 @@ sub stays_small
 app_sql($target, "SELECT tablesync_add('large', 'src', 'public.large', version_column => 'updated_at')");
 app_sql($target, "SELECT tablesync_add('many', 'src', 'public.many', version_column => 'updated_at')");
 stays_small('large', 'succeeded|16|0|0', 'load of large rows');
-stays_small('many', 'succeeded|500000|0|0', 'load of many rows');
+stays_small('many', "succeeded|$rows|0|0", 'load of many rows');
 $source->safe_psql('postgres', q{
 	UPDATE large SET note = 'm', updated_at = clock_timestamp();
 	UPDATE many SET note = 'm', updated_at = clock_timestamp()});
 stays_small('large', 'succeeded|0|16|0', 'update of large rows');
-stays_small('many', 'succeeded|0|500000|0', 'update of many rows');
+stays_small('many', "succeeded|0|$rows|0", 'update of many rows');
 $source->safe_psql('postgres', 'TRUNCATE many; INSERT INTO many SELECT -i, NULL, NULL FROM generate_series(1, 300000) i');
-stays_small('many', 'succeeded|300000|0|500000', 'every row replaced');
+stays_small('many', "succeeded|300000|0|$rows", 'every row replaced');
 is_replica($source, $target, 'many', 'many', 'identical');
 is($target->safe_psql('postgres', 'SELECT sum(hashtext(encode(body, \'hex\'))) FROM large'),
 	$source->safe_psql('postgres', 'SELECT sum(hashtext(encode(body, \'hex\'))) FROM large'), 'large values arrived');
