@@ -64,7 +64,7 @@ SELECT tablesync_add('person', 'loopback', 'src.person', version_column => 'upda
 -- an existing table: empty is to be loaded, filled is to be compared; further indexes and defaults do no harm
 CREATE TABLE existing_empty (updated_at timestamptz, id integer PRIMARY KEY, path varchar(1024) NOT NULL, size numeric(10, 2) DEFAULT 1);
 CREATE INDEX ON existing_empty (size);
-CREATE TABLE existing_filled (id integer UNIQUE, path varchar(1024), size numeric(10, 2), updated_at timestamptz);
+CREATE TABLE existing_filled (id integer NOT NULL UNIQUE, path varchar(1024), size numeric(10, 2), updated_at timestamptz);
 INSERT INTO existing_filled VALUES (1);
 SELECT tablesync_add('existing_empty', 'media_source'), tablesync_add('existing_filled', 'media_source');
 SELECT replica, loaded FROM tablesync.replica WHERE replica::text LIKE 'existing%' ORDER BY replica::text;
@@ -162,6 +162,8 @@ SELECT tablesync_add('wrong', 'media_source');
 ALTER TABLE wrong ALTER updated_at DROP NOT NULL;
 SELECT tablesync_add('wrong', 'media_source');
 ALTER TABLE wrong ADD UNIQUE (id, path);
+SELECT tablesync_add('wrong', 'media_source');
+ALTER TABLE wrong ADD UNIQUE (id);
 SELECT tablesync_add('wrong', 'media_source');
 ALTER TABLE wrong ALTER id SET NOT NULL, ALTER id ADD GENERATED ALWAYS AS IDENTITY;
 SELECT tablesync_add('wrong', 'media_source');

@@ -187,8 +187,6 @@ BEGIN
                         format('Its column %I has type %s, the source has %s.', r.attname, format_type(r.atttypid, r.atttypmod), s.type)
                     WHEN r.attnotnull AND NOT s.not_null AND NOT s."column" = ANY (key_columns) THEN
                         format('Its column %I is NOT NULL, the source''s is not.', r.attname)
-                    WHEN NOT r.attnotnull AND s."column" = ANY (key_columns) THEN
-                        format('Its key column %I is not NOT NULL.', r.attname)
                     WHEN r.attgenerated <> '' THEN format('Its column %I is generated.', r.attname)
                     WHEN r.attidentity = 'a' THEN
                         format('Its column %I is GENERATED ALWAYS AS IDENTITY; BY DEFAULT would do.', r.attname)
@@ -202,7 +200,6 @@ BEGIN
         WHERE r.attname IS NULL OR s."column" IS NULL
            OR format_type(r.atttypid, r.atttypmod) <> s.type
            OR (r.attnotnull AND NOT s.not_null AND NOT s."column" = ANY (key_columns))
-           OR (NOT r.attnotnull AND s."column" = ANY (key_columns))
            OR r.attgenerated <> '' OR r.attidentity = 'a' OR NOT co.collisdeterministic
         ORDER BY r.attnum LIMIT 1;
     END IF;
@@ -217,6 +214,11 @@ BEGIN
     THEN
         problem := format('It has no primary key or unique index on (%s).',
                           (SELECT string_agg(quote_ident(k), ', ') FROM unnest(key_columns) k));
+    END IF;
+    IF problem IS NULL THEN
+        SELECT format('Its key column %I is not NOT NULL.', r.attname) INTO problem
+        FROM pg_attribute r
+        WHERE r.attrelid = replica AND r.attname = ANY (key_columns) AND NOT r.attnotnull LIMIT 1;
     END IF;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION 'table % can''t be the replica of %', replica, source

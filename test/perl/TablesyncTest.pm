@@ -14,7 +14,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT = qw(start_pair start_source start_target app_sql app_fails run_counts same_rows is_replica wait_until);
+our @EXPORT = qw(start_pair start_source start_target app_sql app_fails run_counts same_rows is_replica wait_until session);
 
 sub write_hba
 {
@@ -144,6 +144,15 @@ sub is_replica
 	my $ok = same_rows($source, $target, $source_table, $replica);
 	is($proof . ($ok ? ' identical' : ' different'), "succeeded true $rows identical", $name);
 	return $ok;
+}
+
+# A psql session that stays open; each query has the whole timeout for itself.
+sub session
+{
+	my ($node, @params) = @_;
+	my $session = $node->background_psql('postgres', extra_params => [@params]);
+	$session->set_query_timer_restart;
+	return $session;
 }
 
 # Wait until a query at a node returns t.

@@ -153,7 +153,7 @@ sub change
 
 # A transaction that is open during one run and commits before the next: its
 # rows carry stamps from before the run.
-my $late = $source->background_psql('postgres');
+my $late = session($source);
 my $late_table;
 
 sub open_late

@@ -34,13 +34,13 @@ sub report
 
 # --- rewritten while we read: our snapshot is older than every row of it ---
 
-my $writer = $source->background_psql('postgres');
+my $writer = session($source);
 for my $rewrite (
 	'CREATE TEMP TABLE saved ON COMMIT DROP AS SELECT * FROM items; TRUNCATE items; INSERT INTO items SELECT * FROM saved',
 	"ALTER TABLE items ALTER COLUMN note TYPE text USING note || ''")
 {
 	# what anybody else's foreign scan sees, or this test would prove nothing
-	my $blind = $target->background_psql('postgres', extra_params => [ '-U', 'app' ]);
+	my $blind = session($target, '-U', 'app');
 	$writer->query_safe("BEGIN; $rewrite");
 	$blind->query_until(qr/asked/, "\\echo asked\nSELECT count(*) AS seen FROM items_source;\n");
 	wait_until($source, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'postgres_fdw' AND wait_event_type = 'Lock'});
@@ -80,7 +80,7 @@ sub change_something
 	return;
 }
 
-my $locker = $source->background_psql('postgres');
+my $locker = session($source);
 change_something();
 my $before = app_sql($target, 'SELECT sum(hashtext(i::text)) FROM items i');
 $locker->query_safe('BEGIN; LOCK TABLE items');
@@ -114,7 +114,7 @@ is($passwords, 0, 'no password in the run history');
 
 # a backend at the source that is frozen in the middle of a statement
 $target->safe_psql('postgres', q{ALTER ROLE app SET tablesync.statement_timeout = '2s'});
-$locker = $source->background_psql('postgres');
+$locker = session($source);
 $locker->query_safe('BEGIN; LOCK TABLE items');
 $run_id = start_blocked_run();
 my $frozen = $source->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%'});

@@ -38,7 +38,7 @@ is(run_counts($target, 'items'), 'succeeded|1000|0|0', 'loaded');
 
 # --- one run at a time ---
 
-my $locker = $source->background_psql('postgres');
+my $locker = session($source);
 $locker->query_safe('BEGIN; LOCK TABLE items');
 my $run_id = start_blocked_run();
 is(app_sql($target, 'SELECT state FROM tablesync_status'), 'running', 'status: running');
@@ -160,7 +160,7 @@ is_replica($source, $target, 'steps', 'steps', 'identical');
 # --- the replica is locked, or written to ---
 
 change_something();
-my $user = $target->background_psql('postgres');
+my $user = session($target);
 $user->query_safe("BEGIN; UPDATE items SET note = 'mine' WHERE id = 1");
 $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('items', wait => false)");
 wait_until($target, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'tablesync run' AND wait_event_type = 'Lock'});

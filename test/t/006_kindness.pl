@@ -17,7 +17,7 @@ is(run_counts($target, 'items'), 'succeeded|2000|0|0', 'loaded');
 # --- the session ---
 
 my $ours = q{application_name = 'tablesync/public.items'};
-my $locker = $source->background_psql('postgres');
+my $locker = session($source);
 $locker->query_safe('BEGIN; LOCK TABLE items');
 my $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('items', wait => false)");
 wait_until($source, "SELECT count(*) = 1 FROM pg_stat_activity WHERE $ours AND wait_event_type = 'Lock'");
