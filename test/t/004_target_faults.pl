@@ -217,7 +217,9 @@ app_sql($target, "SELECT tablesync_remove('mine', drop_replica => true)");
 
 # --- dropped ---
 
-# the caller waits for it, too
+# the caller waits for it, too; after a run without differences the worker has
+# not looked at the replica yet while it waits for the source
+is(run_counts($target, 'items'), 'succeeded|0|0|0', 'nothing to do');
 $locker->query_safe('BEGIN; LOCK TABLE items');
 change_something_later($locker);
 $psql = IPC::Run::start(
