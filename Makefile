@@ -1,5 +1,6 @@
 # tablesync: PGXS makefile. make, make install and make installcheck work as
-# usual; make demo and make test set up a fresh Debian machine themselves.
+# usual; make demo, make test and make bench set up a fresh Debian machine
+# themselves.
 
 EXTENSION = tablesync
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" tablesync.control)
@@ -32,8 +33,10 @@ endif
 $(BUILT_SQL): $(SQL_PARTS) tablesync.control
 	cat $(SQL_PARTS) >$@
 
-.PHONY: demo test
+.PHONY: demo test bench
 demo:
 	@test/demo/demo.sh
+bench:
+	@test/bench/bench.sh
 test:
 	@test/run.sh

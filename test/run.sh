@@ -6,6 +6,7 @@
 
 TSYNC_CFLAGS="-Werror ${TSYNC_CFLAGS:-}"
 . "$(dirname "$0")/setup.sh"
+. "$TSYNC_ROOT/test/clusters.sh"
 
 cluster=$TSYNC_WORK/installcheck
 started=
@@ -21,10 +22,6 @@ finish() {
     exit $status
 }
 trap finish EXIT
-
-free_port() {
-    perl -MIO::Socket::INET -e 'my $s = IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1") or die; print $s->sockport'
-}
 
 installcheck() {
     local port

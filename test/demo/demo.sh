@@ -5,41 +5,15 @@
 
 . "$(dirname "$0")/../setup.sh"
 
-PSQL=$BINDIR/psql
-export PGPASSFILE=$TSYNC_WORK/pgpass PGCONNECT_TIMEOUT=10
-
-free_port() {
-    perl -MIO::Socket::INET -e 'my $s = IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1") or die; print $s->sockport'
-}
-
-start_cluster() {    # name
-    local port
-    port=$(free_port)
-    echo secret >"$TSYNC_WORK/$1.password"
-    chmod 644 "$TSYNC_WORK/$1.password"
-    as_user "$BINDIR/initdb" -D "$TSYNC_WORK/$1" -U postgres -A scram-sha-256 --pwfile="$TSYNC_WORK/$1.password" \
-        --no-sync --no-locale -E UTF8 >"$TSYNC_WORK/$1.initdb.log"
-    as_user "$BINDIR/pg_ctl" -D "$TSYNC_WORK/$1" -l "$TSYNC_WORK/$1.log" -w start \
-        -o "-c listen_addresses=127.0.0.1 -c port=$port -c unix_socket_directories= -c fsync=off" >/dev/null
-    echo "127.0.0.1:$port:*:postgres:secret" >>"$PGPASSFILE"
-    eval "$1_port=$port"
-}
-
-stop_cluster() {
-    [ ! -f "$TSYNC_WORK/$1/postmaster.pid" ] || as_user "$BINDIR/pg_ctl" -D "$TSYNC_WORK/$1" -m fast -w stop >/dev/null 2>&1 || true
-}
+. "$TSYNC_ROOT/test/clusters.sh"
 
 finish() {
     local status=$?
     if [ $status -eq 0 ] && [ -n "${KEEP:-}" ]; then return; fi
-    stop_cluster target
-    stop_cluster source
+    stop_pair
     if [ $status -eq 0 ]; then rm -rf "$TSYNC_WORK"; else echo "demo failed; logs are kept in $TSYNC_WORK"; fi
 }
 trap finish EXIT
-
-source_sql() { "$PSQL" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$source_port" -U postgres -d postgres "$@"; }
-target_sql() { "$PSQL" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$target_port" -U app -d postgres "$@"; }
 
 title() { if [ -t 1 ]; then printf '\n\033[1m== %s\033[0m\n' "$*"; else printf '\n== %s\n' "$*"; fi; }
 
@@ -61,12 +35,9 @@ run_and_compare() {    # hour
     fi
 }
 
-touch "$PGPASSFILE"
-chmod 600 "$PGPASSFILE"
 title "Two PostgreSQL clusters in $TSYNC_WORK"
 start_cluster source
 start_cluster target
-echo "127.0.0.1:$target_port:*:app:app" >>"$PGPASSFILE"
 echo "source on port $source_port, target on port $target_port"
 
 source_sql <<'SQL'
@@ -86,16 +57,7 @@ INSERT INTO media (s3_path, format, type, updated_at) VALUES
     ('/c.jpg', 'jpg', 1, '2021-01-01 00:30');
 SQL
 
-"$PSQL" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$target_port" -U postgres -d postgres <<SQL
-SET client_min_messages = warning;
-CREATE EXTENSION tablesync CASCADE;
-CREATE ROLE app LOGIN PASSWORD 'app';
-GRANT CREATE ON SCHEMA public TO app;
-CREATE SERVER production FOREIGN DATA WRAPPER postgres_fdw
-    OPTIONS (host '127.0.0.1', port '$source_port', dbname 'postgres');
-GRANT USAGE ON FOREIGN SERVER production TO app;
-CREATE USER MAPPING FOR app SERVER production OPTIONS (user 'reader', password 'read-only');
-SQL
+prepare_target
 
 title "SELECT tablesync_add('media', 'production', 'public.media', version_column => 'updated_at')"
 target_sql -c "SELECT tablesync_add('media', 'production', 'public.media', version_column => 'updated_at')"
