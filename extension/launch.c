@@ -189,20 +189,29 @@ check_owner(Oid relid)
 	return owner;
 }
 
-/* Check that a replica exists and is not paused. */
+/* Check that a replica exists, is not paused, and is as the worker will see it. */
 static void
 check_enabled(Oid relid)
 {
 	bool		found;
 	char	   *problem = NULL;
+	char	   *hint = NULL;
 	MemoryContext caller = CurrentMemoryContext;
 
-	found = query_latest("SELECT CASE WHEN home <> tablesync.home() THEN 'was copied from another database'"
-						 " WHEN NOT enabled THEN 'is paused' END"
-						 " FROM tablesync.replica WHERE replica = $1::regclass",
+	found = query_latest("SELECT p.problem, p.hint FROM tablesync.replica r, LATERAL (VALUES"
+						 " (r.xmin = pg_current_xact_id_if_assigned()::xid,"
+						 "  'was added or altered in this transaction', 'Commit before you run it.'),"
+						 " (r.home <> tablesync.home(), 'was copied from another database',"
+						 "  format('Use tablesync_resume(%L).', r.replica)),"
+						 " (NOT r.enabled, 'is paused', format('Use tablesync_resume(%L).', r.replica)),"
+						 " (true, NULL, NULL)) p (applies, problem, hint)"
+						 " WHERE r.replica = $1::regclass AND p.applies LIMIT 1",
 						 OIDOID, ObjectIdGetDatum(relid));
 	if (found)
+	{
 		problem = copy_text(caller, 1);
+		hint = copy_text(caller, 2);
+	}
 	SPI_finish();
 	if (!found)
 		ereport(ERROR,
@@ -213,7 +222,7 @@ check_enabled(Oid relid)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("replica %s %s", tsync_relation_label(relid), problem),
-				 errhint("Use tablesync_resume(%s).", quote_literal_cstr(tsync_relation_label(relid)))));
+				 errhint("%s", hint)));
 }
 
 static BackgroundWorkerHandle *

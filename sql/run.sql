@@ -80,6 +80,14 @@ SELECT tablesync_wait(:run, '0'), tablesync_wait(:run, '1 hour'), tablesync_wait
 -- who has waited can run again
 SELECT status FROM tablesync_run('item');
 
+-- refused: what the worker could not see yet
+DO $$
+BEGIN
+    PERFORM tablesync_alter('item', enabled => true);
+    PERFORM tablesync_run('item');
+END
+$$;
+
 -- refused: in a transaction block, what is no replica, what is paused
 BEGIN;
 SELECT * FROM tablesync_run('item');
