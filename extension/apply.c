@@ -179,7 +179,7 @@ apply_once(TsyncRun *run)
 	}
 	if (!prove(run))
 	{
-		AbortCurrentTransaction();
+		AbortOutOfAnyTransaction();
 		return false;
 	}
 	tsync_remember_chunks(run);
@@ -226,7 +226,7 @@ tsync_apply(TsyncRun *run)
 				PG_RE_THROW();
 			FreeErrorData(edata);
 			FlushErrorState();
-			AbortCurrentTransaction();
+			AbortOutOfAnyTransaction();
 			retry = true;
 		}
 		PG_END_TRY();

@@ -368,7 +368,8 @@ text_or_null(const char *text, char *null_flag)
 
 /*
  * Record why a run has failed, in a transaction of its own, and notify
- * listeners.
+ * listeners.  Everybody may listen: messages of errors that may quote a value
+ * (bad data, constraints, users' own) stay in the table.
  */
 void
 tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
@@ -395,7 +396,7 @@ tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
 					lengthof(types), types, values, nulls);
 	catalog_execute("SELECT pg_notify('tablesync', json_build_object('event', 'run_' || status,"
 					" 'run_id', run_id, 'replica', replica, 'sqlstate', sqlstate,"
-					" 'message', left(message, 1000))::text)"
+					" 'message', CASE WHEN sqlstate !~ '^(22|23|44|P0)' THEN left(message, 1000) END)::text)"
 					" FROM tablesync.run WHERE run_id = $1",
 					1, types, values, NULL);
 	tsync_commit();

@@ -240,7 +240,7 @@ tsync_load(TsyncRun *run)
 			if (!tsync_is_uniqueness_violation(edata))
 				PG_RE_THROW();
 			FlushErrorState();
-			AbortCurrentTransaction();
+			AbortOutOfAnyTransaction();
 			adopted = true;
 		}
 		PG_END_TRY();

@@ -251,7 +251,7 @@ run_in_envelope(TsyncRun *run)
 		edata = CopyErrorData();
 		EmitErrorReport();
 		FlushErrorState();
-		AbortCurrentTransaction();
+		AbortOutOfAnyTransaction();	/* subtransactions too */
 	}
 	PG_END_TRY();
 

@@ -215,6 +215,20 @@ is(run_counts($target, 'mine'), 'succeeded|0|1000|0', 'NULLs of somebody else ar
 is_replica($source, $target, 'items', 'mine', 'identical');
 app_sql($target, "SELECT tablesync_remove('mine', drop_replica => true)");
 
+# --- who listens hears of failures, but no values ---
+
+app_sql($target, q{ALTER TABLE items ADD CONSTRAINT short CHECK (length(note) < 20)});
+$source->safe_psql('postgres', q{UPDATE items SET note = 'secret secret secret secret', updated_at = clock_timestamp() WHERE id = 7});
+my $listener = session($target);
+$listener->query_safe('LISTEN tablesync');
+like(app_fails($target, "SELECT tablesync_run('items')"), qr/ERROR:  23514: .*"short"\nDETAIL:  Failing row contains \(7, secret/s, 'the owner sees the row that fails');
+my $heard = $listener->query('SELECT 1');
+like($heard, qr/"event" : "run_failed".*"replica" : "public.items", "sqlstate" : "23514"/, 'others hear that the run has failed');
+unlike($heard, qr/secret|short/, 'and not why');
+$listener->quit;
+app_sql($target, 'ALTER TABLE items DROP CONSTRAINT short');
+is(run_counts($target, 'items'), 'succeeded|0|1|0', 'mended');
+
 # --- dropped ---
 
 # the caller waits for it, too; after a run without differences the worker has
