@@ -66,3 +66,6 @@ BINDIR=$("$PG_CONFIG" --bindir)
 choose_user
 build_and_install
 if [ "$(id -u)" = 0 ]; then chown -R "$TSYNC_USER" "$TSYNC_WORK"; fi
+
+# a folder that the user of the servers may read
+cd "$TSYNC_WORK"
