@@ -31,6 +31,7 @@ void
 tsync_begin(void)
 {
 	CHECK_FOR_INTERRUPTS();
+	tsync_source_asked = false;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	if (SPI_connect() != SPI_OK_CONNECT)
@@ -43,7 +44,8 @@ tsync_commit(void)
 {
 	SPI_finish();
 	PopActiveSnapshot();
-	tsync_expect_source(true);	/* its transaction ends too */
+	if (tsync_source_asked)
+		tsync_expect_source(true);	/* its transaction ends too */
 	CommitTransactionCommand();
 	tsync_expect_source(false);
 	pgstat_report_stat(false);

@@ -163,6 +163,7 @@ extern int	tsync_lock_timeout; /* ms */
 
 /* in worker.c */
 extern PGDLLEXPORT void tsync_worker_main(Datum main_arg);
+extern bool tsync_source_asked;
 extern void tsync_expect_source(bool waiting);
 
 /* in load.c */

@@ -42,6 +42,9 @@ static volatile sig_atomic_t cancel_requested = false;
 static volatile sig_atomic_t source_silent = false;
 static TimeoutId source_timeout;
 
+/* Has the current transaction asked the source for anything? */
+bool		tsync_source_asked = false;
+
 /*
  * SIGTERM cancels what runs, like SIGINT, instead of ending the process in
  * the middle of it: the run can still be recorded as cancelled.
@@ -74,6 +77,7 @@ handle_source_timeout(void)
 void
 tsync_expect_source(bool waiting)
 {
+	tsync_source_asked |= waiting;
 	if (tsync_statement_timeout <= 0)
 		return;
 	if (waiting)
