@@ -5,8 +5,9 @@
  *
  * Readers of the replica see all of a run or nothing.  The source session is
  * idle and outside of a transaction by now, so waiting for the replica's lock
- * costs the source nothing.  Before the commit, the chunks that were touched
- * are digested again: what the run records as proof has been seen.
+ * costs the source nothing.  The rows that are touched are digested before and
+ * after: with what is remembered of all others, that is the replica's digest,
+ * and it must be the source's.
  *
  *-------------------------------------------------------------------------
  */
@@ -52,7 +53,7 @@ update_in_place(TsyncRun *run)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		run->updated = tsync_modify(tsync_sql_update(run->replica, run->stage->updated.name));
+		run->updated = tsync_modify(run, tsync_sql_update(run->replica, run->stage->updated.name));
 		ReleaseCurrentSubTransaction();
 		done = true;
 	}
@@ -100,6 +101,16 @@ expect_rows(TsyncRun *run, const char *verb, int64 expected, int64 actual)
 				 errhint("Run again. If it happens every time, look for a trigger on the replica that interferes.")));
 }
 
+/* Let statements of this transaction see the stage. */
+static void
+register_stage(TsyncStage *stage)
+{
+	tsync_rowset_register(&stage->inserted);
+	tsync_rowset_register(&stage->updated);
+	tsync_rowset_register(&stage->deleted);
+	tsync_rowset_register(&stage->reappeared);
+}
+
 /* Delete, update and insert what the stage holds. */
 static void
 merge_stage(TsyncRun *run)
@@ -107,82 +118,100 @@ merge_stage(TsyncRun *run)
 	TsyncReplica *replica = run->replica;
 	TsyncStage *stage = run->stage;
 
-	tsync_rowset_register(&stage->inserted);
-	tsync_rowset_register(&stage->updated);
-	tsync_rowset_register(&stage->deleted);
-	tsync_rowset_register(&stage->reappeared);
-
-	if (replica->wide)
-		avoid_large_joins();
 	run->deleted = run->updated = run->inserted = 0;
 	if (stage->deleted.count > 0)
 	{
-		run->deleted = tsync_modify(tsync_sql_delete(replica, stage->deleted.name,
-													 stage->reappeared.name));
+		run->deleted = tsync_modify(run, tsync_sql_delete(replica, stage->deleted.name,
+														  stage->reappeared.name));
 		expect_rows(run, "deleted", stage->deleted.count - stage->reappeared.count, run->deleted);
 	}
 	if (stage->updated.count > 0 && !update_in_place(run))
 	{
-		run->updated = tsync_modify(tsync_sql_delete(replica, stage->updated.name, NULL));
-		tsync_modify(tsync_sql_insert(replica, stage->updated.name));
+		run->updated = tsync_modify(run, tsync_sql_delete(replica, stage->updated.name, NULL));
+		tsync_modify(run, tsync_sql_insert(replica, stage->updated.name));
 	}
 	expect_rows(run, "updated", stage->updated.count, run->updated);
 	if (stage->inserted.count > 0)
-		run->inserted = tsync_modify(tsync_sql_insert(replica, stage->inserted.name));
+		run->inserted = tsync_modify(run, tsync_sql_insert(replica, stage->inserted.name));
 	expect_rows(run, "inserted", stage->inserted.count, run->inserted);
 	tsync_progress_step(0, run->deleted + run->updated + run->inserted);
 }
 
-/*
- * Digest the chunks that were touched again.  Returns false when one is not
- * what the source was, although nothing was spared by CONFIRM: somebody else
- * has written to the replica since SCAN.
- */
-static bool
-prove(TsyncRun *run)
+/* Add to (or take from) a digest that of the replica's rows in a row set. */
+static void
+count_rows(TsyncRun *run, TsyncRowSet *keys, TsyncDigest *digest, int sign)
 {
-	bool		as_expected = true;
+	TsyncDigest rows;
+
+	if (keys->count == 0)
+		return;
+	rows = tsync_select_digest(run, TSYNC_REPLICA,
+							   tsync_sql_digest_of_keys(run->replica, keys->name, run->source_version));
+	digest->rows += sign * rows.rows;
+	digest->sum += sign > 0 ? rows.sum : -rows.sum;
+}
+
+/*
+ * Merge the stage, and work out the replica's digest: what it held, without
+ * the rows that we touch as they are before, and with them as they are after.
+ */
+static void
+merge_and_digest(TsyncRun *run)
+{
+	TsyncStage *stage = run->stage;
+
+	register_stage(stage);
+	if (run->replica->wide)
+		avoid_large_joins();
+	count_rows(run, &stage->deleted, &run->result, -1);
+	count_rows(run, &stage->updated, &run->result, -1);
+	merge_stage(run);
+	CommandCounterIncrement();
+	count_rows(run, &stage->reappeared, &run->result, 1);
+	count_rows(run, &stage->updated, &run->result, 1);
+	count_rows(run, &stage->inserted, &run->result, 1);
+	if (run->replica->version)
+		tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
+}
+
+/* Did the replica become what the source was? */
+static bool
+is_proved(TsyncRun *run)
+{
+	return run->stage->reappeared.count > 0 ||
+		(run->result.rows == run->source.rows && run->result.sum == run->source.sum);
+}
+
+/* One attempt of APPLY; false when the replica is not as SCAN took it to be. */
+static bool
+apply_once(TsyncRun *run)
+{
+	TsyncStage *stage = run->stage;
+	bool		written = false;
 	ListCell   *lc;
 
 	run->result = (TsyncDigest) {0, 0};
 	foreach(lc, run->chunks)
 	{
-		TsyncChunk *chunk = lfirst(lc);
-
-		if (chunk->differs)
-		{
-			chunk->replica = tsync_select_digest(run, TSYNC_REPLICA,
-												 tsync_sql_digest(run->replica, TSYNC_REPLICA,
-																  chunk, run->source_version));
-			if (chunk->replica.rows != chunk->source.rows ||
-				chunk->replica.sum != chunk->source.sum)
-				as_expected = false;
-		}
-		run->result.rows += chunk->replica.rows;
-		run->result.sum += chunk->replica.sum;
+		run->result.rows += ((TsyncChunk *) lfirst(lc))->replica.rows;
+		run->result.sum += ((TsyncChunk *) lfirst(lc))->replica.sum;
 	}
-	return as_expected || run->stage->reappeared.count > 0;
-}
-
-/* One attempt of APPLY; false when the replica is not as SCAN saw it. */
-static bool
-apply_once(TsyncRun *run)
-{
-	TsyncStage *stage = run->stage;
-
 	tsync_begin();
 	if (stage->deleted.count + stage->updated.count + stage->inserted.count > 0)
 	{
 		lock_replica(run->replica);
-		merge_stage(run);
-		CommandCounterIncrement();
+		written = tsync_was_written_to(run);
+		if (!written)
+			merge_and_digest(run);
 	}
-	if (!prove(run))
+	if (written || !is_proved(run))
 	{
 		AbortOutOfAnyTransaction();
+		if (!written)
+			tsync_distrust_memory(run);
 		return false;
 	}
-	tsync_remember_chunks(run);
+	tsync_save_memory(run);
 	tsync_finish_run(run);
 	tsync_commit();
 	return true;

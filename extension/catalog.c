@@ -11,6 +11,7 @@
  *-------------------------------------------------------------------------
  */
 #include "tablesync.h"
+#include "catalog.h"
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -36,8 +37,8 @@
  * Run a statement with parameters; returns the number of rows.  SPI leaves its
  * own memory context current, we don't.
  */
-static uint64
-catalog_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls)
+uint64
+tsync_catalog_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls)
 {
 	MemoryContext caller = CurrentMemoryContext;
 
@@ -47,59 +48,59 @@ catalog_execute(const char *sql, int nargs, Oid *types, Datum *values, const cha
 	return SPI_processed;
 }
 
-static uint64
-catalog_execute_oid(const char *sql, Oid oid)
+uint64
+tsync_catalog_execute_oid(const char *sql, Oid oid)
 {
 	Oid			types[] = {OIDOID};
 	Datum		values[] = {ObjectIdGetDatum(oid)};
 
-	return catalog_execute(sql, 1, types, values, NULL);
+	return tsync_catalog_execute(sql, 1, types, values, NULL);
 }
 
 /* Column of a row of SPI_tuptable as text, NULL if it is NULL. */
-static char *
-result_text(uint64 row, int column)
+char *
+tsync_result_text(uint64 row, int column)
 {
 	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
 }
 
-static Datum
-result_datum(uint64 row, int column, bool *isnull)
+Datum
+tsync_result_datum(uint64 row, int column, bool *isnull)
 {
 	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
 }
 
-static bool
-result_bool(uint64 row, int column)
+bool
+tsync_result_bool(uint64 row, int column)
 {
 	bool		isnull;
-	Datum		value = result_datum(row, column, &isnull);
+	Datum		value = tsync_result_datum(row, column, &isnull);
 
 	return !isnull && DatumGetBool(value);
 }
 
-static int64
-result_int64(uint64 row, int column)
+int64
+tsync_result_int64(uint64 row, int column)
 {
-	char	   *text = result_text(row, column);
+	char	   *text = tsync_result_text(row, column);
 
 	return text ? strtoll(text, NULL, 10) : 0;
 }
 
-static double
-result_double(uint64 row, int column)
+double
+tsync_result_double(uint64 row, int column)
 {
-	char	   *text = result_text(row, column);
+	char	   *text = tsync_result_text(row, column);
 
 	return text ? strtod(text, NULL) : 0;
 }
 
 /* Texts of a text[] column, NULL if it is NULL. */
-static char **
-result_texts(uint64 row, int column)
+char **
+tsync_result_texts(uint64 row, int column)
 {
 	bool		isnull;
-	Datum		value = result_datum(row, column, &isnull);
+	Datum		value = tsync_result_datum(row, column, &isnull);
 	Datum	   *elements;
 	int			nelements;
 	char	  **texts;
@@ -114,8 +115,8 @@ result_texts(uint64 row, int column)
 	return texts;
 }
 
-static Datum
-texts_datum(char **texts, int ntexts)
+Datum
+tsync_texts_datum(char **texts, int ntexts)
 {
 	Datum	   *elements = palloc(ntexts * sizeof(Datum));
 
@@ -155,7 +156,7 @@ read_columns(TsyncReplica *replica)
 {
 	int			bytes = 0;
 
-	replica->ncolumns = catalog_execute_oid("SELECT column_name, type, typmod, nullable,"
+	replica->ncolumns = tsync_catalog_execute_oid("SELECT column_name, type, typmod, nullable,"
 											" key_position, is_version, problem"
 											" FROM tablesync.replica_columns($1::regclass)",
 											replica->relid);
@@ -164,21 +165,21 @@ read_columns(TsyncReplica *replica)
 	for (int i = 0; i < replica->ncolumns; i++)
 	{
 		TsyncColumn *column = &replica->columns[i];
-		int			key_position = (int) result_int64(i, 5);
+		int			key_position = (int) tsync_result_int64(i, 5);
 		int			width;
 
-		check_column(replica, result_text(i, 7));
-		column->name = result_text(i, 1);
+		check_column(replica, tsync_result_text(i, 7));
+		column->name = tsync_result_text(i, 1);
 		column->quoted = quote_identifier(column->name);
-		column->type = (Oid) result_int64(i, 2);
-		column->typmod = (int32) result_int64(i, 3);
-		column->nullable = result_bool(i, 4);
+		column->type = (Oid) tsync_result_int64(i, 2);
+		column->typmod = (int32) tsync_result_int64(i, 3);
+		column->nullable = tsync_result_bool(i, 4);
 		if (key_position > 0 && key_position <= replica->ncolumns)
 		{
 			replica->keys[key_position - 1] = column;
 			replica->nkeys++;
 		}
-		if (result_bool(i, 6))
+		if (tsync_result_bool(i, 6))
 			replica->version = column;
 
 		width = tsync_max_bytes(column->type, column->typmod);
@@ -215,25 +216,30 @@ tsync_read_replica(Oid relid)
 	replica->relid = relid;
 	replica->replica_sql = replica->label = tsync_relation_label(relid);
 
-	if (catalog_execute_oid("SELECT source::oid::int8, fingerprint = 'row' OR adopted, consistency,"
+	if (tsync_catalog_execute_oid("SELECT source::oid::int8, fingerprint = 'row' OR adopted, consistency,"
 							" chunk_rows, max_source_load, max_delete_fraction, loaded, load_position,"
-							" c.relforcerowsecurity, adopted"
+							" c.relforcerowsecurity, adopted, workers, scan_rate, watermark,"
+							" trust_counters_for IS NOT NULL"
 							" FROM tablesync.replica t JOIN pg_class c ON c.oid = t.replica"
 							" WHERE t.replica = $1::regclass", relid) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("%s is not a replica", replica->label),
 				 errhint("Add it with tablesync_add(), and commit before you run it.")));
-	replica->source = (Oid) result_int64(0, 1);
-	replica->row_fingerprint = result_bool(0, 2);
-	replica->consistency = result_text(0, 3);
-	replica->chunk_rows = (int) result_int64(0, 4);
-	replica->max_source_load = result_double(0, 5);
-	replica->max_delete_fraction = result_double(0, 6);
-	replica->loaded = result_bool(0, 7);
-	replica->load_position = result_texts(0, 8);
-	replica->adopted = result_bool(0, 10);
-	if (result_bool(0, 9))
+	replica->source = (Oid) tsync_result_int64(0, 1);
+	replica->row_fingerprint = tsync_result_bool(0, 2);
+	replica->consistency = tsync_result_text(0, 3);
+	replica->chunk_rows = (int) tsync_result_int64(0, 4);
+	replica->max_source_load = tsync_result_double(0, 5);
+	replica->max_delete_fraction = tsync_result_double(0, 6);
+	replica->loaded = tsync_result_bool(0, 7);
+	replica->load_position = tsync_result_texts(0, 8);
+	replica->adopted = tsync_result_bool(0, 10);
+	replica->workers = (int) tsync_result_int64(0, 11);
+	replica->scan_rate = tsync_result_double(0, 12);
+	replica->watermark = tsync_result_text(0, 13);
+	replica->trust_counters = tsync_result_bool(0, 14);
+	if (tsync_result_bool(0, 9))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("row security of replica %s is forced on its owner", replica->label),
@@ -260,11 +266,11 @@ void
 tsync_read_source(TsyncRun *run)
 {
 	tsync_expect_source(true);
-	catalog_execute_oid("SELECT server_version, estimated_rows"
+	tsync_catalog_execute_oid("SELECT server_version, estimated_rows"
 						" FROM tablesync.open_source($1::regclass)", run->replica->relid);
 	tsync_expect_source(false);
-	run->source_version = (int) result_int64(0, 1);
-	run->source_estimate = result_double(0, 2);
+	run->source_version = (int) tsync_result_int64(0, 1);
+	run->source_estimate = tsync_result_double(0, 2);
 	SPI_freetuptable(SPI_tuptable);
 }
 
@@ -275,13 +281,86 @@ tsync_source_identity(TsyncRun *run)
 	char	   *identity;
 
 	tsync_expect_source(true);
-	catalog_execute_oid("SELECT tablesync.source_identity($1::regclass)", run->replica->source);
+	tsync_catalog_execute_oid("SELECT tablesync.source_identity($1::regclass)", run->replica->source);
 	tsync_expect_source(false);
-	identity = result_text(0, 1);
+	identity = tsync_result_text(0, 1);
 	if (identity == NULL)
 		elog(ERROR, "source of %s has no identity", run->replica->label);
 	SPI_freetuptable(SPI_tuptable);
 	return identity;
+}
+
+/* Where a large source keeps its rows; for the order in which to read them. */
+void
+tsync_read_layout(TsyncRun *run)
+{
+	tsync_expect_source(true);
+	tsync_catalog_execute_oid("SELECT blocks, clustered FROM tablesync.source_layout($1::regclass)",
+							  run->replica->relid);
+	tsync_expect_source(false);
+	run->source_blocks = tsync_result_int64(0, 1);
+	run->source_clustered = tsync_result_bool(0, 2);
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/* End the connection to the source; the next statement opens a new one. */
+void
+tsync_disconnect_source(TsyncRun *run)
+{
+	MemoryContext caller = CurrentMemoryContext;
+
+	tsync_begin();
+	MemoryContextSwitchTo(caller);
+	if (tsync_catalog_execute_oid("SELECT format('SELECT %I.postgres_fdw_disconnect(%L)', p.pronamespace::regnamespace::text, s.srvname)"
+								  " FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = t.ftserver,"
+								  " pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'"
+								  " JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'postgres_fdw'"
+								  " WHERE t.ftrelid = $1 AND p.proname = 'postgres_fdw_disconnect'",
+								  run->replica->source) != 1)
+		elog(ERROR, "postgres_fdw has no function to end a connection");
+	tsync_catalog_execute(tsync_result_text(0, 1), 0, NULL, NULL, NULL);
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+}
+
+/*
+ * Have the source's statistics counters not moved since before the last
+ * complete scan?  Then, where the user trusts them, there is nothing to scan:
+ * the run ends as that one did.  They are read before the scan that they are
+ * remembered with, so a change that the scan may have missed moves them.
+ */
+bool
+tsync_source_unmoved(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	Oid			types[] = {OIDOID, TEXTOID, INT8OID, INT8OID};
+	bool		unmoved = false;
+
+	if (!run->replica->trust_counters)
+		return false;
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	run->counters_at = GetCurrentTimestamp();
+	tsync_expect_source(true);
+	tsync_catalog_execute_oid("SELECT tablesync.source_counters($1::regclass)", run->replica->source);
+	tsync_expect_source(false);
+	run->counters = tsync_result_text(0, 1);
+	if (run->counters != NULL)
+	{
+		Datum		values[] = {
+			ObjectIdGetDatum(run->replica->relid),
+			CStringGetTextDatum(run->counters),
+			Int64GetDatum(run->run_id),
+			Int64GetDatum(run->source_time)
+		};
+
+		tsync_catalog_execute("SELECT tablesync.skip_scan($1::regclass, $2::jsonb, $3, $4)",
+							  lengthof(types), types, values, NULL);
+		unmoved = tsync_result_bool(0, 1);
+	}
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	return unmoved;
 }
 
 /*
@@ -294,9 +373,9 @@ tsync_start_run(TsyncRun *run)
 	Oid			types[] = {INT8OID, OIDOID};
 	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica_oid)};
 
-	catalog_execute_oid("UPDATE tablesync.run SET status = 'crashed'"
+	tsync_catalog_execute_oid("UPDATE tablesync.run SET status = 'crashed'"
 						" WHERE replica = $1::regclass AND status = 'running'", run->replica_oid);
-	if (catalog_execute("INSERT INTO tablesync.run (run_id, replica, kind)"
+	if (tsync_catalog_execute("INSERT INTO tablesync.run (run_id, replica, kind)"
 						" SELECT $1, replica, CASE WHEN loaded THEN 'sync' ELSE 'load' END"
 						" FROM tablesync.replica WHERE replica = $2::regclass",
 						2, types, values, NULL) != 1)
@@ -305,6 +384,54 @@ tsync_start_run(TsyncRun *run)
 				 errmsg("table with OID %u is not a replica of a role that %s is a member of",
 						run->replica_oid, GetUserNameFromId(GetUserId(), false)),
 				 errhint("Add it with tablesync_add(), and commit before you run it.")));
+}
+
+static Datum
+text_or_null(const char *text, char *null_flag)
+{
+	*null_flag = text ? ' ' : 'n';
+	return text ? CStringGetTextDatum(text) : (Datum) 0;
+}
+
+/* What a user should know about a run that has succeeded; NULL if nothing. */
+static Datum
+run_message(TsyncRun *run, char *null_flag)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	if (run->stage->reappeared.count > 0)
+		appendStringInfo(&buf, "; " INT64_FORMAT " rows were deleted and inserted again at the source during the run; the next run takes them over",
+						 run->stage->reappeared.count);
+	if (run->drifted > 0)
+		appendStringInfo(&buf, "; somebody else had changed the replica in %d of %d chunks; it was repaired",
+						 run->drifted, list_length(run->chunks));
+	if (run->slowness > 0)
+		appendStringInfo(&buf, "; the source took up to %.1f times as long per row as usual", run->slowness);
+	if (run->snapshot_expired)
+		appendStringInfoString(&buf, "; a snapshot of the whole source took too long, each chunk had its own");
+	return text_or_null(buf.len > 0 ? buf.data + 2 : NULL, null_flag);
+}
+
+/* Remember what a run has learned, for the next one. */
+static void
+save_lessons(TsyncRun *run)
+{
+	TsyncReplica *replica = run->replica;
+	Oid			types[] = {OIDOID, FLOAT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, BOOLOID};
+	char		nulls[] = "      ";
+	Datum		values[] = {
+		ObjectIdGetDatum(replica->relid),
+		Float8GetDatum(run->slowness > 0 ? replica->scan_rate : tsync_learned_rate(run)),
+		text_or_null(replica->watermark, &nulls[2]),
+		text_or_null(run->counters, &nulls[3]),
+		TimestampTzGetDatum(run->counters_at),
+		BoolGetDatum(replica->adopted && run->stage->reappeared.count > 0)
+	};
+
+	tsync_catalog_execute("UPDATE tablesync.replica SET scan_rate = nullif($2, 0), watermark = $3,"
+						  " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = $6"
+						  " WHERE replica = $1::regclass", lengthof(types), types, values, nulls);
 }
 
 /* Record success; part of the transaction that changes the replica. */
@@ -338,13 +465,9 @@ tsync_finish_run(TsyncRun *run)
 
 	memset(nulls, ' ', lengthof(types));
 	nulls[lengthof(types)] = '\0';
-	if (run->stage->reappeared.count > 0)
-		values[12] = CStringGetTextDatum(psprintf(INT64_FORMAT " rows were deleted and inserted again at the source during the run; the next run takes them over",
-												  run->stage->reappeared.count));
-	else
-		nulls[12] = 'n';
+	values[12] = run_message(run, &nulls[12]);
 
-	if (catalog_execute("UPDATE tablesync.run SET status = 'succeeded', finished_at = clock_timestamp(),"
+	if (tsync_catalog_execute("UPDATE tablesync.run SET status = 'succeeded', finished_at = clock_timestamp(),"
 						" rows_scanned = $2, chunks = $3, chunks_differing = $4,"
 						" inserted = $5, updated = $6, deleted = $7,"
 						" source_time = $8 * interval '1 microsecond', consistency = $9,"
@@ -354,16 +477,7 @@ tsync_finish_run(TsyncRun *run)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("replica %s was removed during the run", run->replica->label)));
-	if (run->replica->adopted && run->stage->reappeared.count == 0)
-		catalog_execute_oid("UPDATE tablesync.replica SET adopted = false"
-							" WHERE replica = $1::regclass", run->replica->relid);
-}
-
-static Datum
-text_or_null(const char *text, char *null_flag)
-{
-	*null_flag = text ? ' ' : 'n';
-	return text ? CStringGetTextDatum(text) : (Datum) 0;
+	save_lessons(run);
 }
 
 /*
@@ -389,12 +503,12 @@ tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
 	values[5] = text_or_null(edata->hint, &nulls[5]);
 	values[6] = Int64GetDatum(run->loaded_rows);
 	values[7] = Int64GetDatum(run->source_time);
-	catalog_execute("UPDATE tablesync.run SET status = $2, finished_at = clock_timestamp(),"
+	tsync_catalog_execute("UPDATE tablesync.run SET status = $2, finished_at = clock_timestamp(),"
 					" sqlstate = $3, message = $4, detail = $5, hint = $6, inserted = $7,"
 					" source_time = $8 * interval '1 microsecond'"
 					" WHERE run_id = $1 AND status = 'running'",
 					lengthof(types), types, values, nulls);
-	catalog_execute("SELECT pg_notify('tablesync', json_build_object('event', 'run_' || status,"
+	tsync_catalog_execute("SELECT pg_notify('tablesync', json_build_object('event', 'run_' || status,"
 					" 'run_id', run_id, 'replica', replica, 'sqlstate', sqlstate,"
 					" 'message', CASE WHEN sqlstate !~ '^(22|23|44|P0)' THEN left(message, 1000) END)::text)"
 					" FROM tablesync.run WHERE run_id = $1",
@@ -408,9 +522,9 @@ tsync_save_load_position(TsyncRun *run, char **key)
 {
 	Oid			types[] = {OIDOID, TEXTARRAYOID};
 	Datum		values[] = {ObjectIdGetDatum(run->replica->relid),
-	texts_datum(key, run->replica->nkeys)};
+	tsync_texts_datum(key, run->replica->nkeys)};
 
-	catalog_execute("UPDATE tablesync.replica SET load_position = $2"
+	tsync_catalog_execute("UPDATE tablesync.replica SET load_position = $2"
 					" WHERE replica = $1::regclass", 2, types, values, NULL);
 }
 
@@ -434,70 +548,12 @@ tsync_finish_load(TsyncRun *run, bool adopted)
 					 errdetail("Column %s can't be compared with the source.",
 							   run->replica->columns[i].quoted),
 					 errhint("TRUNCATE %s, and run again.", run->replica->replica_sql)));
-	catalog_execute("UPDATE tablesync.replica SET loaded = true, load_position = NULL,"
+	tsync_catalog_execute("UPDATE tablesync.replica SET loaded = true, load_position = NULL,"
 					" adopted = adopted OR $2 WHERE replica = $1::regclass",
 					2, types, values, NULL);
 	tsync_commit();
 	run->replica->row_fingerprint |= adopted;
 	run->replica->adopted |= adopted;
-}
-
-/* The chunks of the last run, NIL if there are none. */
-List *
-tsync_read_chunks(TsyncReplica *replica)
-{
-	List	   *chunks = NIL;
-	TsyncChunk *previous = NULL;
-	uint64		nchunks = catalog_execute_oid("SELECT lower_key, rows, differed FROM tablesync.chunk"
-											  " WHERE replica = $1::regclass ORDER BY chunk_no",
-											  replica->relid);
-
-	for (uint64 i = 0; i < nchunks; i++)
-	{
-		TsyncChunk *chunk = palloc0(sizeof(TsyncChunk));
-
-		chunk->lower = result_texts(i, 1);
-		chunk->expected_rows = result_int64(i, 2);
-		chunk->differed = result_bool(i, 3);
-		if (previous)
-			previous->upper = chunk->lower;
-		chunks = lappend(chunks, chunk);
-		previous = chunk;
-	}
-	SPI_freetuptable(SPI_tuptable);
-	return chunks;
-}
-
-/* Replace what is remembered of a replica's chunks, where it differs. */
-void
-tsync_write_chunks(TsyncReplica *replica, List *chunks)
-{
-	Oid			types[] = {OIDOID, INT4OID, TEXTARRAYOID, INT8OID, BOOLOID};
-	ListCell   *lc;
-	int			chunk_no = 0;
-
-	foreach(lc, chunks)
-	{
-		TsyncChunk *chunk = lfirst(lc);
-		Datum		values[] = {
-			ObjectIdGetDatum(replica->relid),
-			Int32GetDatum(chunk_no++),
-			chunk->lower ? texts_datum(chunk->lower, replica->nrange) : (Datum) 0,
-			Int64GetDatum(chunk->expected_rows),
-			BoolGetDatum(chunk->differed)
-		};
-
-		catalog_execute("INSERT INTO tablesync.chunk AS c (replica, chunk_no, lower_key, rows, differed)"
-						" VALUES ($1::regclass, $2, $3, $4, $5)"
-						" ON CONFLICT (replica, chunk_no) DO UPDATE"
-						" SET lower_key = excluded.lower_key, rows = excluded.rows, differed = excluded.differed"
-						" WHERE (c.lower_key, c.rows, c.differed) IS DISTINCT FROM"
-						" (excluded.lower_key, excluded.rows, excluded.differed)",
-						lengthof(types), types, values, chunk->lower ? NULL : "  n  ");
-	}
-	catalog_execute("DELETE FROM tablesync.chunk WHERE replica = $1::regclass AND chunk_no >= $2",
-					2, types, (Datum[]) {ObjectIdGetDatum(replica->relid), Int32GetDatum(chunk_no)},
-					NULL);
 }
 
 /* Take the run lock of a replica for the life of this process. */

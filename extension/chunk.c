@@ -3,11 +3,12 @@
  * chunk.c
  *	  Cutting a key range into chunks of about the same number of rows.
  *
- * The boundaries come from the replica, which has the source's keys and is
- * ours to read.  They are remembered from run to run with the rows each chunk
- * had; a chunk that has grown is split, small neighbours are merged.  Keys
- * that the two sides may sort differently (text) can't bound a chunk: a
- * replica with no other key column is one chunk.
+ * The boundaries come from the load, or from the replica, which has the
+ * source's keys and is ours to read.  They are remembered from run to run with
+ * what each chunk holds; a chunk that has grown, or for which the source takes
+ * too long, is split, small neighbours are merged.  Keys that the two sides
+ * may sort differently (text) can't bound a chunk: a replica with no other key
+ * column is one chunk.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,6 +16,10 @@
 
 #include "executor/spi.h"
 
+/* A chunk of fewer rows is not worth a statement. */
+#define MIN_CHUNK_ROWS 100
+
+/* A chunk that tablesync.chunk does not have yet. */
 static TsyncChunk *
 make_chunk(char **lower, char **upper, int64 rows, bool differed)
 {
@@ -24,6 +29,7 @@ make_chunk(char **lower, char **upper, int64 rows, bool differed)
 	chunk->upper = upper;
 	chunk->expected_rows = rows;
 	chunk->differed = differed;
+	chunk->planned = true;
 	return chunk;
 }
 
@@ -35,7 +41,20 @@ whole_replica(TsyncRun *run)
 							   run->replica->replica_sql);
 	TsyncDigest digest = tsync_select_digest(run, TSYNC_REPLICA, sql);
 
-	return make_chunk(NULL, NULL, digest.rows, true);
+	return make_chunk(NULL, NULL, digest.rows, false);
+}
+
+/* Integer bounds begin a bitmap, if that leaves the chunk any keys. */
+static void
+align_boundary(TsyncRun *run, TsyncChunk *chunk, char **boundary)
+{
+	int64		key;
+
+	if (run->replica->nkeys != 1 || !tsync_is_integer(run->replica->keys[0]->type))
+		return;
+	key = strtoll(boundary[0], NULL, 10) & ~INT64CONST(63);
+	if (chunk->lower == NULL || key > strtoll(chunk->lower[0], NULL, 10))
+		boundary[0] = psprintf(INT64_FORMAT, key);
 }
 
 /* The first key above so many rows of a chunk, or NULL. */
@@ -56,6 +75,7 @@ find_boundary(TsyncRun *run, TsyncChunk *chunk, int64 rows)
 				elog(ERROR, "key column %s of %s is NULL",
 					 run->replica->keys[i]->quoted, run->replica->label);
 		}
+		align_boundary(run, chunk, boundary);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return boundary;
@@ -65,7 +85,7 @@ find_boundary(TsyncRun *run, TsyncChunk *chunk, int64 rows)
 static List *
 append_split(TsyncRun *run, List *chunks, TsyncChunk *chunk, int64 target)
 {
-	while (chunk->expected_rows > target * 2)
+	while (run->replica->nrange > 0 && chunk->expected_rows > target * 2)
 	{
 		char	  **boundary = find_boundary(run, chunk, target);
 
@@ -75,6 +95,21 @@ append_split(TsyncRun *run, List *chunks, TsyncChunk *chunk, int64 target)
 		chunk = make_chunk(boundary, chunk->upper, chunk->expected_rows - target, chunk->differed);
 	}
 	return lappend(chunks, chunk);
+}
+
+/* Let a chunk take in the next one. */
+static void
+merge(TsyncChunk *chunk, TsyncChunk *next)
+{
+	chunk->upper = next->upper;
+	chunk->expected_rows += next->expected_rows;
+	chunk->differed |= next->differed;
+	chunk->known &= next->known;
+	chunk->stale = false;
+	chunk->replica.rows += next->replica.rows;
+	chunk->replica.sum += next->replica.sum;
+	chunk->has_buckets = chunk->has_bitmaps = false;
+	chunk->planned = true;
 }
 
 static List *
@@ -88,16 +123,23 @@ merge_small(List *chunks, int64 target)
 		TsyncChunk *chunk = lfirst(lc);
 		TsyncChunk *previous = merged ? llast(merged) : NULL;
 
-		if (previous && previous->expected_rows + chunk->expected_rows <= target / 2)
-		{
-			previous->upper = chunk->upper;
-			previous->expected_rows += chunk->expected_rows;
-			previous->differed |= chunk->differed;
-		}
+		if (previous && previous->expected_rows + chunk->expected_rows <= target)
+			merge(previous, chunk);
 		else
 			merged = lappend(merged, chunk);
 	}
 	return merged;
+}
+
+static bool
+is_new_plan(List *chunks, int remembered)
+{
+	ListCell   *lc;
+
+	foreach(lc, chunks)
+		if (((TsyncChunk *) lfirst(lc))->planned)
+			return true;
+	return list_length(chunks) != remembered;
 }
 
 /* Plan the chunks of a run, in a transaction of the caller. */
@@ -105,36 +147,63 @@ void
 tsync_plan_chunks(TsyncRun *run)
 {
 	int64		target = tsync_chunk_target(run->replica);
-	List	   *remembered = NIL;
-	List	   *chunks = NIL;
+	List	   *remembered = tsync_read_chunks(run->replica);
+	int			nremembered = list_length(remembered);
 	ListCell   *lc;
 
-	if (run->replica->nrange > 0)
-		remembered = tsync_read_chunks(run->replica);
+	run->chunks = NIL;
 	if (remembered == NIL)
 		remembered = list_make1(whole_replica(run));
-	if (run->replica->nrange == 0)
-	{
-		run->chunks = remembered;
-		return;
-	}
 	foreach(lc, merge_small(remembered, target))
-		chunks = append_split(run, chunks, lfirst(lc), target);
-	run->chunks = chunks;
+		run->chunks = append_split(run, run->chunks, lfirst(lc), target);
+	if (is_new_plan(run->chunks, nremembered))
+		tsync_write_plan(run->replica, run->chunks);
 }
 
-/* Remember the chunks as they are after APPLY, if that differs from before. */
-void
-tsync_remember_chunks(TsyncRun *run)
+/* Replace a chunk by pieces of about so many rows, in a transaction of its own. */
+static void
+split_chunk(TsyncRun *run, int position, int64 target)
 {
-	ListCell   *lc;
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *chunks = list_copy_head(run->chunks, position);
 
-	foreach(lc, run->chunks)
-	{
-		TsyncChunk *chunk = lfirst(lc);
+	tsync_begin();
+	MemoryContextSwitchTo(caller);
+	chunks = append_split(run, chunks, list_nth(run->chunks, position), target);
+	run->chunks = list_concat(chunks, list_copy_tail(run->chunks, position + 1));
+	tsync_write_plan(run->replica, run->chunks);
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+	tsync_know_replica(run);
+}
 
-		chunk->expected_rows = chunk->replica.rows;
-		chunk->differed = chunk->differs;
-	}
-	tsync_write_chunks(run->replica, run->chunks);
+/* The chunk at a position, cut so that the source can answer in time now. */
+TsyncChunk *
+tsync_fit_chunk(TsyncRun *run, int position)
+{
+	int64		target = tsync_current_target(run);
+	TsyncChunk *chunk = list_nth(run->chunks, position);
+
+	if (run->replica->nrange > 0 && chunk->expected_rows > target * 2)
+		split_chunk(run, position, target);
+	return list_nth(run->chunks, position);
+}
+
+/* Halve a chunk for which the source took too long; an error if that can't be. */
+void
+tsync_halve_chunk(TsyncRun *run, int position)
+{
+	TsyncChunk *chunk = list_nth(run->chunks, position);
+	int			before = list_length(run->chunks);
+
+	if (chunk->expected_rows >= MIN_CHUNK_ROWS * 2)
+		split_chunk(run, position, chunk->expected_rows / 2);
+	if (list_length(run->chunks) == before)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("the source of %s can't answer for " INT64_FORMAT " rows within %d ms",
+						run->replica->label, chunk->expected_rows, tsync_chunk_timeout(run->replica)),
+				 errdetail("The chunk can't be made smaller."),
+				 errhint("Increase tablesync.chunk_time, or run when the source is less busy.")));
+	tsync_source_is_slow(run, chunk->expected_rows / 2);
 }

@@ -164,6 +164,53 @@ tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest)
 	return processed;
 }
 
+/* A receiver that hands every row to a function. */
+typedef struct RowReceiver
+{
+	DestReceiver pub;
+	TsyncRowFunction function;
+	void	   *arg;
+	MemoryContext context;		/* of the caller; the executor's own ends with the query */
+} RowReceiver;
+
+static bool
+receive_row(TupleTableSlot *slot, DestReceiver *self)
+{
+	RowReceiver *receiver = (RowReceiver *) self;
+	MemoryContext executor = MemoryContextSwitchTo(receiver->context);
+
+	receiver->function(slot, receiver->arg);
+	MemoryContextSwitchTo(executor);
+	return true;
+}
+
+static void
+receive_startup(DestReceiver *self, int operation, TupleDesc tupdesc)
+{
+}
+
+static void
+receive_nothing(DestReceiver *self)
+{
+}
+
+/*
+ * Run a query at one side and call a function for each row, in the caller's
+ * memory context.
+ */
+uint64
+tsync_select_each(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowFunction function, void *arg)
+{
+	RowReceiver receiver = {
+		.pub = {receive_row, receive_startup, receive_nothing, receive_nothing, DestTuplestore},
+		.function = function,
+		.arg = arg,
+		.context = CurrentMemoryContext
+	};
+
+	return tsync_select(run, side, sql, &receiver.pub);
+}
+
 /* Run a query at one side and append its rows to a row set. */
 uint64
 tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into)
@@ -180,11 +227,14 @@ tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *i
 
 /* Run an INSERT, UPDATE or DELETE on the replica; returns the rows affected. */
 uint64
-tsync_modify(const char *sql)
+tsync_modify(TsyncRun *run, const char *sql)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	int			rc = SPI_execute(sql, false, 0);
+	int			rc;
 
+	tsync_expect_write(run->replica_oid, 1);
+	rc = SPI_execute(sql, false, 0);
+	tsync_expect_write(run->replica_oid, 0);
 	MemoryContextSwitchTo(caller);
 	if (rc != SPI_OK_INSERT && rc != SPI_OK_UPDATE && rc != SPI_OK_DELETE)
 		elog(ERROR, "unexpected SPI result %s", SPI_result_code_string(rc));

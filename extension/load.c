@@ -138,7 +138,7 @@ static void
 insert_page(TsyncRun *run, LoadState *state, char **reached)
 {
 	tsync_rowset_register(&state->rows);
-	run->loaded_rows += tsync_modify(tsync_sql_insert(run->replica, state->rows.name));
+	run->loaded_rows += tsync_modify(run, tsync_sql_insert(run->replica, state->rows.name));
 	tsync_save_load_position(run, reached);
 }
 
@@ -188,7 +188,7 @@ load_pages(TsyncRun *run)
 		MemoryContextReset(page_context);
 		tsync_progress_step(1, state->rows.count);
 		tsync_rowset_clear(&state->rows);
-		tsync_rest(run->replica, run->source_time - busy);
+		tsync_rest(run, run->source_time - busy, 0);
 		busy = run->source_time;
 	}
 	MemoryContextSwitchTo(run_context);

@@ -21,14 +21,35 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
-/* Rows per chunk: about 100 ms of digests at the source. */
+/* Rows per chunk until we know how fast the source is. */
 #define DEFAULT_CHUNK_ROWS 500000
+
+/* Bounds for what we make of the speed later. */
+#define MIN_TARGET_ROWS 10000
+#define MAX_TARGET_ROWS 2500000
 
 /* What a source scans per second at least; for the choice of consistency. */
 #define CAUTIOUS_ROWS_PER_SECOND 1000000.0
 
+/* A scan of one snapshot can't rest in between; it must then be short. */
+#define MAX_BUSY_SECONDS 1.0
+
+/* Fewer rows, or less time, tell little about speed. */
+#define MIN_RATED_ROWS 100000
+#define MIN_RATED_USEC 50000
+
+/* The source is slow when it takes so many times longer per row than usual. */
+#define SLOW_FACTOR 4.0
+
+/* Weight of a run's speed in what is remembered of it. */
+#define RATE_WEIGHT 0.2
+
 /* A rest is never longer, whatever max_source_load says. */
 #define MAX_REST_USEC (60 * USECS_PER_SEC)
+#define MAX_BACKOFF_USEC (10 * USECS_PER_SEC)
+
+/* Smallest chunk that a slow source is asked for. */
+#define MIN_SLOW_ROWS 1000
 
 /* "tablesync/schema.table", as much of it as fits, in postgres_fdw's escapes. */
 static char *
@@ -50,10 +71,11 @@ source_application_name(const char *label)
 
 /*
  * Make every connection of this process to a source read-only, honest about
- * hidden rows, short of patience, and recognisable.
+ * hidden rows, short of patience, and recognisable.  "timeout" is for each
+ * statement there, in ms.
  */
-void
-tsync_restrict_source_session(const char *label)
+static void
+restrict_source_session(const char *label, int timeout)
 {
 	char	   *options;
 
@@ -65,7 +87,7 @@ tsync_restrict_source_session(const char *label)
 					   " -c max_parallel_workers_per_gather=0"
 					   " -c jit=off"
 					   " -c lc_monetary=C",
-					   tsync_statement_timeout,
+					   timeout,
 					   tsync_lock_timeout,
 					   tsync_statement_timeout);
 	if (setenv("PGOPTIONS", options, 1) != 0 ||
@@ -77,37 +99,154 @@ tsync_restrict_source_session(const char *label)
 					PGC_USERSET, PGC_S_SESSION);
 }
 
-/* Rows that a chunk should have. */
+/* Let no statement at the source take longer; reconnects where that is news. */
+void
+tsync_limit_source(TsyncRun *run, int timeout)
+{
+	if (run->source_timeout == timeout)
+		return;
+	restrict_source_session(run->replica->label, timeout);
+	if (run->source_timeout >= 0)
+		tsync_disconnect_source(run);
+	run->source_timeout = timeout;
+}
+
+/* Longest time for a statement in chunk mode, ms; a single chunk may take long. */
+int
+tsync_chunk_timeout(TsyncReplica *replica)
+{
+	int			timeout = Max(tsync_chunk_time, 50) * 4;
+
+	if (replica->nrange == 0)
+		return tsync_statement_timeout;
+	return tsync_statement_timeout > 0 ? Min(timeout, tsync_statement_timeout) : timeout;
+}
+
+/* Longest time for a statement of a scan in one snapshot, ms. */
+int
+tsync_snapshot_timeout(void)
+{
+	return tsync_statement_timeout > 0 ? Min(tsync_max_snapshot_age, tsync_statement_timeout)
+		: tsync_max_snapshot_age;
+}
+
+static int64
+rows_in(TsyncReplica *replica, double milliseconds)
+{
+	double		rows = replica->scan_rate * milliseconds / 1000;
+
+	return (int64) Min(Max(rows, MIN_TARGET_ROWS), MAX_TARGET_ROWS);
+}
+
+/* Rows that a chunk should have: its buckets in tablesync.chunk_time. */
 int64
 tsync_chunk_target(TsyncReplica *replica)
 {
-	return replica->chunk_rows > 0 ? replica->chunk_rows : DEFAULT_CHUNK_ROWS;
+	if (replica->chunk_rows > 0)
+		return replica->chunk_rows;
+	if (replica->scan_rate <= 0)
+		return DEFAULT_CHUNK_ROWS;
+	return rows_in(replica, tsync_chunk_time / TSYNC_BUCKET_COST);
+}
+
+/* Rows that one statement should read in the order of blocks. */
+int64
+tsync_statement_rows(TsyncReplica *replica)
+{
+	if (replica->chunk_rows > 0 || replica->scan_rate <= 0)
+		return tsync_chunk_target(replica);
+	return rows_in(replica, tsync_chunk_time);
+}
+
+/* Rows that a chunk should have right now. */
+int64
+tsync_current_target(TsyncRun *run)
+{
+	int64		target = tsync_chunk_target(run->replica);
+
+	return run->chunk_target > 0 ? Min(run->chunk_target, target) : target;
 }
 
 /* Should a scan of so many rows hold one snapshot at the source? */
 bool
 tsync_use_snapshot(TsyncReplica *replica, double rows)
 {
-	double		seconds = rows / CAUTIOUS_ROWS_PER_SECOND / replica->max_source_load;
+	double		rate = replica->scan_rate > 0 ? replica->scan_rate / TSYNC_BUCKET_COST : CAUTIOUS_ROWS_PER_SECOND;
+	double		seconds = rows / rate;
 
 	if (strcmp(replica->consistency, "auto") != 0)
 		return strcmp(replica->consistency, "snapshot") == 0;
-	return seconds * 1000 < tsync_max_snapshot_age;
+	return seconds * 1000 < tsync_max_snapshot_age &&
+		(replica->max_source_load >= 1 || seconds < MAX_BUSY_SECONDS);
+}
+
+/* Note how long a digest of so many rows took, or buckets, which cost more. */
+void
+tsync_note_speed(TsyncRun *run, int64 rows, double cost, int64 usec)
+{
+	run->rated_rows += rows * cost;
+	run->rated_time += usec;
+	if (run->replica->scan_rate > 0)
+		run->usual_time += rows * cost / run->replica->scan_rate * USECS_PER_SEC;
+	run->actual_time += usec;
+}
+
+/* Rows per second that the source digests, as far as known; 0 if it is not. */
+double
+tsync_learned_rate(TsyncRun *run)
+{
+	double		usual = run->replica->scan_rate;
+	double		rate;
+
+	if (run->rated_rows < MIN_RATED_ROWS || run->rated_time <= 0)
+		return usual;
+	rate = run->rated_rows / run->rated_time * USECS_PER_SEC;
+	return usual > 0 ? usual + (rate - usual) * RATE_WEIGHT : rate;
+}
+
+/* Ask the source for fewer rows at a time. */
+void
+tsync_source_is_slow(TsyncRun *run, int64 target)
+{
+	run->chunk_target = Max(target, MIN_SLOW_ROWS);
+}
+
+/*
+ * Compare the speed of the last chunk with the usual one.  Returns how many
+ * microseconds to stay away from a source that is busy or cold.
+ */
+static int64
+judge_speed(TsyncRun *run, int64 rows)
+{
+	double		factor = run->usual_time > 0 ? run->actual_time / run->usual_time : 0;
+	int64		backoff = 0;
+
+	if (factor >= SLOW_FACTOR && run->actual_time >= MIN_RATED_USEC)
+	{
+		run->slowness = Max(run->slowness, factor);
+		tsync_source_is_slow(run, (int64) (rows / factor));
+		backoff = (int64) Min(run->actual_time * (factor - 1), (double) MAX_BACKOFF_USEC);
+	}
+	else if (run->chunk_target > 0)
+		run->chunk_target = run->chunk_target * 2 >= tsync_chunk_target(run->replica) ? 0 : run->chunk_target * 2;
+	run->usual_time = run->actual_time = 0;
+	return backoff;
 }
 
 /*
  * Leave the source alone for as long as max_source_load asks for after it has
- * been busy with us for so many microseconds.
+ * been busy with us for so many microseconds, or longer if it is slow.
  */
 void
-tsync_rest(TsyncReplica *replica, int64 busy_usec)
+tsync_rest(TsyncRun *run, int64 busy_usec, int64 rows)
 {
-	double		wanted = busy_usec * (1.0 / replica->max_source_load - 1.0);
-	int64		rest = (int64) Min(wanted, (double) MAX_REST_USEC);
+	double		wanted = busy_usec * (1.0 / run->replica->max_source_load - 1.0);
+	int64		backoff = judge_speed(run, rows);
+	int64		rest = Max((int64) Min(wanted, (double) MAX_REST_USEC), backoff);
 	TimestampTz until = GetCurrentTimestamp() + rest;
 	long		left;
 
-	tsync_progress_throttled(rest);
+	tsync_progress_throttled(rest, backoff > 0 ? run->slowness : 0);
 	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until)) > 0)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

@@ -35,6 +35,7 @@ enum
 	PARAM_ROWS_ESTIMATED,
 	PARAM_PHASE_STARTED,		/* TimestampTz */
 	PARAM_THROTTLED,			/* microseconds */
+	PARAM_SLOWNESS,				/* percent of the usual time per row; 0: as usual */
 	NPARAMS
 };
 
@@ -45,7 +46,7 @@ PG_FUNCTION_INFO_V1(tsync_live_progress);
 static void
 publish(void)
 {
-	static const int index[NPARAMS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+	static const int index[NPARAMS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
 
 	pgstat_progress_update_multi_param(NPARAMS, index, params);
 }
@@ -84,11 +85,12 @@ tsync_progress_step(int64 chunks, int64 rows)
 	publish();
 }
 
-/* Count time slept to spare the source. */
+/* Count time slept to spare the source, which may be slow. */
 void
-tsync_progress_throttled(int64 usec)
+tsync_progress_throttled(int64 usec, double slowness)
 {
 	params[PARAM_THROTTLED] += usec;
+	params[PARAM_SLOWNESS] = (int64) (slowness * 100);
 	publish();
 }
 

@@ -90,12 +90,21 @@ append_bound(StringInfo buf, TsyncReplica *rep, int first, int end, char **bound
 	appendStringInfoString(buf, "))");
 }
 
-/* Append the condition that a row belongs to a chunk. */
+/* Append the condition that a row belongs to a chunk, or to a range of blocks. */
 static void
 append_range(StringInfo buf, TsyncReplica *rep, TsyncChunk *chunk, bool above_lower)
 {
 	int			first = 0;
 
+	if (chunk->blocks)
+	{
+		appendStringInfo(buf, "ctid OPERATOR(pg_catalog.>=) '(" INT64_FORMAT ",0)'::pg_catalog.tid",
+						 chunk->first_block);
+		if (chunk->end_block >= 0)
+			appendStringInfo(buf, " AND ctid OPERATOR(pg_catalog.<) '(" INT64_FORMAT ",0)'::pg_catalog.tid",
+							 chunk->end_block);
+		return;
+	}
 	if (chunk->lower && chunk->upper)
 		for (; first < rep->nrange - 1 &&
 			 strcmp(chunk->lower[first], chunk->upper[first]) == 0; first++)
@@ -190,6 +199,11 @@ append_fingerprint(StringInfo buf, TsyncReplica *rep, int version)
 static void
 append_bucket(StringInfo buf, TsyncReplica *rep, TsyncBucketing *bucketing, int version)
 {
+	if (bucketing->mask == TSYNC_BITMAP_MASK)
+	{
+		appendStringInfo(buf, "%s OPERATOR(pg_catalog.>>) %d", rep->keys[0]->quoted, bucketing->shift);
+		return;
+	}
 	appendStringInfo(buf, "(%s", key_number(rep, version));
 	if (rep->nkeys == 1 && tsync_is_integer(rep->keys[0]->type))
 		appendStringInfo(buf, " OPERATOR(pg_catalog.>>) %d", bucketing->shift);
@@ -197,7 +211,37 @@ append_bucket(StringInfo buf, TsyncReplica *rep, TsyncBucketing *bucketing, int 
 					 bucketing->mask);
 }
 
-/* Append " AND bucket = ANY (..)"; NIL stands for all buckets. */
+/* Append the bit that stands for a row's key in the bitmap of its bucket. */
+static void
+append_bit(StringInfo buf, TsyncReplica *rep)
+{
+	TsyncColumn *key = rep->keys[0];
+
+	appendStringInfo(buf, "1::pg_catalog.int8 OPERATOR(pg_catalog.<<) (%s%s OPERATOR(pg_catalog.&) 63%s)%s",
+					 key->quoted, key->type == INT2OID ? "::pg_catalog.int4" : "",
+					 key->type == INT8OID ? "::pg_catalog.int8" : "",
+					 key->type == INT8OID ? "::pg_catalog.int4" : "");
+}
+
+/* Append the 64 keys of each bucket of a bitmap, as an array's elements. */
+static void
+append_keys_of_buckets(StringInfo buf, List *buckets)
+{
+	ListCell   *lc;
+
+	foreach(lc, buckets)
+	{
+		int64		first = (int64) ((uint64) ((TsyncBucket *) lfirst(lc))->number << TSYNC_BITMAP_SHIFT);
+
+		for (int i = 0; i < 1 << TSYNC_BITMAP_SHIFT; i++)
+			appendStringInfo(buf, "%s" INT64_FORMAT, i == 0 && lc == list_head(buckets) ? "" : ",", first + i);
+	}
+}
+
+/*
+ * Append " AND bucket = ANY (..)" for a list of TsyncBucket; NIL stands for all
+ * buckets.  The keys of a few bitmaps are listed, for an index to find.
+ */
 static void
 append_bucket_filter(StringInfo buf, TsyncReplica *rep, TsyncBucketing *bucketing,
 					 List *buckets, int version)
@@ -206,11 +250,19 @@ append_bucket_filter(StringInfo buf, TsyncReplica *rep, TsyncBucketing *bucketin
 
 	if (buckets == NIL)
 		return;
+	if (bucketing->mask == TSYNC_BITMAP_MASK && list_length(buckets) <= TSYNC_INDEXED_BUCKETS)
+	{
+		appendStringInfo(buf, " AND %s OPERATOR(pg_catalog.=) ANY ('{", rep->keys[0]->quoted);
+		append_keys_of_buckets(buf, buckets);
+		appendStringInfo(buf, "}'::%s[])", type_sql(rep->keys[0]->type));
+		return;
+	}
 	appendStringInfoString(buf, " AND (");
 	append_bucket(buf, rep, bucketing, version);
-	appendStringInfoString(buf, ") OPERATOR(pg_catalog.=) ANY ('{");
+	appendStringInfoString(buf, ")::pg_catalog.int8 OPERATOR(pg_catalog.=) ANY ('{");
 	foreach(lc, buckets)
-		appendStringInfo(buf, "%s%d", lc == list_head(buckets) ? "" : ",", lfirst_int(lc));
+		appendStringInfo(buf, "%s" INT64_FORMAT, lc == list_head(buckets) ? "" : ",",
+						 ((TsyncBucket *) lfirst(lc))->number);
 	appendStringInfoString(buf, "}'::pg_catalog.int8[])");
 }
 
@@ -278,21 +330,137 @@ tsync_sql_digest(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int versi
 	return buf.data;
 }
 
-/* (bucket, rows, sum of fingerprints) of each bucket of a chunk. */
+/*
+ * (rows, sum of fingerprints) of the source's rows in a range of blocks, but
+ * not of the rows in some chunks.
+ */
+char *
+tsync_sql_digest_without(TsyncReplica *rep, TsyncChunk *range, List *chunks, int version)
+{
+	StringInfoData buf;
+	ListCell   *lc;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, tsync_sql_digest(rep, TSYNC_SOURCE, range, version));
+	foreach(lc, chunks)
+	{
+		appendStringInfoString(&buf, " AND NOT (");
+		append_range(&buf, rep, lfirst(lc), false);
+		appendStringInfoChar(&buf, ')');
+	}
+	return buf.data;
+}
+
+/*
+ * (bucket, rows, sum of fingerprints) of each bucket of a chunk; rows are a
+ * bitmap where buckets are, and a source with a watermark adds the bitmap of
+ * the rows that have reached it.
+ */
 char *
 tsync_sql_buckets(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk,
 				  TsyncBucketing *bucketing, int version)
 {
+	bool		bitmap = bucketing->mask == TSYNC_BITMAP_MASK;
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	append_bucket(&buf, rep, bucketing, version);
-	appendStringInfoString(&buf, ", pg_catalog.count(*), pg_catalog.sum(");
+	appendStringInfoString(&buf, bitmap ? ", pg_catalog.bit_or(" : ", pg_catalog.count(*");
+	if (bitmap)
+		append_bit(&buf, rep);
+	appendStringInfoString(&buf, "), pg_catalog.sum(");
 	append_fingerprint(&buf, rep, version);
-	appendStringInfo(&buf, ") FROM %s WHERE ", relation_sql(rep, side));
+	appendStringInfoChar(&buf, ')');
+	if (bitmap && side == TSYNC_SOURCE && rep->version && rep->watermark)
+	{
+		appendStringInfoString(&buf, ", pg_catalog.bit_or(");
+		append_bit(&buf, rep);
+		appendStringInfoString(&buf, ") FILTER (WHERE ");
+		append_comparison(&buf, rep->version, ">=", rep->watermark);
+		appendStringInfoChar(&buf, ')');
+	}
+	appendStringInfo(&buf, " FROM %s WHERE ", relation_sql(rep, side));
 	append_range(&buf, rep, chunk, false);
 	appendStringInfoString(&buf, " GROUP BY 1");
+	return buf.data;
+}
+
+/* (key, fingerprint) of the rows in a row set; for a single integer key. */
+char *
+tsync_sql_fingerprints(TsyncReplica *rep, const char *rows, int version)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "SELECT %s, ", rep->keys[0]->quoted);
+	append_fingerprint(&buf, rep, version);
+	appendStringInfo(&buf, " FROM %s", rows);
+	return buf.data;
+}
+
+/* (key, fingerprint) of the replica's rows by key; for a single integer key. */
+char *
+tsync_sql_fingerprints_of_keys(TsyncReplica *rep, List *keys, int version)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "%s WHERE ", tsync_sql_fingerprints(rep, rep->replica_sql, version));
+	append_key_list(&buf, rep, keys);
+	return buf.data;
+}
+
+/* (rows, sum of fingerprints) of the replica's rows whose keys are in a row set. */
+char *
+tsync_sql_digest_of_keys(TsyncReplica *rep, const char *keys, int version)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT pg_catalog.count(*), pg_catalog.sum(");
+	append_fingerprint(&buf, rep, version);
+	appendStringInfo(&buf, ") FROM %s r WHERE EXISTS (SELECT FROM %s k WHERE ", rep->replica_sql, keys);
+	append_keys_equal(&buf, rep, "r.", "k.");
+	appendStringInfoChar(&buf, ')');
+	return buf.data;
+}
+
+/*
+ * Text that changes whenever digests would: what a fingerprint covers, and
+ * how.  Not run.
+ */
+char *
+tsync_sql_memory_key(TsyncReplica *rep, int version)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	append_fingerprint(&buf, rep, version);
+	appendStringInfoString(&buf, " of ");
+	append_keys(&buf, rep, 0, rep->nkeys, "");
+	for (int i = 0; rep->row_fingerprint && i < rep->ncolumns; i++)
+		appendStringInfo(&buf, ", %s %u", rep->columns[i].quoted, rep->columns[i].type);
+	return buf.data;
+}
+
+/*
+ * The watermark after the rows of some row sets have been applied: below the
+ * newest version among them, by as much as transactions usually take.
+ */
+char *
+tsync_sql_watermark(TsyncReplica *rep, const char *rows, const char *more)
+{
+	const char *column = rep->version->quoted;
+	bool		timestamp = rep->version->type == TIMESTAMPOID || rep->version->type == TIMESTAMPTZOID;
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "SELECT (pg_catalog.max(v)%s)::pg_catalog.text FROM (SELECT %s AS v FROM %s",
+					 timestamp ? " OPERATOR(pg_catalog.-) '1 minute'::pg_catalog.interval" : "", column, rows);
+	if (more)
+		appendStringInfo(&buf, " UNION ALL SELECT %s FROM %s", column, more);
+	appendStringInfo(&buf, ") u%s", timestamp ? " WHERE pg_catalog.isfinite(v)" : "");
 	return buf.data;
 }
 

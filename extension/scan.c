@@ -3,89 +3,56 @@
  * scan.c
  *	  SCAN and CONFIRM: find what differs between source and replica.
  *
- * Each chunk is compared by digest.  Where the digests differ, or did so in
- * the last run, the chunk's buckets are compared; the keys of the buckets that
- * differ are listed and compared one by one; the rows that are new or changed
- * are fetched into the stage.  All that is read from the source for one chunk
- * comes from one snapshot, because postgres_fdw runs each of our transactions
- * as one REPEATABLE READ transaction there.
+ * What the replica holds is remembered (memory.c), so a scan reads only the
+ * source.  Chunks that did not differ in the last run are compared by digest;
+ * those that did, or do now, by buckets, and what differs is resolved to rows
+ * (resolve.c).  A scan in one snapshot may read the source in the order of its
+ * blocks, which is faster than by key: the digest of all chunks that are
+ * expected to be equal, or the buckets of all chunks when most will differ.
+ *
+ * All that is read from the source for one chunk comes from one snapshot,
+ * because postgres_fdw runs each of our transactions as one REPEATABLE READ
+ * transaction there.
  *
  *-------------------------------------------------------------------------
  */
 #include "tablesync.h"
 
-#include "access/htup_details.h"
-#include "catalog/pg_type.h"
-#include "executor/spi.h"
-#include "utils/hsearch.h"
+#include "access/xact.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#define ROWS_PER_BUCKET 32
-#define MAX_BUCKETS 65536
+/* Blocks can be addressed by a range of ctid since PostgreSQL 14. */
+#define BLOCKS_VERSION 140000
 
-/* Buckets in excess of this share of a chunk are not worth a filter. */
-#define MAX_FILTER_FRACTION 0.5
+/* More ranges of keys than this are not worth excluding row by row. */
+#define MAX_EXCLUDED_RANGES 4
 
-typedef struct BucketEntry
+/* Most buckets that are kept in memory at once, 24 bytes each. */
+#define MAX_ALL_BUCKETS 1750000
+
+typedef struct ScanState
 {
-	int64		bucket;			/* hash key */
-	int64		rows;			/* source's minus replica's */
-	uint64		sum;			/* likewise */
-} BucketEntry;
-
-/* Row sets that one chunk fills and the next one clears. */
-typedef struct DiffState
-{
-	TsyncRowSet listed;			/* source: keys with version or fingerprint */
-	TsyncRowSet differing;		/* keys with i, u or d */
-	TsyncRowSet to_insert;		/* keys */
-	TsyncRowSet to_update;		/* keys */
+	TsyncResolver *resolver;
 	MemoryContext chunk_context;
-} DiffState;
+	TimestampTz snapshot_taken;
+} ScanState;
 
-static DiffState *
-diff_state_create(TsyncReplica *replica)
+/* Bitmaps of the whole source, in an array without gaps. */
+typedef struct PlainBucket
 {
-	DiffState  *state = palloc0(sizeof(DiffState));
-	TupleDesc	listed = tsync_key_desc(replica, 1);
-	TupleDesc	differing = tsync_key_desc(replica, 1);
+	uint64		rows;
+	uint64		sum;
+	uint64		recent;
+} PlainBucket;
 
-	if (replica->row_fingerprint)
-		TupleDescInitEntry(listed, replica->nkeys + 1, replica->fingerprint_column, NUMERICOID, -1, 0);
-	else
-		TupleDescInitEntry(listed, replica->nkeys + 1, replica->version->name,
-						   replica->version->type, replica->version->typmod, 0);
-	TupleDescInitEntry(differing, replica->nkeys + 1, "difference", CHAROID, -1, 0);
-
-	tsync_rowset_init(&state->listed, "tsync_listed", listed);
-	tsync_rowset_init(&state->differing, "tsync_differing", differing);
-	tsync_rowset_init(&state->to_insert, "tsync_to_insert", tsync_key_desc(replica, 0));
-	tsync_rowset_init(&state->to_update, "tsync_to_update", tsync_key_desc(replica, 0));
-	state->chunk_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync chunk",
-												 ALLOCSET_DEFAULT_SIZES);
-	return state;
-}
-
-static void
-diff_state_destroy(DiffState *state)
+typedef struct AllBuckets
 {
-	tuplestore_end(state->listed.rows);
-	tuplestore_end(state->differing.rows);
-	tuplestore_end(state->to_insert.rows);
-	tuplestore_end(state->to_update.rows);
-	MemoryContextDelete(state->chunk_context);
-}
-
-static void
-diff_state_clear(DiffState *state)
-{
-	tsync_rowset_clear(&state->listed);
-	tsync_rowset_clear(&state->differing);
-	tsync_rowset_clear(&state->to_insert);
-	tsync_rowset_clear(&state->to_update);
-	MemoryContextReset(state->chunk_context);
-}
+	int64		first;			/* number of the first bucket */
+	int64		count;
+	PlainBucket *buckets;
+	bool		overflow;
+} AllBuckets;
 
 static bool
 digest_equal(TsyncDigest a, TsyncDigest b)
@@ -93,261 +60,534 @@ digest_equal(TsyncDigest a, TsyncDigest b)
 	return a.rows == b.rows && a.sum == b.sum;
 }
 
-/* Distance from the smallest to the largest integer key of a chunk. */
-static uint64
-key_span(TsyncRun *run, TsyncChunk *chunk)
+static void
+add_digest(TsyncDigest *to, TsyncDigest digest)
 {
-	uint64		span = 0;
-	bool		isnull;
-
-	if (chunk->lower && chunk->upper)
-		return (uint64) strtoll(chunk->upper[0], NULL, 10) -
-			(uint64) strtoll(chunk->lower[0], NULL, 10);
-
-	if (tsync_select(run, TSYNC_REPLICA, tsync_sql_key_span(run->replica, chunk), NULL) == 1)
-	{
-		HeapTuple	tuple = SPI_tuptable->vals[0];
-		Datum		min = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 1, &isnull);
-		Datum		max = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 2, &isnull);
-
-		if (!isnull)
-			span = (uint64) DatumGetInt64(max) - (uint64) DatumGetInt64(min);
-	}
-	SPI_freetuptable(SPI_tuptable);
-	return span;
+	to->rows += digest.rows;
+	to->sum += digest.sum;
 }
 
-/*
- * Choose buckets of about ROWS_PER_BUCKET rows.  Neighbouring integers share
- * a bucket, so that changes that lie close together touch few; the mask
- * bounds the number of buckets where keys are sparse or outside of what the
- * replica has.
- */
-static TsyncBucketing
-choose_buckets(TsyncRun *run, TsyncChunk *chunk)
-{
-	TsyncBucketing bucketing = {0, 0};
-	int64		buckets = 1;
-
-	while (buckets < MAX_BUCKETS && buckets * ROWS_PER_BUCKET < chunk->expected_rows)
-		buckets *= 2;
-	bucketing.mask = buckets - 1;
-
-	if (run->replica->nkeys == 1 && tsync_is_integer(run->replica->keys[0]->type))
-	{
-		uint64		span = key_span(run, chunk);
-
-		while (bucketing.shift < 62 && (span >> bucketing.shift) >= (uint64) buckets)
-			bucketing.shift++;
-	}
-	return bucketing;
-}
-
-/* Add the buckets of one side to the table (the replica's are subtracted). */
+/* Run a digest query at the source and learn how fast it is. */
 static TsyncDigest
-add_buckets(TsyncRun *run, TsyncSide side, const char *sql, HTAB *table)
+digest_source(TsyncRun *run, char *sql)
 {
-	TsyncDigest total = {0, 0};
-	SPITupleTable *result;
+	int64		before = run->source_time;
+	TsyncDigest digest = tsync_select_digest(run, TSYNC_SOURCE, sql);
 
-	tsync_select(run, side, sql, NULL);
-	result = SPI_tuptable;
-	for (uint64 i = 0; i < result->numvals; i++)
-	{
-		BucketEntry *entry;
-		bool		found;
-		bool		isnull;
-		int64		bucket = DatumGetInt64(SPI_getbinval(result->vals[i], result->tupdesc, 1, &isnull));
-		int64		rows = DatumGetInt64(SPI_getbinval(result->vals[i], result->tupdesc, 2, &isnull));
-		char	   *decimal = SPI_getvalue(result->vals[i], result->tupdesc, 3);
-		uint64		sum;
-
-		if (decimal == NULL)
-			elog(ERROR, "fingerprints of a bucket are NULL");
-		sum = tsync_sum_to_uint64(decimal);
-		pfree(decimal);
-		entry = hash_search(table, &bucket, HASH_ENTER, &found);
-		if (!found)
-			entry->rows = entry->sum = 0;
-		entry->rows += side == TSYNC_SOURCE ? rows : -rows;
-		entry->sum += side == TSYNC_SOURCE ? sum : -sum;
-		total.rows += rows;
-		total.sum += sum;
-	}
-	SPI_freetuptable(result);
-	return total;
+	tsync_note_speed(run, digest.rows, 1.0, run->source_time - before);
+	return digest;
 }
 
-/* Compare the buckets of a chunk; returns those that differ. */
-static List *
-compare_buckets(TsyncRun *run, TsyncChunk *chunk, TsyncBucketing *bucketing)
-{
-	TsyncReplica *replica = run->replica;
-	HASHCTL		ctl = {.keysize = sizeof(int64),.entrysize = sizeof(BucketEntry),
-	.hcxt = CurrentMemoryContext};
-	HTAB	   *table = hash_create("tablesync buckets", bucketing->mask + 1, &ctl,
-									HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	HASH_SEQ_STATUS scan;
-	BucketEntry *entry;
-	List	   *differing = NIL;
-
-	chunk->source = add_buckets(run, TSYNC_SOURCE,
-								tsync_sql_buckets(replica, TSYNC_SOURCE, chunk, bucketing,
-												  run->source_version), table);
-	chunk->replica = add_buckets(run, TSYNC_REPLICA,
-								 tsync_sql_buckets(replica, TSYNC_REPLICA, chunk, bucketing,
-												   run->source_version), table);
-	hash_seq_init(&scan, table);
-	while ((entry = hash_seq_search(&scan)) != NULL)
-		if (entry->rows != 0 || entry->sum != 0)
-			differing = lappend_int(differing, (int) entry->bucket);
-	hash_destroy(table);
-	return differing;
-}
-
-/* Sort the differing keys into what is to be deleted, inserted and updated. */
+/* Forget what an aborted transaction has left behind. */
 static void
-sort_differing_keys(TsyncRun *run, DiffState *state)
+clear_state(ScanState *state)
 {
-	int			nkeys = run->replica->nkeys;
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(state->differing.tupdesc, &TTSOpsMinimalTuple);
-
-	tsync_rowset_start(&state->differing);
-	while (tsync_rowset_next(&state->differing, slot))
-	{
-		TsyncRowSet *set;
-
-		slot_getallattrs(slot);
-		switch (DatumGetChar(slot->tts_values[nkeys]))
-		{
-			case 'd':
-				set = &run->stage->deleted;
-				break;
-			case 'i':
-				set = &state->to_insert;
-				break;
-			default:
-				set = &state->to_update;
-		}
-		tuplestore_putvalues(set->rows, set->tupdesc, slot->tts_values, slot->tts_isnull);
-		set->count++;
-	}
-	ExecDropSingleTupleTableSlot(slot);
+	tsync_resolver_clear(state->resolver);
+	MemoryContextReset(state->chunk_context);
 }
 
-/* Find the differing keys of some buckets and stage what they need. */
+/* Compare the buckets of a chunk and stage the rows that differ. */
 static void
-localise(TsyncRun *run, DiffState *state, TsyncChunk *chunk, TsyncBucketing *bucketing,
-		 List *buckets)
+resolve_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk, TsyncBuckets *source,
+			  TsyncBuckets *replica)
 {
-	TsyncReplica *replica = run->replica;
-
-	if (list_length(buckets) > (bucketing->mask + 1) * MAX_FILTER_FRACTION)
-		buckets = NIL;
-	tsync_select_into(run, TSYNC_SOURCE,
-					  tsync_sql_list_source(replica, chunk, bucketing, buckets,
-											run->source_version), &state->listed);
-	tsync_rowset_register(&state->listed);
-	tsync_select_into(run, TSYNC_REPLICA,
-					  tsync_sql_compare(replica, state->listed.name, chunk, bucketing, buckets,
-										run->source_version), &state->differing);
-	SPI_unregister_relation(state->listed.name);
-	sort_differing_keys(run, state);
-	tsync_fetch_rows(run, &state->to_insert, &run->stage->inserted);
-	tsync_fetch_rows(run, &state->to_update, &run->stage->updated);
+	chunk->source = tsync_digest_of_buckets(source);
+	chunk->differs = tsync_resolve(run, state->resolver, chunk, source, replica);
+	if (chunk->differs)
+		tsync_stage_memory(run, chunk, source);
 }
 
+/* Scan a chunk by buckets. */
 static void
-scan_chunk(TsyncRun *run, DiffState *state, TsyncChunk *chunk)
+scan_buckets(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
+{
+	TsyncBuckets *replica = tsync_buckets_of_replica(run, chunk);
+	int64		before = run->source_time;
+	TsyncBuckets *source = tsync_collect_buckets(run, TSYNC_SOURCE, chunk, replica->bucketing);
+
+	tsync_note_speed(run, chunk->expected_rows, TSYNC_BUCKET_COST, run->source_time - before);
+	resolve_chunk(run, state, chunk, source, replica);
+}
+
+/* Scan a chunk: by digest where it is likely to be equal. */
+static void
+scan_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
 {
 	MemoryContext caller = MemoryContextSwitchTo(state->chunk_context);
-	TsyncBucketing bucketing;
-	List	   *buckets;
 
 	if (!chunk->differed)
 	{
-		chunk->source = tsync_select_digest(run, TSYNC_SOURCE,
-											tsync_sql_digest(run->replica, TSYNC_SOURCE, chunk,
-															 run->source_version));
-		chunk->replica = tsync_select_digest(run, TSYNC_REPLICA,
-											 tsync_sql_digest(run->replica, TSYNC_REPLICA, chunk,
-															  run->source_version));
+		chunk->source = digest_source(run, tsync_sql_digest(run->replica, TSYNC_SOURCE, chunk,
+															run->source_version));
 		chunk->differs = !digest_equal(chunk->source, chunk->replica);
 	}
 	if (chunk->differed || chunk->differs)
-	{
-		bucketing = choose_buckets(run, chunk);
-		buckets = compare_buckets(run, chunk, &bucketing);
-		chunk->differs = (buckets != NIL);
-		if (chunk->differs)
-			localise(run, state, chunk, &bucketing, buckets);
-	}
+		scan_buckets(run, state, chunk);
 	MemoryContextSwitchTo(caller);
-	diff_state_clear(state);
+	MemoryContextReset(state->chunk_context);
 }
 
-/* Forget what an earlier attempt of this run has found. */
 static void
-reset_scan(TsyncRun *run)
+finish_chunk(TsyncRun *run, TsyncChunk *chunk)
 {
-	tsync_stage_clear(run->stage);
-	run->chunks = NIL;
-	run->source = (TsyncDigest) {0, 0};
+	add_digest(&run->source, chunk->source);
+	tsync_progress_step(1, chunk->source.rows);
+}
+
+/* The next range of the source's blocks; false after the last one, which is open. */
+static bool
+next_blocks(TsyncRun *run, TsyncChunk *range)
+{
+	double		rows_per_block = Max(run->source_estimate / run->source_blocks, 1);
+	int64		step = Max((int64) (tsync_statement_rows(run->replica) / rows_per_block), 1);
+
+	if (range->blocks && range->end_block < 0)
+		return false;
+	range->first_block = range->blocks ? range->end_block : 0;
+	range->end_block = range->first_block + step;
+	if (range->end_block >= run->source_blocks)
+		range->end_block = -1;
+	range->blocks = true;
+	return true;
+}
+
+/* Stop a snapshot that has become too old, before the next statement. */
+static void
+check_snapshot_age(TsyncRun *run, ScanState *state)
+{
+	if (TimestampDifferenceExceeds(state->snapshot_taken, GetCurrentTimestamp(), tsync_max_snapshot_age))
+		ereport(ERROR,
+				(errcode(ERRCODE_SNAPSHOT_TOO_OLD),
+				 errmsg("scan of the source of %s takes longer than tablesync.max_snapshot_age",
+						run->replica->label),
+				 errdetail("After %d ms the source must be free to vacuum again.", tsync_max_snapshot_age),
+				 errhint("Increase tablesync.max_snapshot_age, or set consistency to auto or chunk.")));
+}
+
+/* Key ranges of the chunks that are expected to differ, neighbours as one. */
+static List *
+ranges_to_exclude(TsyncRun *run)
+{
+	List	   *ranges = NIL;
+	TsyncChunk *previous = NULL;
+	ListCell   *lc;
+
+	foreach(lc, run->chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		if (chunk->differed && previous && previous->differed)
+			((TsyncChunk *) llast(ranges))->upper = chunk->upper;
+		else if (chunk->differed)
+		{
+			TsyncChunk *range = palloc0(sizeof(TsyncChunk));
+
+			range->lower = chunk->lower;
+			range->upper = chunk->upper;
+			ranges = lappend(ranges, range);
+		}
+		previous = chunk;
+	}
+	return ranges;
 }
 
 /*
- * SCAN: compare source and replica chunk by chunk and stage the differences.
- * The source sees one transaction for all chunks, or one for each.
+ * Compare all chunks that are expected to be equal by one digest, in the order
+ * of the source's blocks.  Returns false when it is not worth it, or they are
+ * not equal.
+ */
+static bool
+quiet_chunks_equal(TsyncRun *run, ScanState *state)
+{
+	List	   *excluded = ranges_to_exclude(run);
+	TsyncChunk	range = {0};
+	TsyncDigest source = {0, 0};
+	TsyncDigest replica = {0, 0};
+	ListCell   *lc;
+
+	foreach(lc, run->chunks)
+		if (!((TsyncChunk *) lfirst(lc))->differed)
+			add_digest(&replica, ((TsyncChunk *) lfirst(lc))->replica);
+	if (list_length(excluded) > MAX_EXCLUDED_RANGES || replica.rows == 0)
+		return false;
+	while (next_blocks(run, &range))
+	{
+		TsyncDigest digest;
+
+		check_snapshot_age(run, state);
+		digest = digest_source(run, tsync_sql_digest_without(run->replica, &range, excluded,
+															 run->source_version));
+		add_digest(&source, digest);
+		tsync_progress_step(0, digest.rows);
+	}
+	tsync_progress_step(0, -source.rows);	/* counted again chunk by chunk */
+	return digest_equal(source, replica);
+}
+
+/* Make the array reach from the first to before the end bucket; false if it can't. */
+static bool
+reach(AllBuckets *all, int64 first, int64 end)
+{
+	PlainBucket *larger;
+
+	if (all->buckets)
+	{
+		first = Min(all->first, first);
+		end = Max(all->first + all->count, end);
+	}
+	if ((uint64) end - (uint64) first > MAX_ALL_BUCKETS)
+		return false;
+	end = Min(end + (end - first) / 16, first + MAX_ALL_BUCKETS);	/* inserts go on at the end */
+	larger = MemoryContextAllocExtended(CurrentMemoryContext, (end - first) * sizeof(PlainBucket),
+										MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	if (all->buckets)
+	{
+		memcpy(larger + (all->first - first), all->buckets, all->count * sizeof(PlainBucket));
+		pfree(all->buckets);
+	}
+	all->buckets = larger;
+	all->first = first;
+	all->count = end - first;
+	return true;
+}
+
+static void
+take_bucket_of_blocks(TupleTableSlot *slot, void *arg)
+{
+	AllBuckets *all = arg;
+	int64		number = tsync_slot_integer(slot, 1);
+	PlainBucket *bucket;
+
+	if (number < all->first || number >= all->first + all->count)
+		all->overflow |= !reach(all, number, number + 1);
+	if (all->overflow)
+		return;
+	bucket = &all->buckets[number - all->first];
+	bucket->rows |= (uint64) tsync_slot_integer(slot, 2);
+	bucket->sum += tsync_slot_sum(slot, 3);
+	if (slot->tts_tupleDescriptor->natts > 3)
+		bucket->recent |= (uint64) tsync_slot_integer(slot, 4);
+}
+
+static int64
+bucket_of_bound(char **bound)
+{
+	return strtoll(bound[0], NULL, 10) >> TSYNC_BITMAP_SHIFT;
+}
+
+/* The buckets of one chunk out of those of all chunks. */
+static TsyncBuckets
+slice_of_buckets(AllBuckets *all, TsyncChunk *chunk)
+{
+	int64		first = chunk->lower ? Max(bucket_of_bound(chunk->lower), all->first) : all->first;
+	int64		end = all->first + all->count;
+	TsyncBuckets slice = {.bucketing = {TSYNC_BITMAP_SHIFT, TSYNC_BITMAP_MASK}};
+
+	if (chunk->upper)
+		end = Min(bucket_of_bound(chunk->upper), end);
+	slice.buckets = palloc_extended(Max(end - first, 1) * sizeof(TsyncBucket), MCXT_ALLOC_HUGE);
+	for (int64 i = first; i < end; i++)
+	{
+		PlainBucket *from = &all->buckets[i - all->first];
+
+		if (from->rows != 0)
+			slice.buckets[slice.count++] = (TsyncBucket)
+			{
+				.number = i,.rows = from->rows,.sum = from->sum,.recent = from->recent
+			};
+	}
+	return slice;
+}
+
+/* Scan a chunk whose buckets at the source are known already. */
+static void
+scan_slice(TsyncRun *run, ScanState *state, TsyncChunk *chunk, AllBuckets *all)
+{
+	MemoryContext caller = MemoryContextSwitchTo(state->chunk_context);
+	TsyncBuckets source = slice_of_buckets(all, chunk);
+
+	chunk->source = tsync_digest_of_buckets(&source);
+	if (chunk->differed || !digest_equal(chunk->source, chunk->replica))
+	{
+		TsyncBuckets *replica = tsync_buckets_of_replica(run, chunk);
+
+		if (replica->bucketing.mask == TSYNC_BITMAP_MASK)
+			resolve_chunk(run, state, chunk, &source, replica);
+		else
+			scan_buckets(run, state, chunk);
+	}
+	MemoryContextSwitchTo(caller);
+	MemoryContextReset(state->chunk_context);
+}
+
+/*
+ * Will the buckets of most chunks be needed, are they bitmaps whose ends are
+ * those of chunks, and do rows that lie together at the source share them?
+ */
+static bool
+want_all_buckets(TsyncRun *run)
+{
+	int64		differing = 0;
+	int64		rows = 0;
+	ListCell   *lc;
+
+	if (!run->source_clustered)
+		return false;
+	foreach(lc, run->chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		if ((chunk->differed && !chunk->has_bitmaps) ||
+			(chunk->lower && strtoll(chunk->lower[0], NULL, 10) % (1 << TSYNC_BITMAP_SHIFT) != 0))
+			return false;
+		rows += chunk->expected_rows;
+		differing += chunk->differed ? chunk->expected_rows : 0;
+	}
+	return differing > rows / 2;
+}
+
+/*
+ * Scan all chunks by the buckets of the whole source, read in the order of its
+ * blocks.  Returns false, with nothing staged, when they are too many.
+ */
+static bool
+scan_all_buckets(TsyncRun *run, ScanState *state)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context = AllocSetContextCreate(caller, "tablesync buckets of all chunks",
+												  ALLOCSET_DEFAULT_SIZES);
+	TsyncBucketing bucketing = {TSYNC_BITMAP_SHIFT, TSYNC_BITMAP_MASK};
+	TsyncChunk	range = {0};
+	AllBuckets	all = {0};
+	int64		first;
+	int64		last;
+	ListCell   *lc;
+
+	MemoryContextSwitchTo(context);
+	tsync_key_span(run, &range, &first, &last);
+	all.overflow = !reach(&all, first >> TSYNC_BITMAP_SHIFT, (last >> TSYNC_BITMAP_SHIFT) + 1);
+	while (!all.overflow && next_blocks(run, &range))
+	{
+		check_snapshot_age(run, state);
+		tsync_select_each(run, TSYNC_SOURCE,
+						  tsync_sql_buckets(run->replica, TSYNC_SOURCE, &range, &bucketing,
+											run->source_version), take_bucket_of_blocks, &all);
+	}
+	MemoryContextSwitchTo(caller);
+	foreach(lc, run->chunks)
+	{
+		if (all.overflow)
+			break;
+		check_snapshot_age(run, state);
+		scan_slice(run, state, lfirst(lc), &all);
+		finish_chunk(run, lfirst(lc));
+	}
+	MemoryContextDelete(context);
+	return !all.overflow;
+}
+
+/* Scan all chunks in one transaction of the source. */
+static void
+scan_snapshot(TsyncRun *run, ScanState *state)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	bool		by_blocks = list_length(run->chunks) > 1 && run->source_blocks > 0 &&
+		run->source_version >= BLOCKS_VERSION;
+	bool		quiet_equal;
+	ListCell   *lc;
+
+	tsync_begin();
+	MemoryContextSwitchTo(caller);
+	state->snapshot_taken = GetCurrentTimestamp();
+	if (by_blocks && want_all_buckets(run) && scan_all_buckets(run, state))
+	{
+		tsync_commit();
+		return;
+	}
+	quiet_equal = by_blocks && quiet_chunks_equal(run, state);
+	foreach(lc, run->chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		check_snapshot_age(run, state);
+		if (quiet_equal && !chunk->differed)
+			chunk->source = chunk->replica;
+		else
+			scan_chunk(run, state, chunk);
+		finish_chunk(run, chunk);
+	}
+	tsync_commit();
+}
+
+/*
+ * Scan all chunks in one transaction of the source.  Returns false if that
+ * takes too long, and a transaction for each chunk will do.
+ */
+static bool
+try_scan_snapshot(TsyncRun *run, ScanState *state)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	volatile bool done = true;
+
+	tsync_limit_source(run, tsync_snapshot_timeout());
+	PG_TRY();
+	{
+		scan_snapshot(run, state);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(caller);
+		edata = CopyErrorData();
+		if (strcmp(run->replica->consistency, "auto") != 0 ||
+			(edata->sqlerrcode != ERRCODE_SNAPSHOT_TOO_OLD && !tsync_source_timed_out(edata)))
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		clear_state(state);
+		done = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	return done;
+}
+
+/* Rows in the stage. */
+static int64
+staged_rows(TsyncRun *run)
+{
+	return run->stage->inserted.count + run->stage->updated.count + run->stage->deleted.count;
+}
+
+/* Scan a chunk in a transaction of its own; false if the source took too long. */
+static bool
+try_scan_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	volatile bool done = true;
+
+	PG_TRY();
+	{
+		tsync_begin();
+		MemoryContextSwitchTo(caller);
+		scan_chunk(run, state, chunk);
+		tsync_commit();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(caller);
+		edata = CopyErrorData();
+		if (!tsync_source_timed_out(edata))
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		clear_state(state);
+		done = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	return done;
+}
+
+/*
+ * Scan each chunk in a transaction of its own, with a rest after each, and
+ * smaller chunks when the source is slow.  Returns false to start over.
+ */
+static bool
+scan_chunks(TsyncRun *run, ScanState *state)
+{
+	for (int i = 0; i < list_length(run->chunks); i++)
+	{
+		TsyncChunk *chunk = tsync_fit_chunk(run, i);
+		int64		staged = staged_rows(run);
+		int64		before = run->source_time;
+
+		if (!try_scan_chunk(run, state, chunk))
+		{
+			tsync_halve_chunk(run, i);
+			if (staged_rows(run) != staged)
+				return false;
+			i--;
+			continue;
+		}
+		finish_chunk(run, chunk);
+		tsync_rest(run, run->source_time - before, chunk->source.rows);
+	}
+	return true;
+}
+
+/* Plan the chunks of a run, and make sure that the replica's side is known. */
+static void
+prepare_scan(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+
+	tsync_stage_clear(run->stage);
+	run->source = (TsyncDigest) {0, 0};
+	run->drifted = 0;
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	tsync_open_memory(run, tsync_sql_memory_key(run->replica, run->source_version));
+	tsync_plan_chunks(run);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(run->chunks), 0);
+	tsync_know_replica(run);
+	if (run->replica->version && !run->replica->watermark)
+	{
+		tsync_begin();
+		MemoryContextSwitchTo(run_context);
+		tsync_advance_watermark(run, run->replica->replica_sql, NULL);
+		tsync_commit();
+		MemoryContextSwitchTo(run_context);
+	}
+}
+
+/*
+ * SCAN: compare source and replica and stage the differences.  The source sees
+ * one transaction for all chunks, or one for each.
  */
 void
 tsync_scan(TsyncRun *run)
 {
 	MemoryContext run_context = CurrentMemoryContext;
-	DiffState  *state;
+	ScanState	state = {0};
 	int64		busy = run->source_time;
 	int64		expected = 0;
+	bool		done;
 	ListCell   *lc;
 
-	reset_scan(run);
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	state = diff_state_create(run->replica);
-	tsync_plan_chunks(run);
-	tsync_commit();
-	MemoryContextSwitchTo(run_context);
-
+	prepare_scan(run);
 	foreach(lc, run->chunks)
 		expected += ((TsyncChunk *) lfirst(lc))->expected_rows;
-	run->snapshot = tsync_use_snapshot(run->replica, expected);
-	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(run->chunks), expected);
-
-	if (run->snapshot)
-		tsync_begin();
-	foreach(lc, run->chunks)
-	{
-		TsyncChunk *chunk = lfirst(lc);
-
-		if (!run->snapshot)
-			tsync_begin();
-		scan_chunk(run, state, chunk);
-		if (!run->snapshot)
-		{
-			tsync_commit();
-			tsync_rest(run->replica, run->source_time - busy);
-			busy = run->source_time;
-		}
-		run->source.rows += chunk->source.rows;
-		run->source.sum += chunk->source.sum;
-		tsync_progress_step(1, chunk->source.rows);
-	}
-	if (run->snapshot)
-	{
-		/* not earlier: the source would be idle in a transaction of ours */
-		tsync_commit();
-		tsync_rest(run->replica, run->source_time - busy);
-	}
+	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	diff_state_destroy(state);
+	state.resolver = tsync_resolver_create(run->replica);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	state.chunk_context = AllocSetContextCreate(run_context, "tablesync chunk", ALLOCSET_DEFAULT_SIZES);
+
+	run->snapshot = !run->snapshot_expired && tsync_use_snapshot(run->replica, expected);
+	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(run->chunks), expected);
+	if (run->snapshot)
+	{
+		done = try_scan_snapshot(run, &state);
+		run->snapshot_expired = !done;
+		/* not earlier: the source would be idle in a transaction of ours */
+		tsync_rest(run, run->source_time - busy, 0);
+	}
+	else
+	{
+		tsync_limit_source(run, tsync_chunk_timeout(run->replica));
+		done = scan_chunks(run, &state);
+	}
+	tsync_resolver_destroy(state.resolver);
+	MemoryContextDelete(state.chunk_context);
+	if (!done)
+		tsync_scan(run);		/* with smaller chunks */
 }
 
 /* Note which of some keys to be deleted the source still has. */

@@ -121,6 +121,7 @@ tsync_stage_create(TsyncReplica *replica)
 	tsync_rowset_init(&stage->updated, "tsync_updated", tsync_row_desc(replica));
 	tsync_rowset_init(&stage->deleted, "tsync_deleted", tsync_key_desc(replica, 0));
 	tsync_rowset_init(&stage->reappeared, "tsync_reappeared", tsync_key_desc(replica, 0));
+	tsync_rowset_init(&stage->memory, "tsync_memory", tsync_memory_desc());
 	return stage;
 }
 
@@ -131,6 +132,22 @@ tsync_stage_clear(TsyncStage *stage)
 	tsync_rowset_clear(&stage->updated);
 	tsync_rowset_clear(&stage->deleted);
 	tsync_rowset_clear(&stage->reappeared);
+	tsync_rowset_clear(&stage->memory);
+}
+
+/* A datum of one of the integer types. */
+Datum
+tsync_integer_datum(Oid type, int64 value)
+{
+	switch (type)
+	{
+		case INT2OID:
+			return Int16GetDatum((int16) value);
+		case INT4OID:
+			return Int32GetDatum((int32) value);
+		default:
+			return Int64GetDatum(value);
+	}
 }
 
 /* A value in text form. */
@@ -242,4 +259,20 @@ void
 tsync_fetch_rows(TsyncRun *run, TsyncRowSet *keys, TsyncRowSet *into)
 {
 	tsync_for_keys(run, keys, fetch_keys, into);
+}
+
+/* Move the watermark to the newest rows of one relation or two. */
+void
+tsync_advance_watermark(TsyncRun *run, const char *rows, const char *more)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	char	   *watermark;
+
+	if (tsync_select(run, TSYNC_REPLICA,
+					 tsync_sql_watermark(run->replica, rows, more), NULL) != 1)
+		return;
+	watermark = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	if (watermark != NULL)
+		run->replica->watermark = MemoryContextStrdup(caller, watermark);
+	SPI_freetuptable(SPI_tuptable);
 }

@@ -14,6 +14,7 @@
 
 PG_MODULE_MAGIC;
 
+int			tsync_chunk_time = 250;
 int			tsync_max_snapshot_age = 30 * 1000;
 int			tsync_statement_timeout = 5 * 60 * 1000;
 int			tsync_lock_timeout = 10 * 1000;
@@ -27,6 +28,12 @@ void		_PG_init(void);
 void
 _PG_init(void)
 {
+	DefineCustomIntVariable("tablesync.chunk_time",
+							"Time that one chunk should take at the source.",
+							"Chunks are sized by it; where each has a snapshot of its own, no statement may take four times as long.",
+							&tsync_chunk_time,
+							250, 1, 60 * 1000,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("tablesync.max_snapshot_age",
 							"Longest time that a run may hold one snapshot at the source.",
 							"Replicas with consistency \"auto\" whose scan is expected to take longer are read with a snapshot per chunk.",

@@ -20,7 +20,9 @@
 #include "executor/tuptable.h"
 #include "lib/stringinfo.h"
 #include "nodes/pg_list.h"
+#include "port/pg_bitutils.h"
 #include "tcop/dest.h"
+#include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 /* A column that source and replica have in common. */
@@ -52,6 +54,10 @@ typedef struct TsyncReplica
 	bool		wide;			/* rows have no useful upper bound in bytes */
 	const char *consistency;
 	int			chunk_rows;		/* 0: let pace.c choose */
+	int			workers;		/* processes that a load may use */
+	double		scan_rate;		/* source rows digested per second lately, 0: unknown */
+	const char *watermark;		/* of the version column, NULL: unknown */
+	bool		trust_counters;
 	double		max_source_load;
 	double		max_delete_fraction;
 	bool		loaded;
@@ -66,24 +72,64 @@ typedef struct TsyncDigest
 	uint64		sum;
 } TsyncDigest;
 
-/* A half-open key range; bounds are nrange texts, NULL is unbounded. */
+/* How keys are put into buckets: (key >> shift) & mask. */
+typedef struct TsyncBucketing
+{
+	int			shift;			/* only for a single integer key */
+	int64		mask;			/* TSYNC_BITMAP_MASK, or number of buckets - 1 */
+} TsyncBucketing;
+
+/* A bucket of 64 neighbouring integer keys, whose rows are a bitmap. */
+#define TSYNC_BITMAP_SHIFT 6
+#define TSYNC_BITMAP_MASK (-1)
+
+typedef struct TsyncBucket
+{
+	int64		number;
+	uint64		rows;			/* how many, or the bitmap of those present */
+	uint64		sum;			/* of their fingerprints, modulo 2^64 */
+	uint64		recent;			/* source: bitmap of rows at or above the watermark */
+} TsyncBucket;
+
+/* How many rows a bucket has. */
+static inline int64
+tsync_rows_of_bucket(TsyncBucketing *bucketing, TsyncBucket *bucket)
+{
+	return bucketing->mask == TSYNC_BITMAP_MASK ? pg_popcount64(bucket->rows) : (int64) bucket->rows;
+}
+
+/* Buckets of one side of a chunk, in the order of their numbers. */
+typedef struct TsyncBuckets
+{
+	TsyncBucketing bucketing;
+	int			count;
+	int			allocated;
+	TsyncBucket *buckets;
+} TsyncBuckets;
+
+/*
+ * A half-open key range; bounds are nrange texts, NULL is unbounded.  Or,
+ * where "blocks" is set, a half-open range of the source's blocks.
+ */
 typedef struct TsyncChunk
 {
+	int			number;			/* in tablesync.chunk */
 	char	  **lower;			/* inclusive */
 	char	  **upper;			/* exclusive */
+	bool		blocks;
+	int64		first_block;
+	int64		end_block;		/* negative: the end of the table */
 	int64		expected_rows;
+	bool		planned;		/* not in tablesync.chunk yet */
+	bool		known;			/* "replica" is what the replica holds */
+	bool		stale;			/* "replica" was true until somebody wrote */
+	bool		has_buckets;	/* remembered, too */
+	bool		has_bitmaps;	/* and they are bitmaps */
 	bool		differed;		/* in the last run */
 	bool		differs;		/* in this run */
 	TsyncDigest source;
 	TsyncDigest replica;
 } TsyncChunk;
-
-/* How keys are put into the buckets of a chunk: (key >> shift) & mask. */
-typedef struct TsyncBucketing
-{
-	int			shift;			/* only for a single integer key */
-	int64		mask;			/* number of buckets - 1 */
-} TsyncBucketing;
 
 typedef enum TsyncSide
 {
@@ -107,12 +153,14 @@ typedef struct TsyncStage
 	TsyncRowSet updated;		/* whole rows */
 	TsyncRowSet deleted;		/* keys */
 	TsyncRowSet reappeared;		/* keys in "deleted" that CONFIRM found again */
+	TsyncRowSet memory;			/* what to remember of chunks after APPLY (memory.c) */
 } TsyncStage;
 
 typedef enum TsyncPhase
 {
 	TSYNC_PHASE_SCHEMA,
 	TSYNC_PHASE_LOAD,
+	TSYNC_PHASE_INDEX,
 	TSYNC_PHASE_SCAN,
 	TSYNC_PHASE_CONFIRM,
 	TSYNC_PHASE_APPLY
@@ -128,20 +176,45 @@ typedef struct TsyncRun
 	int			source_version; /* server_version_num */
 	char	   *source_identity;	/* which files hold the source's rows */
 	double		source_estimate;	/* rows, by the source's catalog */
+	int64		source_blocks;	/* likewise; 0 when unknown */
+	bool		source_clustered;	/* rows lie about in the order of their keys */
 	bool		snapshot;		/* one source snapshot for the whole scan */
+	bool		snapshot_expired;	/* it took too long */
+	int			source_timeout;	/* ms, of the session at the source; -1: not set yet */
+	char	   *counters;		/* of the source before the scan, NULL: don't matter */
+	TimestampTz counters_at;
+	int64		chunk_target;	/* rows, while the source is slow; 0: it is not */
+	double		slowness;		/* most times longer per row than usual */
 	List	   *chunks;			/* of TsyncChunk */
 	TsyncStage *stage;
 	int64		loaded_rows;
 	int64		updated;
 	int64		inserted;
 	int64		deleted;
+	int			drifted;		/* chunks that somebody else has changed */
 	TsyncDigest source;
 	TsyncDigest result;			/* of the replica after the run */
 	int64		source_time;	/* microseconds spent waiting for the source */
+	double		rated_rows;		/* digested at the source, to learn its speed */
+	double		rated_time;		/* microseconds, likewise */
+	double		actual_time;	/* of the current chunk, microseconds */
+	double		usual_time;		/* what it would usually take; 0: unknown */
 } TsyncRun;
+
+/* Does something with a row of a query's result. */
+typedef void (*TsyncRowFunction) (TupleTableSlot *slot, void *arg);
+
+/* Finds the rows that differ in a chunk; private to resolve.c. */
+typedef struct TsyncResolver TsyncResolver;
 
 /* Does something with a group of keys, a list of arrays of nkeys texts. */
 typedef void (*TsyncKeysFunction) (TsyncRun *run, List *keys, void *arg);
+
+/* Buckets cost the source so many times as much as a digest of the same rows. */
+#define TSYNC_BUCKET_COST 2.2
+
+/* Bitmaps whose keys one statement lists, instead of looking at a whole chunk. */
+#define TSYNC_INDEXED_BUCKETS 78
 
 /* Bytes of rows without bound (TsyncReplica.wide) fetched by one statement. */
 #define TSYNC_GROUP_BYTES (8 * 1024 * 1024)
@@ -157,6 +230,7 @@ typedef struct TsyncStart
 } TsyncStart;
 
 /* in tablesync.c */
+extern int	tsync_chunk_time;	/* ms */
 extern int	tsync_max_snapshot_age; /* ms */
 extern int	tsync_statement_timeout;	/* ms */
 extern int	tsync_lock_timeout; /* ms */
@@ -165,6 +239,7 @@ extern int	tsync_lock_timeout; /* ms */
 extern PGDLLEXPORT void tsync_worker_main(Datum main_arg);
 extern bool tsync_source_asked;
 extern void tsync_expect_source(bool waiting);
+extern bool tsync_source_timed_out(ErrorData *edata);
 
 /* in load.c */
 extern void tsync_load(TsyncRun *run);
@@ -176,9 +251,31 @@ extern void tsync_confirm(TsyncRun *run);
 /* in apply.c */
 extern bool tsync_apply(TsyncRun *run);
 
+/* in resolve.c: from buckets that differ to rows */
+extern TsyncResolver *tsync_resolver_create(TsyncReplica *replica);
+extern void tsync_resolver_clear(TsyncResolver *resolver);
+extern void tsync_resolver_destroy(TsyncResolver *resolver);
+extern bool tsync_resolve(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk,
+						  TsyncBuckets *source, TsyncBuckets *replica);
+
 /* in chunk.c */
 extern void tsync_plan_chunks(TsyncRun *run);
-extern void tsync_remember_chunks(TsyncRun *run);
+extern TsyncChunk *tsync_fit_chunk(TsyncRun *run, int position);
+extern void tsync_halve_chunk(TsyncRun *run, int position);
+
+/* in memory.c */
+extern void tsync_expect_write(Oid replica, int statements);
+extern int64 tsync_slot_integer(TupleTableSlot *slot, int attnum);
+extern uint64 tsync_slot_sum(TupleTableSlot *slot, int attnum);
+extern void tsync_key_span(TsyncRun *run, TsyncChunk *chunk, int64 *first, int64 *last);
+extern TsyncBuckets *tsync_collect_buckets(TsyncRun *run, TsyncSide side, TsyncChunk *chunk,
+										   TsyncBucketing bucketing);
+extern TsyncDigest tsync_digest_of_buckets(TsyncBuckets *buckets);
+extern TsyncBuckets *tsync_buckets_of_replica(TsyncRun *run, TsyncChunk *chunk);
+extern void tsync_know_replica(TsyncRun *run);
+extern TupleDesc tsync_memory_desc(void);
+extern void tsync_stage_memory(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets);
+extern void tsync_save_memory(TsyncRun *run);
 
 /* in stage.c */
 extern TsyncStage *tsync_stage_create(TsyncReplica *replica);
@@ -188,11 +285,13 @@ extern void tsync_rowset_clear(TsyncRowSet *set);
 extern void tsync_rowset_register(TsyncRowSet *set);
 extern TupleDesc tsync_key_desc(TsyncReplica *replica, int extra);
 extern TupleDesc tsync_row_desc(TsyncReplica *replica);
+extern Datum tsync_integer_datum(Oid type, int64 value);
 extern char *tsync_value_to_text(Oid type, Datum value);
 extern char **tsync_key_of_slot(TsyncReplica *replica, TupleTableSlot *slot);
 extern void tsync_rowset_start(TsyncRowSet *set);
 extern bool tsync_rowset_next(TsyncRowSet *set, TupleTableSlot *slot);
 extern void tsync_for_keys(TsyncRun *run, TsyncRowSet *keys, TsyncKeysFunction function, void *arg);
+extern void tsync_advance_watermark(TsyncRun *run, const char *rows, const char *more);
 extern void tsync_fetch_rows(TsyncRun *run, TsyncRowSet *keys, TsyncRowSet *into);
 
 /* in catalog.c */
@@ -200,19 +299,37 @@ extern char *tsync_relation_label(Oid relid);
 extern TsyncReplica *tsync_read_replica(Oid relid);
 extern void tsync_read_source(TsyncRun *run);
 extern char *tsync_source_identity(TsyncRun *run);
+extern void tsync_read_layout(TsyncRun *run);
+extern void tsync_disconnect_source(TsyncRun *run);
+extern bool tsync_source_unmoved(TsyncRun *run);
 extern void tsync_start_run(TsyncRun *run);
 extern void tsync_finish_run(TsyncRun *run);
 extern void tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled);
 extern void tsync_save_load_position(TsyncRun *run, char **key);
 extern void tsync_finish_load(TsyncRun *run, bool adopted);
-extern List *tsync_read_chunks(TsyncReplica *replica);
-extern void tsync_write_chunks(TsyncReplica *replica, List *chunks);
 extern bool tsync_lock_run(Oid relid);
+
+/* in catalog_chunk.c */
+extern void tsync_open_memory(TsyncRun *run, const char *key);
+extern bool tsync_was_written_to(TsyncRun *run);
+extern void tsync_distrust_memory(TsyncRun *run);
+extern List *tsync_read_chunks(TsyncReplica *replica);
+extern void tsync_write_plan(TsyncReplica *replica, List *chunks);
+extern bytea *tsync_read_buckets(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing);
+extern void tsync_write_memory(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing,
+							   bytea *buckets);
+extern void tsync_write_digest(TsyncReplica *replica, TsyncChunk *chunk);
 
 /* in query.c: SQL text; the caller runs it */
 extern char *tsync_sql_digest(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int version);
 extern char *tsync_sql_buckets(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk,
 							   TsyncBucketing *bucketing, int version);
+extern char *tsync_sql_digest_without(TsyncReplica *rep, TsyncChunk *range, List *chunks, int version);
+extern char *tsync_sql_fingerprints(TsyncReplica *rep, const char *rows, int version);
+extern char *tsync_sql_fingerprints_of_keys(TsyncReplica *rep, List *keys, int version);
+extern char *tsync_sql_digest_of_keys(TsyncReplica *rep, const char *keys, int version);
+extern char *tsync_sql_memory_key(TsyncReplica *rep, int version);
+extern char *tsync_sql_watermark(TsyncReplica *rep, const char *rows, const char *more);
 extern char *tsync_sql_list_source(TsyncReplica *rep, TsyncChunk *chunk, TsyncBucketing *bucketing,
 								   List *buckets, int version);
 extern char *tsync_sql_compare(TsyncReplica *rep, const char *listed, TsyncChunk *chunk,
@@ -242,22 +359,31 @@ extern void tsync_prepare_planner(void);
 extern void tsync_begin(void);
 extern void tsync_commit(void);
 extern uint64 tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest);
+extern uint64 tsync_select_each(TsyncRun *run, TsyncSide side, const char *sql,
+								TsyncRowFunction function, void *arg);
 extern uint64 tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into);
-extern uint64 tsync_modify(const char *sql);
+extern uint64 tsync_modify(TsyncRun *run, const char *sql);
 extern bool tsync_is_uniqueness_violation(ErrorData *edata);
 extern TsyncDigest tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql);
 extern uint64 tsync_sum_to_uint64(const char *decimal);
 
 /* in pace.c */
-extern void tsync_restrict_source_session(const char *label);
+extern void tsync_limit_source(TsyncRun *run, int timeout);
+extern int	tsync_chunk_timeout(TsyncReplica *replica);
 extern int64 tsync_chunk_target(TsyncReplica *replica);
+extern int64 tsync_current_target(TsyncRun *run);
+extern int64 tsync_statement_rows(TsyncReplica *replica);
+extern int	tsync_snapshot_timeout(void);
 extern bool tsync_use_snapshot(TsyncReplica *replica, double rows);
-extern void tsync_rest(TsyncReplica *replica, int64 busy_usec);
+extern void tsync_note_speed(TsyncRun *run, int64 rows, double cost, int64 usec);
+extern void tsync_source_is_slow(TsyncRun *run, int64 target);
+extern void tsync_rest(TsyncRun *run, int64 busy_usec, int64 rows);
+extern double tsync_learned_rate(TsyncRun *run);
 
 /* in progress.c */
 extern void tsync_progress_start(int64 run_id, Oid replica);
 extern void tsync_progress_phase(TsyncPhase phase, int64 chunks_total, int64 rows_estimated);
 extern void tsync_progress_step(int64 chunks, int64 rows);
-extern void tsync_progress_throttled(int64 usec);
+extern void tsync_progress_throttled(int64 usec, double slowness);
 
 #endif							/* TABLESYNC_H */

@@ -32,6 +32,9 @@
 /* A run starts over when source or replica change under it. */
 #define ATTEMPTS 5
 
+/* From here on it matters in which order the source is read. */
+#define LARGE_SOURCE_ROWS 100000
+
 /* Deletes below this number are never held back. */
 #define GUARD_MIN_DELETES 1000
 
@@ -86,6 +89,13 @@ tsync_expect_source(bool waiting)
 		disable_timeout(source_timeout, false);
 }
 
+/* Was it the source that cancelled a statement which took too long there? */
+bool
+tsync_source_timed_out(ErrorData *edata)
+{
+	return edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !cancel_requested && !source_silent;
+}
+
 /* Values must look the same here and at the source, whatever the settings. */
 static void
 prepare_session(void)
@@ -130,6 +140,18 @@ read_identity(TsyncRun *run)
 	return identity;
 }
 
+static void
+read_layout(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	tsync_read_layout(run);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+}
+
 /* Read the replica's settings, connect to the source and check its shape. */
 static void
 open_source(TsyncRun *run)
@@ -140,12 +162,14 @@ open_source(TsyncRun *run)
 	MemoryContextSwitchTo(run_context);
 	run->replica = tsync_read_replica(run->replica_oid);
 	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
-	tsync_restrict_source_session(run->replica->label);
+	tsync_limit_source(run, tsync_statement_timeout);
 	tsync_read_source(run);
 	run->stage = tsync_stage_create(run->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 	run->source_identity = read_identity(run);
+	if (run->source_estimate >= LARGE_SOURCE_ROWS)
+		read_layout(run);
 }
 
 /*
@@ -219,6 +243,8 @@ perform_run(TsyncRun *run)
 	open_source(run);
 	if (!run->replica->loaded)
 		tsync_load(run);
+	else if (tsync_source_unmoved(run))
+		return;
 	for (int attempt = 1; !synchronise(run); attempt++)
 		if (attempt >= ATTEMPTS)
 			ereport(ERROR,
@@ -300,6 +326,7 @@ tsync_worker_main(Datum main_arg)
 	run->run_id = start.run_id;
 	run->replica_oid = start.replica;
 	run->force = start.force;
+	run->source_timeout = -1;
 
 	MemoryContext run_context = CurrentMemoryContext;
 

@@ -345,6 +345,7 @@ BEGIN
         ('max_delete_fraction', settings.max_delete_fraction::text, 'between 0 and 1', settings.max_delete_fraction BETWEEN 0 AND 1),
         ('on_schema_change', settings.on_schema_change, 'apply, pause or ignore', settings.on_schema_change IN ('apply', 'pause', 'ignore')),
         ('freshness', settings.freshness::text, 'greater than 0', coalesce(settings.freshness > '0', true)),
+        ('trust_counters_for', settings.trust_counters_for::text, 'greater than 0', coalesce(settings.trust_counters_for > '0', true)),
         ('workers', settings.workers::text, 'between 1 and 16', settings.workers BETWEEN 1 AND 16),
         ('enabled', settings.enabled::text, 'true or false', settings.enabled IS NOT NULL)
     ) v (setting, value, wanted, valid)
@@ -467,10 +468,17 @@ BEGIN
 
     INSERT INTO tablesync.replica (replica, source, key_columns, version_column, fingerprint, consistency, chunk_rows,
                                    max_source_load, max_delete_fraction, on_schema_change, freshness, workers, enabled,
-                                   shape, source_created, loaded, adopted)
+                                   trust_counters_for, shape, source_created, loaded, adopted)
     VALUES (wanted.replica, wanted.source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.consistency,
             wanted.chunk_rows, wanted.max_source_load, wanted.max_delete_fraction, wanted.on_schema_change, wanted.freshness,
-            wanted.workers, wanted.enabled, wanted.shape, wanted.source_created, has_rows, has_rows);
+            wanted.workers, wanted.enabled, wanted.trust_counters_for, wanted.shape, wanted.source_created, has_rows, has_rows);
+
+    -- fires whatever session_replication_role is
+    EXECUTE format('CREATE TRIGGER tablesync_note_write AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION tablesync.note_write()', wanted.replica);
+    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER tablesync_note_write', wanted.replica);
+    EXECUTE format('COMMENT ON TRIGGER tablesync_note_write ON %s IS %L', wanted.replica,
+                   'tells tablesync that somebody else than a run has written to the replica');
 
     IF wanted.version_column IS NULL THEN
         SELECT c->>'column' INTO suggestion
@@ -564,8 +572,9 @@ CREATE FUNCTION tablesync_add(
     max_delete_fraction double precision DEFAULT 0.2,
     on_schema_change text DEFAULT 'apply',
     freshness interval DEFAULT NULL,
-    workers integer DEFAULT 1,
-    enabled boolean DEFAULT true)
+    workers integer DEFAULT 2,
+    enabled boolean DEFAULT true,
+    trust_counters_for interval DEFAULT NULL)
 RETURNS regclass
 LANGUAGE sql
 AS $$
@@ -573,9 +582,10 @@ AS $$
         pg_catalog.jsonb_build_object('key_columns', key_columns, 'version_column', version_column, 'fingerprint', fingerprint,
             'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
             'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
-            'freshness', freshness, 'workers', workers, 'enabled', enabled));
+            'freshness', freshness, 'workers', workers, 'enabled', enabled,
+            'trust_counters_for', trust_counters_for));
 $$;
-COMMENT ON FUNCTION tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean)
+COMMENT ON FUNCTION tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean, interval)
     IS 'makes a table the replica of an existing foreign table; creates it if it does not exist';
 
 CREATE FUNCTION tablesync_add(
@@ -591,8 +601,9 @@ CREATE FUNCTION tablesync_add(
     max_delete_fraction double precision DEFAULT 0.2,
     on_schema_change text DEFAULT 'apply',
     freshness interval DEFAULT NULL,
-    workers integer DEFAULT 1,
-    enabled boolean DEFAULT true)
+    workers integer DEFAULT 2,
+    enabled boolean DEFAULT true,
+    trust_counters_for interval DEFAULT NULL)
 RETURNS regclass
 LANGUAGE sql
 AS $$
@@ -601,7 +612,8 @@ AS $$
         pg_catalog.jsonb_build_object('key_columns', key_columns, 'version_column', version_column, 'fingerprint', fingerprint,
             'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
             'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
-            'freshness', freshness, 'workers', workers, 'enabled', enabled));
+            'freshness', freshness, 'workers', workers, 'enabled', enabled,
+            'trust_counters_for', trust_counters_for));
 $$;
-COMMENT ON FUNCTION tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean)
+COMMENT ON FUNCTION tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean, interval)
     IS 'makes a table the replica of schema.table on a server; creates the foreign table <replica>_source too';

@@ -29,7 +29,8 @@ CREATE FUNCTION tablesync_alter(
     on_schema_change text DEFAULT NULL,
     freshness interval DEFAULT NULL,
     workers integer DEFAULT NULL,
-    enabled boolean DEFAULT NULL)
+    enabled boolean DEFAULT NULL,
+    trust_counters_for interval DEFAULT NULL)
 RETURNS SETOF tablesync.replica
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -49,20 +50,22 @@ BEGIN
     changed.freshness := coalesce($9, changed.freshness);
     changed.workers := coalesce($10, changed.workers);
     changed.enabled := coalesce($11, changed.enabled);
+    changed.trust_counters_for := coalesce($12, changed.trust_counters_for);
     PERFORM tablesync.check_settings(changed);
     IF $2 IS NOT NULL OR $3 IS NOT NULL THEN
         PERFORM tablesync.check_source(changed.source, changed.key_columns, changed.version_column, changed.fingerprint);
     END IF;
     UPDATE tablesync.replica t
     SET (version_column, fingerprint, consistency, chunk_rows, max_source_load, max_delete_fraction,
-         on_schema_change, freshness, workers, enabled)
+         on_schema_change, freshness, workers, enabled, trust_counters_for)
         = (changed.version_column, changed.fingerprint, changed.consistency, changed.chunk_rows, changed.max_source_load,
-           changed.max_delete_fraction, changed.on_schema_change, changed.freshness, changed.workers, changed.enabled)
+           changed.max_delete_fraction, changed.on_schema_change, changed.freshness, changed.workers, changed.enabled,
+           changed.trust_counters_for)
     WHERE t.replica = $1;
     RETURN NEXT changed;
 END
 $$;
-COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, interval, integer, boolean)
+COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, interval, integer, boolean, interval)
     IS 'changes settings of a replica; NULL leaves one as it is';
 
 CREATE FUNCTION tablesync_remove(replica regclass, drop_replica boolean DEFAULT false)
@@ -79,6 +82,7 @@ BEGIN
             USING ERRCODE = 'object_in_use', HINT = format('Wait for it, or use tablesync_cancel(%L).', $1);
     END IF;
     DELETE FROM tablesync.replica t WHERE t.replica = $1 RETURNING * INTO settings;
+    EXECUTE format('DROP TRIGGER IF EXISTS tablesync_note_write ON %s', $1);
     IF settings.source_created AND EXISTS (SELECT FROM pg_class WHERE oid = settings.source)
        AND NOT EXISTS (SELECT FROM tablesync.replica t WHERE t.source = settings.source) THEN
         EXECUTE format('DROP FOREIGN TABLE %s', settings.source);

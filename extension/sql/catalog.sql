@@ -28,13 +28,21 @@ CREATE TABLE tablesync.replica (
     max_delete_fraction double precision NOT NULL DEFAULT 0.2 CHECK (max_delete_fraction >= 0 AND max_delete_fraction <= 1),
     on_schema_change text NOT NULL DEFAULT 'apply' CHECK (on_schema_change IN ('apply', 'pause', 'ignore')),
     freshness interval CHECK (freshness > '0'),
-    workers integer NOT NULL DEFAULT 1 CHECK (workers BETWEEN 1 AND 16),
+    workers integer NOT NULL DEFAULT 2 CHECK (workers BETWEEN 1 AND 16),
+    trust_counters_for interval CHECK (trust_counters_for > '0'),
     enabled boolean NOT NULL DEFAULT true,
     shape jsonb NOT NULL,
     source_created boolean NOT NULL DEFAULT false,
     loaded boolean NOT NULL DEFAULT false,
     adopted boolean NOT NULL DEFAULT false,
     load_position text[],
+    load_indexes text[],
+    memory_key text,
+    memory_file oid,
+    watermark text,
+    scan_rate double precision,
+    counters jsonb,
+    counters_at timestamptz,
     home text NOT NULL DEFAULT tablesync.home(),
     added_at timestamptz NOT NULL DEFAULT now(),
     CHECK (fingerprint = 'row' OR version_column IS NOT NULL),
@@ -52,13 +60,21 @@ COMMENT ON COLUMN tablesync.replica.max_source_load IS 'fraction of the time the
 COMMENT ON COLUMN tablesync.replica.max_delete_fraction IS 'a run that would delete more than this fraction of the replica (and at least 1000 rows) stops';
 COMMENT ON COLUMN tablesync.replica.on_schema_change IS 'what a run does when the source''s columns have changed: apply, pause or ignore';
 COMMENT ON COLUMN tablesync.replica.freshness IS 'age of the last success after which the replica counts as stale';
-COMMENT ON COLUMN tablesync.replica.workers IS 'background workers a load may use';
+COMMENT ON COLUMN tablesync.replica.workers IS 'background workers, each with a connection to the source, that a load may use';
+COMMENT ON COLUMN tablesync.replica.trust_counters_for IS 'how long after a scan a run may skip the next one while the source''s statistics counters have not moved; NULL never does';
 COMMENT ON COLUMN tablesync.replica.enabled IS 'false while paused';
 COMMENT ON COLUMN tablesync.replica.shape IS 'columns of the source that the replica was built for';
 COMMENT ON COLUMN tablesync.replica.source_created IS 'true when tablesync_add created the foreign table';
 COMMENT ON COLUMN tablesync.replica.loaded IS 'false until the first load is complete';
 COMMENT ON COLUMN tablesync.replica.adopted IS 'true while the replica holds rows that no run has compared in every column';
 COMMENT ON COLUMN tablesync.replica.load_position IS 'key of the last row that an unfinished load has committed';
+COMMENT ON COLUMN tablesync.replica.load_indexes IS 'statements that create the indexes again which a load has dropped; NULL when none are missing';
+COMMENT ON COLUMN tablesync.replica.memory_key IS 'what the digests in tablesync.chunk were made with: fingerprint and columns';
+COMMENT ON COLUMN tablesync.replica.memory_file IS 'file node of the replica when the digests in tablesync.chunk were true';
+COMMENT ON COLUMN tablesync.replica.watermark IS 'versions below it were there before the last changes: a hint where to look, never proof';
+COMMENT ON COLUMN tablesync.replica.scan_rate IS 'rows per second that the source digested in the last runs';
+COMMENT ON COLUMN tablesync.replica.counters IS 'the source''s statistics counters before the last complete scan';
+COMMENT ON COLUMN tablesync.replica.counters_at IS 'when that scan began';
 COMMENT ON COLUMN tablesync.replica.home IS 'tablesync.home() of the database the replica was added or last resumed in';
 COMMENT ON COLUMN tablesync.replica.added_at IS 'when the replica was added';
 
@@ -102,17 +118,39 @@ COMMENT ON COLUMN tablesync.run.pid IS 'process of the background worker';
 
 CREATE TABLE tablesync.chunk (
     replica regclass NOT NULL REFERENCES tablesync.replica ON DELETE CASCADE,
-    chunk_no integer NOT NULL CHECK (chunk_no >= 0),
+    chunk_no integer NOT NULL,
     lower_key text[],
     rows bigint NOT NULL DEFAULT 0 CHECK (rows >= 0),
-    differed boolean NOT NULL DEFAULT true,
+    differed boolean NOT NULL DEFAULT false,
+    digest bigint,
+    stale boolean NOT NULL DEFAULT false,
+    bucket_shift smallint,
+    bucket_mask bigint,
+    buckets bytea,
     PRIMARY KEY (replica, chunk_no),
-    CHECK ((chunk_no = 0) = (lower_key IS NULL))
+    CHECK ((lower_key IS NULL) = (chunk_no IN (0, -1))),
+    CHECK ((buckets IS NULL) = (bucket_mask IS NULL) AND (buckets IS NULL) = (bucket_shift IS NULL))
 );
-COMMENT ON TABLE tablesync.chunk IS 'how a replica''s key range was cut into chunks by the last run';
+ALTER TABLE tablesync.chunk ALTER COLUMN buckets SET STORAGE EXTERNAL;
+COMMENT ON TABLE tablesync.chunk IS 'how a replica''s key range is cut into chunks, and what each holds, so that a run reads only the source';
+COMMENT ON COLUMN tablesync.chunk.chunk_no IS 'position in key order, from 0';
 COMMENT ON COLUMN tablesync.chunk.lower_key IS 'first key of the chunk, inclusive; NULL is unbounded; the next chunk''s is the upper bound, exclusive';
-COMMENT ON COLUMN tablesync.chunk.rows IS 'rows of the chunk after the last run';
+COMMENT ON COLUMN tablesync.chunk.rows IS 'rows of the replica in the chunk';
 COMMENT ON COLUMN tablesync.chunk.differed IS 'whether the last run found a difference in it';
+COMMENT ON COLUMN tablesync.chunk.digest IS 'sum modulo 2^64 of the fingerprints of these rows; NULL when unknown';
+COMMENT ON COLUMN tablesync.chunk.stale IS 'true when somebody else has written to the replica since';
+COMMENT ON COLUMN tablesync.chunk.bucket_shift IS 'keys belong to the bucket (key >> bucket_shift) & bucket_mask';
+COMMENT ON COLUMN tablesync.chunk.bucket_mask IS '-1 where a bucket is 64 neighbouring integer keys and its rows are a bitmap of those present';
+COMMENT ON COLUMN tablesync.chunk.buckets IS 'number, rows and digest of each bucket, 64 bits each in network byte order, ordered by number; NULL when unknown';
+
+/* Written by a trigger of each replica (tsync_note_write): who writes to a replica makes what we remember of it stale. */
+CREATE TABLE tablesync.stray_write (
+    write_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    replica regclass NOT NULL REFERENCES tablesync.replica ON DELETE CASCADE,
+    written_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX stray_write_of_replica ON tablesync.stray_write (replica);
+COMMENT ON TABLE tablesync.stray_write IS 'one row per transaction that has written to a replica and is not a run; the next run removes it';
 
 /* A worker holds an advisory lock of its own kind for as long as it lives (catalog.c). */
 CREATE FUNCTION tablesync.live_runs()
@@ -176,11 +214,22 @@ COMMENT ON FUNCTION tablesync.sees(regclass) IS 'whether the current user may se
 ALTER TABLE tablesync.replica ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tablesync.run ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tablesync.chunk ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tablesync.stray_write ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON tablesync.replica USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.run USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.chunk USING (tablesync.owns(replica));
+CREATE POLICY owner ON tablesync.stray_write USING (tablesync.owns(replica));
 GRANT SELECT, INSERT, UPDATE, DELETE ON tablesync.replica, tablesync.run, tablesync.chunk TO PUBLIC;
+GRANT SELECT, DELETE ON tablesync.stray_write TO PUBLIC;
 GRANT USAGE ON SEQUENCE tablesync.run_run_id_seq TO PUBLIC;
+
+/* Fires for every statement that writes to a replica, also under logical replication. */
+CREATE FUNCTION tablesync.note_write()
+RETURNS trigger
+LANGUAGE C SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tsync_note_write';
+COMMENT ON FUNCTION tablesync.note_write() IS 'trigger: notes that somebody else than a run has written to a replica';
 
 SELECT pg_catalog.pg_extension_config_dump('tablesync.replica', '');
 SELECT pg_catalog.pg_extension_config_dump('tablesync.run', '');

@@ -20,7 +20,7 @@ BEGIN
     FOR catalog IN
         SELECT * FROM (VALUES
             ('pg_class', 'oid oid, relname text, relnamespace oid, relfilenode oid, relkind "char", '
-                         'relrowsecurity boolean, relhassubclass boolean, reltuples real'),
+                         'relrowsecurity boolean, relhassubclass boolean, reltuples real, relpages integer'),
             ('pg_namespace', 'oid oid, nspname text'),
             ('pg_attribute', 'attrelid oid, attname text, attnum smallint, atttypid oid, atttypmod integer, '
                              'attcollation oid, attnotnull boolean, attisdropped boolean'),
@@ -31,7 +31,10 @@ BEGIN
             ('pg_index', 'indexrelid oid, indrelid oid, indisprimary boolean, indisunique boolean, '
                          'indimmediate boolean, indisvalid boolean, indkey text, indpred text, indexprs text'),
             ('pg_inherits', 'inhrelid oid, inhparent oid'),
-            ('pg_settings', 'name text, setting text')
+            ('pg_settings', 'name text, setting text'),
+            ('pg_stats', 'schemaname text, tablename text, attname text, inherited boolean, correlation real, histogram_bounds text'),
+            ('pg_stat_user_tables', 'relid oid, n_tup_ins bigint, n_tup_upd bigint, n_tup_del bigint'),
+            ('pg_stat_database', 'datname text, stats_reset timestamptz')
         ) AS v (name, columns)
         WHERE NOT EXISTS (SELECT FROM tablesync.source_catalogs c
                           WHERE c.server = $1 AND c.catalog = v.name)
@@ -164,6 +167,68 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tablesync.source_identity(regclass) IS 'OIDs and file nodes of a source table and its partitions';
+
+/*
+ * In how many blocks a source keeps its rows, 0 if that is not known, and
+ * whether they lie about in the order of their keys.
+ */
+CREATE FUNCTION tablesync.source_layout(replica regclass, OUT blocks bigint, OUT clustered boolean)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    settings tablesync.replica;
+    target record;
+    first_key text;
+BEGIN
+    SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
+    target := tablesync.source_target(settings.source);
+    first_key := (SELECT c->>'remote' FROM jsonb_array_elements(settings.shape) c
+                  WHERE c->>'column' = settings.key_columns[1]);
+    EXECUTE format('SELECT greatest(c.relpages, 0) FROM %s c JOIN %s n ON n.oid = c.relnamespace '
+                   'WHERE c.relname = %L AND n.nspname = %L AND c.relkind = ''r''',
+                   tablesync.source_catalog(target.server, 'pg_class'),
+                   tablesync.source_catalog(target.server, 'pg_namespace'), target.table_name, target.schema_name)
+    INTO blocks;
+    EXECUTE format('SELECT correlation > 0.9 FROM %s '
+                   'WHERE schemaname = %L AND tablename = %L AND attname = %L AND NOT inherited',
+                   tablesync.source_catalog(target.server, 'pg_stats'), target.schema_name, target.table_name, first_key)
+    INTO clustered;
+    blocks := coalesce(blocks, 0);
+    clustered := coalesce(clustered, false);
+END
+$$;
+COMMENT ON FUNCTION tablesync.source_layout(regclass) IS 'blocks of a replica''s source, and whether its rows lie in the order of their keys';
+
+/*
+ * What moves when a source changes: statistics counters, their resets, and
+ * the files that hold the rows.  NULL where the counters do not tell.
+ */
+CREATE FUNCTION tablesync.source_counters(source regclass)
+RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(source);
+    relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
+    counters record;
+    resets text;
+BEGIN
+    EXECUTE format('SELECT n_tup_ins, n_tup_upd, n_tup_del FROM %s WHERE relid = %s',
+                   tablesync.source_catalog(target.server, 'pg_stat_user_tables'), relation.relid)
+    INTO counters;
+    EXECUTE format('SELECT string_agg(extract(epoch FROM stats_reset)::text, '' '' ORDER BY datname) FROM %s WHERE stats_reset IS NOT NULL',
+                   tablesync.source_catalog(target.server, 'pg_stat_database'))
+    INTO resets;
+    IF relation.has_children OR relation.relkind <> 'r' OR counters.n_tup_ins IS NULL THEN
+        RETURN NULL;
+    END IF;
+    RETURN jsonb_build_object('inserted', counters.n_tup_ins, 'updated', counters.n_tup_upd, 'deleted', counters.n_tup_del,
+                              'resets', resets, 'identity', tablesync.source_identity(source));
+END
+$$;
+COMMENT ON FUNCTION tablesync.source_counters(regclass) IS 'statistics counters of a source, with what else must not have moved for them to mean anything';
 
 /* The local type for a column of the source, or why there is none. */
 CREATE FUNCTION tablesync.local_type(server oid, remote_type oid, remote_typmod integer,
@@ -449,3 +514,42 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tablesync.open_source(regclass) IS 'version and estimated rows of the source; an error if a run must not start';
+
+/*
+ * End a run without a scan if the source's counters are those from before the
+ * last one, the user trusts them for as long, and nobody has written to the
+ * replica: it then ends with the proof of that scan.
+ */
+CREATE FUNCTION tablesync.skip_scan(replica regclass, counters jsonb, run_id bigint, source_usec bigint)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    proof record;
+BEGIN
+    SELECT r.source_rows, r.source_digest, r.replica_rows, r.replica_digest, r.consistency, t.counters_at
+    INTO proof
+    FROM tablesync.replica t
+    JOIN LATERAL (SELECT * FROM tablesync.run l
+                  WHERE l.replica = t.replica AND l.status = 'succeeded' ORDER BY l.run_id DESC LIMIT 1) r
+        ON r.source_rows = r.replica_rows AND r.source_digest = r.replica_digest
+    WHERE t.replica = $1 AND t.counters = $2 AND t.loaded AND NOT t.adopted
+      AND clock_timestamp() < t.counters_at + t.trust_counters_for
+      AND t.memory_file = pg_relation_filenode($1)
+      AND NOT EXISTS (SELECT FROM tablesync.stray_write w WHERE w.replica = $1)
+      AND NOT EXISTS (SELECT FROM tablesync.chunk c WHERE c.replica = $1 AND (c.stale OR c.digest IS NULL));
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE tablesync.run r
+    SET status = 'succeeded', finished_at = clock_timestamp(), consistency = proof.consistency,
+        source_time = $4 * interval '1 microsecond',
+        source_rows = proof.source_rows, source_digest = proof.source_digest,
+        replica_rows = proof.replica_rows, replica_digest = proof.replica_digest,
+        message = format('not scanned: the source''s counters have not moved since %s', date_trunc('second', proof.counters_at))
+    WHERE r.run_id = $3;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION tablesync.skip_scan(regclass, jsonb, bigint, bigint) IS 'ends a run without a scan if the source''s counters have not moved; false if they have';

@@ -7,7 +7,7 @@
 
 CREATE FUNCTION tablesync.live_progress()
 RETURNS TABLE (pid integer, run_id bigint, replica oid, phase integer, chunks_done bigint, chunks_total bigint,
-               rows_scanned bigint, rows_estimated bigint, phase_started timestamptz, throttled_usec bigint)
+               rows_scanned bigint, rows_estimated bigint, phase_started timestamptz, throttled_usec bigint, slowness bigint)
 LANGUAGE C STRICT
 AS 'MODULE_PATHNAME', 'tsync_live_progress';
 COMMENT ON FUNCTION tablesync.live_progress() IS 'what live workers publish about their progress';
@@ -50,7 +50,7 @@ COMMENT ON COLUMN tablesync_runs.proof IS 'rows and digest of both sides after t
 CREATE VIEW tablesync_progress WITH (security_barrier = true) AS
 SELECT p.run_id,
        r.replica,
-       ('{schema,load,scan,confirm,apply}'::pg_catalog.text[])[p.phase + 1] AS phase,
+       ('{schema,load,index,scan,confirm,apply}'::pg_catalog.text[])[p.phase + 1] AS phase,
        p.chunks_done,
        nullif(p.chunks_total, 0) AS chunks_total,
        p.rows_scanned,
@@ -62,17 +62,21 @@ SELECT p.run_id,
            pg_catalog.make_interval(secs => pg_catalog.round((greatest(p.rows_estimated - p.rows_scanned, 0)
                                                              * s.seconds / p.rows_scanned)::pg_catalog.numeric, 1)::pg_catalog.float8)
        END AS eta,
-       p.throttled_usec * '1 microsecond'::pg_catalog.interval AS throttled_for
+       p.throttled_usec * '1 microsecond'::pg_catalog.interval AS throttled_for,
+       CASE WHEN p.slowness > 0 THEN
+           pg_catalog.format('the source takes %s times as long per row as usual', pg_catalog.round(p.slowness / 100.0, 1))
+       END AS reason
 FROM tablesync.live_progress() p
 JOIN tablesync.run r ON r.run_id = p.run_id AND r.pid = p.pid
 CROSS JOIN LATERAL (SELECT greatest(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.phase_started)::pg_catalog.float8, 0.001)) s (seconds)
 WHERE tablesync.sees(r.replica);
 GRANT SELECT ON tablesync_progress TO PUBLIC;
 COMMENT ON VIEW tablesync_progress IS 'one row per live run: phase, rows so far, estimated end';
-COMMENT ON COLUMN tablesync_progress.phase IS 'schema, load, scan, confirm or apply';
+COMMENT ON COLUMN tablesync_progress.phase IS 'schema, load, index, scan, confirm or apply';
 COMMENT ON COLUMN tablesync_progress.rows_estimated IS 'rows the current phase has to deal with, as far as known';
 COMMENT ON COLUMN tablesync_progress.eta IS 'estimated time until the current phase ends';
-COMMENT ON COLUMN tablesync_progress.throttled_for IS 'time rested so far because of max_source_load';
+COMMENT ON COLUMN tablesync_progress.throttled_for IS 'time rested so far to spare the source';
+COMMENT ON COLUMN tablesync_progress.reason IS 'why the run rests longer than max_source_load asks for, if it does';
 
 CREATE VIEW tablesync_status WITH (security_barrier = true) AS
 SELECT t.replica,

@@ -1,0 +1,217 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog_chunk.c
+ *	  Reading and writing what tablesync.chunk remembers of a replica.
+ *
+ * As in catalog.c, a function expects a transaction begun with tsync_begin()
+ * and allocates its result in the current context.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+#include "catalog.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
+
+/*
+ * Find out whether what is remembered of the replica still holds.  "key" tells
+ * what the digests are made of: with another one they are worthless.  They are
+ * stale when the replica was written to by others (whose notes are consumed
+ * here), was rewritten, or has lost the trigger that would tell.
+ */
+void
+tsync_open_memory(TsyncRun *run, const char *key)
+{
+	Oid			types[] = {OIDOID, TEXTOID};
+	Datum		values[] = {ObjectIdGetDatum(run->replica->relid), CStringGetTextDatum(key)};
+
+	tsync_catalog_execute("WITH stray AS (DELETE FROM tablesync.stray_write WHERE replica = $1::regclass RETURNING 1),"
+						  " now AS (SELECT pg_relation_filenode($1::regclass) AS file,"
+						  "  EXISTS (SELECT FROM stray) OR NOT EXISTS (SELECT FROM pg_trigger"
+						  "   WHERE tgrelid = $1::regclass AND tgfoid = 'tablesync.note_write'::regproc AND tgenabled = 'A') AS written)"
+						  " UPDATE tablesync.replica t SET memory_key = $2, memory_file = now.file"
+						  " FROM now, tablesync.replica old WHERE t.replica = $1::regclass AND old.replica = t.replica"
+						  " RETURNING old.memory_key IS DISTINCT FROM $2,"
+						  " now.written OR now.file IS NULL OR old.memory_file IS DISTINCT FROM now.file",
+						  2, types, values, NULL);
+	if (SPI_processed == 1 && tsync_result_bool(0, 1))
+		tsync_catalog_execute_oid("UPDATE tablesync.chunk SET digest = NULL, stale = false,"
+								  " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"
+								  " WHERE replica = $1::regclass AND (digest IS NOT NULL OR buckets IS NOT NULL)",
+								  run->replica->relid);
+	else if (SPI_processed == 1 && tsync_result_bool(0, 2))
+		tsync_catalog_execute_oid("UPDATE tablesync.chunk SET stale = true"
+								  " WHERE replica = $1::regclass AND NOT stale", run->replica->relid);
+}
+
+/* Has somebody else written to the replica since tsync_open_memory()? */
+bool
+tsync_was_written_to(TsyncRun *run)
+{
+	bool		written;
+
+	tsync_catalog_execute_oid("SELECT EXISTS (SELECT FROM tablesync.stray_write WHERE replica = $1::regclass)"
+							  " OR memory_file IS DISTINCT FROM pg_relation_filenode($1::regclass)"
+							  " FROM tablesync.replica WHERE replica = $1::regclass",
+							  run->replica->relid);
+	written = SPI_processed != 1 || tsync_result_bool(0, 1);
+	SPI_freetuptable(SPI_tuptable);
+	return written;
+}
+
+/* Digest the replica again: it was not as we remembered it. */
+void
+tsync_distrust_memory(TsyncRun *run)
+{
+	tsync_begin();
+	tsync_catalog_execute_oid("UPDATE tablesync.chunk SET stale = true"
+							  " WHERE replica = $1::regclass", run->replica->relid);
+	tsync_commit();
+}
+
+/* The chunks of the last run in key order, NIL if there are none. */
+List *
+tsync_read_chunks(TsyncReplica *replica)
+{
+	List	   *chunks = NIL;
+	TsyncChunk *previous = NULL;
+	uint64		nchunks = tsync_catalog_execute_oid("SELECT lower_key, rows, differed, digest, stale,"
+													" buckets IS NOT NULL, digest IS NOT NULL, bucket_mask = -1 FROM tablesync.chunk"
+													" WHERE replica = $1::regclass ORDER BY chunk_no",
+													replica->relid);
+
+	for (uint64 i = 0; i < nchunks; i++)
+	{
+		TsyncChunk *chunk = palloc0(sizeof(TsyncChunk));
+
+		chunk->number = (int) i;
+		chunk->lower = tsync_result_texts(i, 1);
+		chunk->expected_rows = chunk->replica.rows = tsync_result_int64(i, 2);
+		chunk->differed = tsync_result_bool(i, 3);
+		chunk->replica.sum = (uint64) tsync_result_int64(i, 4);
+		chunk->stale = tsync_result_bool(i, 5);
+		chunk->has_buckets = tsync_result_bool(i, 6);
+		chunk->known = !chunk->stale && tsync_result_bool(i, 7);
+		chunk->has_bitmaps = tsync_result_bool(i, 8);
+		if (previous)
+			previous->upper = chunk->lower;
+		chunks = lappend(chunks, chunk);
+		previous = chunk;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return chunks;
+}
+
+/* Give the chunks of a new plan their numbers; new ones are unknown. */
+void
+tsync_write_plan(TsyncReplica *replica, List *chunks)
+{
+	Oid			types[] = {OIDOID, INT4OID, INT4OID, TEXTARRAYOID, INT8OID, BOOLOID, BOOLOID, INT8OID, BOOLOID};
+	ListCell   *lc;
+
+	/* kept ones out of the way, below zero, before the others are removed */
+	foreach(lc, chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+		Datum		values[] = {
+			ObjectIdGetDatum(replica->relid),
+			Int32GetDatum(chunk->number),
+			Int32GetDatum(-1 - foreach_current_index(lc))
+		};
+
+		if (!chunk->planned)
+			tsync_catalog_execute("UPDATE tablesync.chunk SET chunk_no = $3"
+								  " WHERE replica = $1::regclass AND chunk_no = $2", 3, types, values, NULL);
+	}
+	tsync_catalog_execute_oid("DELETE FROM tablesync.chunk WHERE replica = $1::regclass AND chunk_no >= 0",
+							  replica->relid);
+	tsync_catalog_execute_oid("UPDATE tablesync.chunk SET chunk_no = -1 - chunk_no"
+							  " WHERE replica = $1::regclass", replica->relid);
+	foreach(lc, chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+		char		nulls[] = "         ";
+		Datum		values[] = {
+			ObjectIdGetDatum(replica->relid),
+			Int32GetDatum(foreach_current_index(lc)),
+			(Datum) 0,
+			chunk->lower ? tsync_texts_datum(chunk->lower, replica->nrange) : (Datum) 0,
+			Int64GetDatum(chunk->expected_rows),
+			BoolGetDatum(chunk->differed),
+			BoolGetDatum(chunk->stale),
+			Int64GetDatum((int64) chunk->replica.sum)
+		};
+
+		chunk->number = foreach_current_index(lc);
+		nulls[2] = 'n';
+		nulls[3] = chunk->lower ? ' ' : 'n';
+		nulls[7] = chunk->known || chunk->stale ? ' ' : 'n';
+		if (chunk->planned)
+			tsync_catalog_execute("INSERT INTO tablesync.chunk (replica, chunk_no, lower_key, rows, differed, stale, digest)"
+								  " VALUES ($1::regclass, $2, $4, $5, $6, $7, $8)", 8, types, values, nulls);
+		chunk->planned = false;
+	}
+}
+
+/* The remembered buckets of a chunk, packed. */
+bytea *
+tsync_read_buckets(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing)
+{
+	Oid			types[] = {OIDOID, INT4OID};
+	Datum		values[] = {ObjectIdGetDatum(replica->relid), Int32GetDatum(chunk->number)};
+	bytea	   *packed;
+	bool		isnull;
+
+	if (tsync_catalog_execute("SELECT bucket_shift, bucket_mask, buckets FROM tablesync.chunk"
+							  " WHERE replica = $1::regclass AND chunk_no = $2 AND buckets IS NOT NULL",
+							  2, types, values, NULL) != 1)
+		elog(ERROR, "buckets of chunk %d of replica %s are not there any more", chunk->number, replica->label);
+	bucketing->shift = (int) tsync_result_int64(0, 1);
+	bucketing->mask = tsync_result_int64(0, 2);
+	packed = DatumGetByteaPCopy(tsync_result_datum(0, 3, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	return packed;
+}
+
+/* Write what the replica holds in a chunk; buckets are unknown if NULL. */
+void
+tsync_write_memory(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing, bytea *buckets)
+{
+	Oid			types[] = {OIDOID, INT4OID, INT8OID, BOOLOID, INT8OID, INT4OID, INT8OID, BYTEAOID};
+	Datum		values[] = {
+		ObjectIdGetDatum(replica->relid),
+		Int32GetDatum(chunk->number),
+		Int64GetDatum(chunk->replica.rows),
+		BoolGetDatum(chunk->differs || chunk->differed),
+		Int64GetDatum((int64) chunk->replica.sum),
+		Int32GetDatum(bucketing ? bucketing->shift : 0),
+		Int64GetDatum(bucketing ? bucketing->mask : 0),
+		PointerGetDatum(buckets)
+	};
+	char		nulls[] = "        ";
+
+	nulls[4] = chunk->known ? ' ' : 'n';
+	nulls[5] = nulls[6] = nulls[7] = buckets ? ' ' : 'n';
+	tsync_catalog_execute("UPDATE tablesync.chunk SET rows = $3, differed = $4, digest = $5, stale = false,"
+						  " bucket_shift = $6, bucket_mask = $7, buckets = $8"
+						  " WHERE replica = $1::regclass AND chunk_no = $2", lengthof(types), types, values, nulls);
+}
+
+/* Write a chunk's digest, and leave its buckets as they are. */
+void
+tsync_write_digest(TsyncReplica *replica, TsyncChunk *chunk)
+{
+	Oid			types[] = {OIDOID, INT4OID, INT8OID, BOOLOID, INT8OID};
+	Datum		values[] = {
+		ObjectIdGetDatum(replica->relid),
+		Int32GetDatum(chunk->number),
+		Int64GetDatum(chunk->replica.rows),
+		BoolGetDatum(chunk->differs),
+		Int64GetDatum((int64) chunk->replica.sum)
+	};
+
+	tsync_catalog_execute("UPDATE tablesync.chunk SET rows = $3, differed = $4, digest = $5, stale = false"
+						  " WHERE replica = $1::regclass AND chunk_no = $2", lengthof(types), types, values, NULL);
+}

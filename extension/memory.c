@@ -1,0 +1,456 @@
+/*-------------------------------------------------------------------------
+ *
+ * memory.c
+ *	  What the replica holds, remembered from run to run.
+ *
+ * tablesync.chunk has the digest of every chunk and, of chunks that change,
+ * the rows and digest of every bucket, so that a run reads only the source.
+ * A run keeps this true itself, in the transaction of APPLY.  Whatever else
+ * writes to the replica makes it stale: a statement trigger leaves a row in
+ * tablesync.stray_write, a rewrite changes the file node.  The next run then
+ * digests the replica again, and knows which chunks somebody has changed.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "port/pg_bswap.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+#define ROWS_PER_BUCKET 32
+#define MAX_BUCKETS 65536
+
+/* Fewest rows of a bucket of 64 keys that make a bitmap worth its place. */
+#define MIN_ROWS_PER_BITMAP 12
+
+/* Bytes of a bucket in tablesync.chunk: three numbers of 64 bits. */
+#define PACKED_BUCKET 24
+
+/* The replica of this process's run, and how many of its statements are ours. */
+static Oid	own_replica = InvalidOid;
+static int	own_statements = 0;
+
+PG_FUNCTION_INFO_V1(tsync_note_write);
+
+/* The next statement that writes to the replica is the run's own. */
+void
+tsync_expect_write(Oid replica, int statements)
+{
+	own_replica = replica;
+	own_statements = statements;
+}
+
+/*
+ * Trigger, after each statement on a replica: note that somebody else than a
+ * run has written.  One row per (sub)transaction is enough; rows of others
+ * can't stand in for it, for a run may be removing them.
+ */
+Datum
+tsync_note_write(PG_FUNCTION_ARGS)
+{
+	static TransactionId noted_in = InvalidTransactionId;
+	static Oid	noted_for = InvalidOid;
+	Oid			type = OIDOID;
+	Datum		replica;
+	Oid			relid;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("tablesync.note_write() must be called as a trigger")));
+	relid = RelationGetRelid(((TriggerData *) fcinfo->context)->tg_relation);
+	if (relid == own_replica && own_statements > 0)
+	{
+		own_statements--;
+		PG_RETURN_POINTER(NULL);
+	}
+	if (noted_in == GetCurrentTransactionId() && noted_for == relid)
+		PG_RETURN_POINTER(NULL);
+
+	replica = ObjectIdGetDatum(relid);
+	SPI_connect();
+	if (SPI_execute_with_args("INSERT INTO tablesync.stray_write (replica)"
+							  " SELECT replica FROM tablesync.replica WHERE replica = $1::regclass",
+							  1, &type, &replica, NULL, false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "could not note a write to a replica");
+	SPI_finish();
+	noted_in = GetCurrentTransactionId();
+	noted_for = relid;
+	PG_RETURN_POINTER(NULL);
+}
+
+static TsyncBucket *
+add_bucket(TsyncBuckets *buckets)
+{
+	if (buckets->count == buckets->allocated)
+	{
+		buckets->allocated = Max(256, buckets->allocated * 2);
+		buckets->buckets = buckets->buckets == NULL
+			? palloc(buckets->allocated * sizeof(TsyncBucket))
+			: repalloc_huge(buckets->buckets, buckets->allocated * sizeof(TsyncBucket));
+	}
+	return &buckets->buckets[buckets->count++];
+}
+
+static TsyncBuckets *
+make_buckets(TsyncBucketing bucketing)
+{
+	TsyncBuckets *buckets = palloc0(sizeof(TsyncBuckets));
+
+	buckets->bucketing = bucketing;
+	return buckets;
+}
+
+/* An integer of any width, as SQL of query.c returns bucket numbers. */
+int64
+tsync_slot_integer(TupleTableSlot *slot, int attnum)
+{
+	bool		isnull;
+	Datum		value = slot_getattr(slot, attnum, &isnull);
+
+	if (isnull)
+		return 0;
+	switch (TupleDescAttr(slot->tts_tupleDescriptor, attnum - 1)->atttypid)
+	{
+		case INT2OID:
+			return DatumGetInt16(value);
+		case INT4OID:
+			return DatumGetInt32(value);
+		default:
+			return DatumGetInt64(value);
+	}
+}
+
+/* A sum of fingerprints, modulo 2^64. */
+uint64
+tsync_slot_sum(TupleTableSlot *slot, int attnum)
+{
+	bool		isnull;
+	Datum		value = slot_getattr(slot, attnum, &isnull);
+	char	   *decimal;
+	uint64		sum;
+
+	if (isnull)
+		elog(ERROR, "fingerprints of a bucket are NULL");
+	decimal = DatumGetCString(DirectFunctionCall1(numeric_out, value));
+	sum = tsync_sum_to_uint64(decimal);
+	pfree(decimal);
+	return sum;
+}
+
+static void
+take_bucket(TupleTableSlot *slot, void *arg)
+{
+	TsyncBucket *bucket = add_bucket(arg);
+
+	bucket->number = tsync_slot_integer(slot, 1);
+	bucket->rows = (uint64) tsync_slot_integer(slot, 2);
+	bucket->sum = tsync_slot_sum(slot, 3);
+	bucket->recent = slot->tts_tupleDescriptor->natts > 3 ? (uint64) tsync_slot_integer(slot, 4) : 0;
+}
+
+static int
+compare_numbers(const void *a, const void *b)
+{
+	int64		x = ((const TsyncBucket *) a)->number;
+	int64		y = ((const TsyncBucket *) b)->number;
+
+	return x < y ? -1 : x > y;
+}
+
+/* The buckets of one side of a chunk, in the current memory context. */
+TsyncBuckets *
+tsync_collect_buckets(TsyncRun *run, TsyncSide side, TsyncChunk *chunk, TsyncBucketing bucketing)
+{
+	TsyncBuckets *buckets = make_buckets(bucketing);
+
+	tsync_select_each(run, side, tsync_sql_buckets(run->replica, side, chunk, &bucketing,
+												   run->source_version), take_bucket, buckets);
+	if (buckets->count > 1)
+		qsort(buckets->buckets, buckets->count, sizeof(TsyncBucket), compare_numbers);
+	return buckets;
+}
+
+/* Number and sum of the rows of some buckets. */
+TsyncDigest
+tsync_digest_of_buckets(TsyncBuckets *buckets)
+{
+	TsyncDigest digest = {0, 0};
+
+	for (int i = 0; i < buckets->count; i++)
+	{
+		digest.rows += tsync_rows_of_bucket(&buckets->bucketing, &buckets->buckets[i]);
+		digest.sum += buckets->buckets[i].sum;
+	}
+	return digest;
+}
+
+/* Smallest and largest of the replica's integer keys in a chunk; 0 and 0 if none. */
+void
+tsync_key_span(TsyncRun *run, TsyncChunk *chunk, int64 *first, int64 *last)
+{
+	bool		isnull = true;
+	HeapTuple	tuple;
+
+	*first = *last = 0;
+	if (tsync_select(run, TSYNC_REPLICA, tsync_sql_key_span(run->replica, chunk), NULL) != 1)
+		return;
+	tuple = SPI_tuptable->vals[0];
+	*first = DatumGetInt64(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 1, &isnull));
+	*last = DatumGetInt64(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 2, &isnull));
+	if (isnull)
+		*first = *last = 0;
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/* Distance from the smallest to the largest integer key of a chunk. */
+static uint64
+key_distance(TsyncRun *run, TsyncChunk *chunk)
+{
+	int64		first;
+	int64		last;
+
+	if (chunk->lower && chunk->upper)
+		return (uint64) strtoll(chunk->upper[0], NULL, 10) -
+			(uint64) strtoll(chunk->lower[0], NULL, 10);
+	tsync_key_span(run, chunk, &first, &last);
+	return (uint64) last - (uint64) first;
+}
+
+/*
+ * Choose the buckets of a chunk: bitmaps of 64 keys where integers are dense,
+ * else buckets of about ROWS_PER_BUCKET rows.  The mask bounds their number
+ * where keys are sparse or outside of what the replica has.
+ */
+static TsyncBucketing
+choose_buckets(TsyncRun *run, TsyncChunk *chunk)
+{
+	TsyncBucketing bucketing = {0, 0};
+	int64		buckets = 1;
+	bool		integer = run->replica->nkeys == 1 && tsync_is_integer(run->replica->keys[0]->type);
+	uint64		span = integer ? key_distance(run, chunk) : 0;
+
+	if (integer && (span >> TSYNC_BITMAP_SHIFT) * MIN_ROWS_PER_BITMAP <= (uint64) chunk->expected_rows)
+	{
+		bucketing.shift = TSYNC_BITMAP_SHIFT;
+		bucketing.mask = TSYNC_BITMAP_MASK;
+		return bucketing;
+	}
+	while (buckets < MAX_BUCKETS && buckets * ROWS_PER_BUCKET < chunk->expected_rows)
+		buckets *= 2;
+	bucketing.mask = buckets - 1;
+	while (bucketing.shift < 62 && (span >> bucketing.shift) >= (uint64) buckets)
+		bucketing.shift++;
+	return bucketing;
+}
+
+static bytea *
+pack_buckets(TsyncBuckets *buckets)
+{
+	Size		size = VARHDRSZ + (Size) buckets->count * PACKED_BUCKET;
+	bytea	   *packed = palloc(size);
+	uint64	   *word = (uint64 *) palloc(PACKED_BUCKET);
+	char	   *at = VARDATA(packed);
+
+	SET_VARSIZE(packed, size);
+	for (int i = 0; i < buckets->count; i++, at += PACKED_BUCKET)
+	{
+		word[0] = pg_hton64((uint64) buckets->buckets[i].number);
+		word[1] = pg_hton64(buckets->buckets[i].rows);
+		word[2] = pg_hton64(buckets->buckets[i].sum);
+		memcpy(at, word, PACKED_BUCKET);
+	}
+	pfree(word);
+	return packed;
+}
+
+/* The reverse; the text of a bytea is ours, but a table can be edited. */
+static void
+unpack_buckets(bytea *packed, TsyncBuckets *buckets)
+{
+	Size		count = VARSIZE_ANY_EXHDR(packed) / PACKED_BUCKET;
+	char	   *at = VARDATA_ANY(packed);
+	uint64		word[PACKED_BUCKET / sizeof(uint64)];
+
+	for (Size i = 0; i < count; i++, at += PACKED_BUCKET)
+	{
+		TsyncBucket *bucket = add_bucket(buckets);
+
+		memcpy(word, at, PACKED_BUCKET);
+		bucket->number = (int64) pg_ntoh64(word[0]);
+		bucket->rows = pg_ntoh64(word[1]);
+		bucket->sum = pg_ntoh64(word[2]);
+		bucket->recent = 0;
+	}
+}
+
+/* The buckets that the replica has in a chunk: remembered, or counted now. */
+TsyncBuckets *
+tsync_buckets_of_replica(TsyncRun *run, TsyncChunk *chunk)
+{
+	if (chunk->has_buckets)
+	{
+		TsyncBucketing bucketing;
+		bytea	   *packed = tsync_read_buckets(run->replica, chunk, &bucketing);
+		TsyncBuckets *buckets = make_buckets(bucketing);
+		TsyncDigest digest;
+
+		unpack_buckets(packed, buckets);
+		pfree(packed);
+		digest = tsync_digest_of_buckets(buckets);
+		if (digest.rows == chunk->replica.rows && digest.sum == chunk->replica.sum)
+			return buckets;
+		ereport(WARNING,
+				(errmsg("what is remembered of chunk %d of replica %s contradicts itself",
+						chunk->number, run->replica->label),
+				 errdetail("The replica is read instead.")));
+	}
+	return tsync_collect_buckets(run, TSYNC_REPLICA, chunk, choose_buckets(run, chunk));
+}
+
+/*
+ * Digest a chunk of the replica that is unknown or stale.  One that is likely
+ * to differ again gets buckets too, for the source must not wait for them.
+ */
+static void
+digest_replica(TsyncRun *run, TsyncChunk *chunk)
+{
+	TsyncBuckets *buckets = NULL;
+	TsyncDigest now;
+
+	if (chunk->differed && !chunk->has_buckets)
+	{
+		buckets = tsync_collect_buckets(run, TSYNC_REPLICA, chunk, choose_buckets(run, chunk));
+		now = tsync_digest_of_buckets(buckets);
+	}
+	else
+		now = tsync_select_digest(run, TSYNC_REPLICA,
+								  tsync_sql_digest(run->replica, TSYNC_REPLICA, chunk,
+												   run->source_version));
+	if (now.rows != chunk->replica.rows || now.sum != chunk->replica.sum)
+	{
+		run->drifted += chunk->stale;
+		chunk->has_buckets = false;
+	}
+	chunk->replica = now;
+	chunk->expected_rows = now.rows;
+	chunk->known = true;
+	chunk->stale = false;
+	if (buckets != NULL || !chunk->has_buckets)
+	{
+		chunk->has_buckets = (buckets != NULL);
+		chunk->has_bitmaps = buckets && buckets->bucketing.mask == TSYNC_BITMAP_MASK;
+		tsync_write_memory(run->replica, chunk, buckets ? &buckets->bucketing : NULL,
+						   buckets ? pack_buckets(buckets) : NULL);
+	}
+	else
+		tsync_write_digest(run->replica, chunk);
+}
+
+/* Make sure that every chunk's digest is known before the source is read. */
+void
+tsync_know_replica(TsyncRun *run)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext chunk_context = AllocSetContextCreate(caller, "tablesync memory",
+														ALLOCSET_DEFAULT_SIZES);
+	ListCell   *lc;
+
+	foreach(lc, run->chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		if (chunk->known && (chunk->has_buckets || !chunk->differed))
+			continue;
+		tsync_begin();
+		MemoryContextSwitchTo(chunk_context);
+		digest_replica(run, chunk);
+		tsync_commit();
+		MemoryContextReset(chunk_context);
+		tsync_progress_step(1, chunk->replica.rows);
+	}
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(chunk_context);
+}
+
+/* Descriptor of the row set in which changed memory waits for APPLY. */
+TupleDesc
+tsync_memory_desc(void)
+{
+	TupleDesc	desc = CreateTemplateTupleDesc(4);
+
+	TupleDescInitEntry(desc, 1, "chunk_no", INT4OID, -1, 0);
+	TupleDescInitEntry(desc, 2, "bucket_shift", INT4OID, -1, 0);
+	TupleDescInitEntry(desc, 3, "bucket_mask", INT8OID, -1, 0);
+	TupleDescInitEntry(desc, 4, "buckets", BYTEAOID, -1, 0);
+	return desc;
+}
+
+/* Stage what the replica will hold in a chunk after APPLY. */
+void
+tsync_stage_memory(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets)
+{
+	TsyncRowSet *set = &run->stage->memory;
+	bytea	   *packed = pack_buckets(buckets);
+	Datum		values[] = {
+		Int32GetDatum(chunk->number),
+		Int32GetDatum(buckets->bucketing.shift),
+		Int64GetDatum(buckets->bucketing.mask),
+		PointerGetDatum(packed)
+	};
+	bool		nulls[lengthof(values)] = {false};
+
+	tuplestore_putvalues(set->rows, set->tupdesc, values, nulls);
+	set->count++;
+	pfree(packed);
+}
+
+/* Write the staged memory of one chunk. */
+static void
+write_staged(TsyncRun *run, TupleTableSlot *slot)
+{
+	TsyncBucketing bucketing;
+	TsyncChunk *chunk;
+
+	slot_getallattrs(slot);
+	chunk = list_nth(run->chunks, DatumGetInt32(slot->tts_values[0]));
+	bucketing.shift = DatumGetInt32(slot->tts_values[1]);
+	bucketing.mask = DatumGetInt64(slot->tts_values[2]);
+	tsync_write_memory(run->replica, chunk, &bucketing, DatumGetByteaP(slot->tts_values[3]));
+}
+
+/*
+ * Remember the chunks as they are after APPLY, in its transaction.  Where rows
+ * were spared by CONFIRM, nobody knows in which chunk: those that differed are
+ * read again by the next run.
+ */
+void
+tsync_save_memory(TsyncRun *run)
+{
+	TsyncRowSet *set = &run->stage->memory;
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(set->tupdesc, &TTSOpsMinimalTuple);
+	bool		spared = run->stage->reappeared.count > 0;
+	ListCell   *lc;
+
+	foreach(lc, run->chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		chunk->known = !(spared && chunk->differs);
+		chunk->replica = chunk->source;
+		if (!chunk->known)
+			tsync_write_memory(run->replica, chunk, NULL, NULL);
+		else if (chunk->differed && !chunk->differs)
+			tsync_write_digest(run->replica, chunk);
+	}
+	tsync_rowset_start(set);
+	while (!spared && tsync_rowset_next(set, slot))
+		write_staged(run, slot);
+	ExecDropSingleTupleTableSlot(slot);
+}
