@@ -219,7 +219,8 @@ tsync_read_replica(Oid relid)
 	if (tsync_catalog_execute_oid("SELECT source::oid::int8, fingerprint = 'row' OR adopted, consistency,"
 							" chunk_rows, max_source_load, max_delete_fraction, loaded, load_position,"
 							" c.relforcerowsecurity, adopted, workers, scan_rate, watermark,"
-							" trust_counters_for IS NOT NULL"
+							" trust_counters_for IS NOT NULL, load_indexes IS NOT NULL,"
+							" (SELECT sum(k.rows) FROM tablesync.chunk k WHERE k.replica = t.replica)"
 							" FROM tablesync.replica t JOIN pg_class c ON c.oid = t.replica"
 							" WHERE t.replica = $1::regclass", relid) != 1)
 		ereport(ERROR,
@@ -239,6 +240,8 @@ tsync_read_replica(Oid relid)
 	replica->scan_rate = tsync_result_double(0, 12);
 	replica->watermark = tsync_result_text(0, 13);
 	replica->trust_counters = tsync_result_bool(0, 14);
+	replica->bulk_loading = tsync_result_bool(0, 15);
+	replica->remembered_rows = tsync_result_int64(0, 16);
 	if (tsync_result_bool(0, 9))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

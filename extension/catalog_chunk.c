@@ -215,3 +215,117 @@ tsync_write_digest(TsyncReplica *replica, TsyncChunk *chunk)
 	tsync_catalog_execute("UPDATE tablesync.chunk SET rows = $3, differed = $4, digest = $5, stale = false"
 						  " WHERE replica = $1::regclass AND chunk_no = $2", lengthof(types), types, values, NULL);
 }
+
+/*
+ * Prepare a bulk load: plan its ranges of about so many rows and drop the
+ * indexes, in two transactions, for the source must not wait for a lock here.
+ * Returns false when the replica or its source are not fit for it.
+ */
+bool
+tsync_begin_bulk_load(TsyncRun *run, int64 range_rows)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	Oid			types[] = {OIDOID, TEXTARRAYOID, FLOAT8OID, INT8OID};
+	Datum		values[] = {
+		ObjectIdGetDatum(run->replica->relid),
+		(Datum) 0,
+		Float8GetDatum(run->source_estimate),
+		Int64GetDatum(range_rows)
+	};
+	char	  **bounds = NULL;
+	int			nbounds = 0;
+	bool		possible;
+
+	tsync_begin();
+	MemoryContextSwitchTo(caller);
+	tsync_catalog_execute_oid("SELECT tablesync.can_bulk_load($1::regclass)", run->replica->relid);
+	possible = tsync_result_bool(0, 1);
+	if (possible)
+	{
+		tsync_expect_source(true);
+		tsync_catalog_execute("SELECT b, cardinality(b) FROM tablesync.source_bounds($1::regclass, $3, $4) b",
+							  lengthof(types), types, values, " n  ");
+		tsync_expect_source(false);
+		bounds = tsync_result_texts(0, 1);
+		nbounds = (int) tsync_result_int64(0, 2);
+	}
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+	if (!possible)
+		return false;
+
+	tsync_begin();
+	MemoryContextSwitchTo(caller);
+	values[1] = tsync_texts_datum(bounds, nbounds);
+	tsync_catalog_execute("SELECT tablesync.begin_bulk_load($1::regclass, $2)", 2, types, values, NULL);
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+	return true;
+}
+
+/* Take the next range of a load for this transaction, NULL if there is none. */
+TsyncChunk *
+tsync_claim_range(TsyncReplica *replica)
+{
+	TsyncChunk *range;
+
+	if (tsync_catalog_execute_oid("SELECT chunk_no, lower_key, upper_key"
+								  " FROM tablesync.claim_range($1::regclass)", replica->relid) != 1)
+		return NULL;
+	range = palloc0(sizeof(TsyncChunk));
+	range->number = (int) tsync_result_int64(0, 1);
+	range->lower = tsync_result_texts(0, 2);
+	range->upper = tsync_result_texts(0, 3);
+	SPI_freetuptable(SPI_tuptable);
+	return range;
+}
+
+/* Note how many rows a range has brought; part of the transaction that loads it. */
+void
+tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, int64 rows)
+{
+	Oid			types[] = {OIDOID, INT4OID, INT8OID};
+	Datum		values[] = {ObjectIdGetDatum(replica->relid), Int32GetDatum(range->number), Int64GetDatum(rows)};
+
+	tsync_catalog_execute("UPDATE tablesync.chunk SET rows = $3 WHERE replica = $1::regclass AND chunk_no = $2",
+						  lengthof(types), types, values, NULL);
+}
+
+/* Ranges that a load has not loaded yet. */
+int
+tsync_ranges_left(TsyncRun *run)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	int			left;
+
+	tsync_begin();
+	tsync_catalog_execute_oid("SELECT count(*) FILTER (WHERE NOT loaded), sum(rows) FILTER (WHERE loaded)"
+							  " FROM tablesync.chunk WHERE replica = $1::regclass", run->replica->relid);
+	left = (int) tsync_result_int64(0, 1);
+	run->loaded_before = tsync_result_int64(0, 2);
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+	return left;
+}
+
+/* Publish how far all processes of a load have come. */
+void
+tsync_report_load(TsyncRun *run)
+{
+	MemoryContext caller = CurrentMemoryContext;
+
+	tsync_begin();
+	tsync_catalog_execute_oid("SELECT count(*) FILTER (WHERE loaded), count(*), sum(rows) FILTER (WHERE loaded)"
+							  " FROM tablesync.chunk WHERE replica = $1::regclass", run->replica->relid);
+	tsync_progress_set(tsync_result_int64(0, 1), tsync_result_int64(0, 2), tsync_result_int64(0, 3));
+	run->loaded_rows = tsync_result_int64(0, 3) - run->loaded_before;
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+}
+
+/* Create the indexes again that the load has dropped. */
+void
+tsync_end_bulk_load(TsyncRun *run)
+{
+	tsync_catalog_execute_oid("SELECT tablesync.end_bulk_load($1::regclass)", run->replica->relid);
+}

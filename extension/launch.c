@@ -225,13 +225,12 @@ check_enabled(Oid relid)
 				 errhint("%s", hint)));
 }
 
-static BackgroundWorkerHandle *
-start_worker(Oid relid, Oid owner, int64 run_id, bool force)
+/* Start a worker for a run; NULL when the server has no slot for one. */
+BackgroundWorkerHandle *
+tsync_start_worker(TsyncStart *start, const char *label)
 {
 	BackgroundWorker worker = {0};
 	BackgroundWorkerHandle *handle;
-	TsyncStart	start = {.database = MyDatabaseId,.owner = owner,.replica = relid,
-	.force = force,.run_id = run_id};
 
 	StaticAssertStmt(sizeof(TsyncStart) <= BGW_EXTRALEN, "TsyncStart is too large");
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -241,11 +240,20 @@ start_worker(Oid relid, Oid owner, int64 run_id, bool force)
 	strlcpy(worker.bgw_library_name, "tablesync", sizeof(worker.bgw_library_name));
 	strlcpy(worker.bgw_function_name, "tsync_worker_main", sizeof(worker.bgw_function_name));
 	strlcpy(worker.bgw_type, "tablesync run", sizeof(worker.bgw_type));
-	snprintf(worker.bgw_name, sizeof(worker.bgw_name), "tablesync run " INT64_FORMAT " for %s",
-			 run_id, tsync_relation_label(relid));
-	memcpy(worker.bgw_extra, &start, sizeof(start));
+	snprintf(worker.bgw_name, sizeof(worker.bgw_name), "tablesync run " INT64_FORMAT "%s for %s",
+			 start->run_id, start->helper ? " (helper)" : "", label);
+	memcpy(worker.bgw_extra, start, sizeof(TsyncStart));
+	return RegisterDynamicBackgroundWorker(&worker, &handle) ? handle : NULL;
+}
 
-	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+static BackgroundWorkerHandle *
+start_run(Oid relid, Oid owner, int64 run_id, bool force)
+{
+	TsyncStart	start = {.database = MyDatabaseId,.owner = owner,.replica = relid,
+	.force = force,.run_id = run_id};
+	BackgroundWorkerHandle *handle = tsync_start_worker(&start, tsync_relation_label(relid));
+
+	if (handle == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 				 errmsg("no background worker is available for replica %s", tsync_relation_label(relid)),
@@ -373,7 +381,7 @@ run_one(Oid relid, bool wait, bool force)
 		return report_already_running(relid, run_id);
 
 	run_id = next_run_id();
-	handle = start_worker(relid, owner, run_id, force);
+	handle = start_run(relid, owner, run_id, force);
 	if (!wait)
 	{
 		wait_for_start(handle);

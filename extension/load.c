@@ -204,7 +204,7 @@ has_rows_of_others(TsyncRun *run)
 	char	   *sql = psprintf("SELECT FROM %s LIMIT 1", run->replica->replica_sql);
 	bool		found;
 
-	if (run->replica->load_position != NULL)
+	if (run->replica->load_position != NULL || run->replica->bulk_loading)
 		return false;
 	tsync_begin();
 	found = tsync_select(run, TSYNC_REPLICA, sql, NULL) > 0;
@@ -225,7 +225,7 @@ tsync_load(TsyncRun *run)
 
 	MemoryContextSwitchTo(run_context);
 	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) run->source_estimate);
-	if (!adopted)
+	if (!adopted && !tsync_bulk_load(run))
 	{
 		PG_TRY();
 		{

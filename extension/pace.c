@@ -72,7 +72,7 @@ source_application_name(const char *label)
 /*
  * Make every connection of this process to a source read-only, honest about
  * hidden rows, short of patience, and recognisable.  "timeout" is for each
- * statement there, in ms.
+ * statement there, in ms; that it was a lock and not work must show before.
  */
 static void
 restrict_source_session(const char *label, int timeout)
@@ -88,7 +88,7 @@ restrict_source_session(const char *label, int timeout)
 					   " -c jit=off"
 					   " -c lc_monetary=C",
 					   timeout,
-					   tsync_lock_timeout,
+					   timeout > 0 && timeout < tsync_lock_timeout ? timeout * 3 / 4 : tsync_lock_timeout,
 					   tsync_statement_timeout);
 	if (setenv("PGOPTIONS", options, 1) != 0 ||
 		setenv("PGCONNECT_TIMEOUT", "20", 0) != 0)
@@ -128,6 +128,16 @@ tsync_snapshot_timeout(void)
 {
 	return tsync_statement_timeout > 0 ? Min(tsync_max_snapshot_age, tsync_statement_timeout)
 		: tsync_max_snapshot_age;
+}
+
+/* The limit to connect with: what SCAN will ask for, most likely. */
+int
+tsync_first_timeout(TsyncReplica *replica)
+{
+	if (!replica->loaded)
+		return tsync_statement_timeout;
+	return tsync_use_snapshot(replica, replica->remembered_rows) ? tsync_snapshot_timeout()
+		: tsync_chunk_timeout(replica);
 }
 
 static int64

@@ -85,6 +85,16 @@ tsync_progress_step(int64 chunks, int64 rows)
 	publish();
 }
 
+/* Publish what several processes have completed of the current phase. */
+void
+tsync_progress_set(int64 chunks, int64 chunks_total, int64 rows)
+{
+	params[PARAM_CHUNKS_DONE] = chunks;
+	params[PARAM_CHUNKS_TOTAL] = chunks_total;
+	params[PARAM_ROWS_SCANNED] = rows;
+	publish();
+}
+
 /* Count time slept to spare the source, which may be slow. */
 void
 tsync_progress_throttled(int64 usec, double slowness)

@@ -540,6 +540,20 @@ tsync_sql_compare(TsyncReplica *rep, const char *listed, TsyncChunk *chunk,
 	return buf.data;
 }
 
+/* Whole source rows of a range. */
+char *
+tsync_sql_range(TsyncReplica *rep, TsyncChunk *range)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	append_columns(&buf, rep, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
+	append_range(&buf, rep, range, false);
+	return buf.data;
+}
+
 /* Whole source rows by key. */
 char *
 tsync_sql_fetch(TsyncReplica *rep, List *keys)

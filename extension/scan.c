@@ -36,7 +36,15 @@ typedef struct ScanState
 	TsyncResolver *resolver;
 	MemoryContext chunk_context;
 	TimestampTz snapshot_taken;
+	TimestampTz locked_since;	/* 0: the source's table is not locked */
 } ScanState;
+
+typedef enum ChunkOutcome
+{
+	CHUNK_DONE,
+	CHUNK_LOCKED,				/* somebody at the source holds a lock */
+	CHUNK_TOO_LARGE				/* the source could not answer in time */
+} ChunkOutcome;
 
 /* Bitmaps of the whole source, in an array without gaps. */
 typedef struct PlainBucket
@@ -460,12 +468,27 @@ staged_rows(TsyncRun *run)
 	return run->stage->inserted.count + run->stage->updated.count + run->stage->deleted.count;
 }
 
-/* Scan a chunk in a transaction of its own; false if the source took too long. */
-static bool
+/* What an error of the source means for a chunk; CHUNK_DONE: nothing we can mend. */
+static ChunkOutcome
+judge_error(ScanState *state, ErrorData *edata)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (tsync_source_timed_out(edata))
+		return CHUNK_TOO_LARGE;
+	if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+		return CHUNK_DONE;
+	if (state->locked_since == 0)
+		state->locked_since = now;
+	return TimestampDifferenceExceeds(state->locked_since, now, tsync_lock_timeout) ? CHUNK_DONE : CHUNK_LOCKED;
+}
+
+/* Scan a chunk in a transaction of its own. */
+static ChunkOutcome
 try_scan_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	volatile bool done = true;
+	volatile ChunkOutcome outcome = CHUNK_DONE;
 
 	PG_TRY();
 	{
@@ -473,6 +496,7 @@ try_scan_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
 		MemoryContextSwitchTo(caller);
 		scan_chunk(run, state, chunk);
 		tsync_commit();
+		state->locked_since = 0;
 	}
 	PG_CATCH();
 	{
@@ -480,16 +504,16 @@ try_scan_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
 
 		MemoryContextSwitchTo(caller);
 		edata = CopyErrorData();
-		if (!tsync_source_timed_out(edata))
+		outcome = judge_error(state, edata);
+		if (outcome == CHUNK_DONE)
 			PG_RE_THROW();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
 		clear_state(state);
-		done = false;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
-	return done;
+	return outcome;
 }
 
 /*
@@ -499,22 +523,24 @@ try_scan_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
 static bool
 scan_chunks(TsyncRun *run, ScanState *state)
 {
-	for (int i = 0; i < list_length(run->chunks); i++)
+	int			position = 0;
+
+	while (position < list_length(run->chunks))
 	{
-		TsyncChunk *chunk = tsync_fit_chunk(run, i);
+		TsyncChunk *chunk = tsync_fit_chunk(run, position);
 		int64		staged = staged_rows(run);
 		int64		before = run->source_time;
+		ChunkOutcome outcome = try_scan_chunk(run, state, chunk);
 
-		if (!try_scan_chunk(run, state, chunk))
-		{
-			tsync_halve_chunk(run, i);
-			if (staged_rows(run) != staged)
-				return false;
-			i--;
+		if (outcome == CHUNK_TOO_LARGE)
+			tsync_halve_chunk(run, position);
+		if (outcome != CHUNK_DONE && staged_rows(run) != staged)
+			return false;
+		if (outcome != CHUNK_DONE)
 			continue;
-		}
 		finish_chunk(run, chunk);
 		tsync_rest(run, run->source_time - before, chunk->source.rows);
+		position++;
 	}
 	return true;
 }

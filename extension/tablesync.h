@@ -20,6 +20,7 @@
 #include "executor/tuptable.h"
 #include "lib/stringinfo.h"
 #include "nodes/pg_list.h"
+#include "postmaster/bgworker.h"
 #include "port/pg_bitutils.h"
 #include "tcop/dest.h"
 #include "utils/timestamp.h"
@@ -58,6 +59,8 @@ typedef struct TsyncReplica
 	double		scan_rate;		/* source rows digested per second lately, 0: unknown */
 	const char *watermark;		/* of the version column, NULL: unknown */
 	bool		trust_counters;
+	int64		remembered_rows;	/* of the replica after the last run */
+	bool		bulk_loading;	/* indexes are missing, ranges are planned */
 	double		max_source_load;
 	double		max_delete_fraction;
 	bool		loaded;
@@ -187,6 +190,7 @@ typedef struct TsyncRun
 	double		slowness;		/* most times longer per row than usual */
 	List	   *chunks;			/* of TsyncChunk */
 	TsyncStage *stage;
+	int64		loaded_before;	/* by earlier runs */
 	int64		loaded_rows;
 	int64		updated;
 	int64		inserted;
@@ -226,6 +230,7 @@ typedef struct TsyncStart
 	Oid			owner;
 	Oid			replica;
 	bool		force;
+	bool		helper;			/* of a load that another worker leads */
 	int64		run_id;
 } TsyncStart;
 
@@ -240,6 +245,13 @@ extern PGDLLEXPORT void tsync_worker_main(Datum main_arg);
 extern bool tsync_source_asked;
 extern void tsync_expect_source(bool waiting);
 extern bool tsync_source_timed_out(ErrorData *edata);
+
+/* in launch.c */
+extern BackgroundWorkerHandle *tsync_start_worker(TsyncStart *start, const char *label);
+
+/* in bulk.c */
+extern bool tsync_bulk_load(TsyncRun *run);
+extern void tsync_help_load(TsyncRun *run);
 
 /* in load.c */
 extern void tsync_load(TsyncRun *run);
@@ -315,6 +327,12 @@ extern bool tsync_was_written_to(TsyncRun *run);
 extern void tsync_distrust_memory(TsyncRun *run);
 extern List *tsync_read_chunks(TsyncReplica *replica);
 extern void tsync_write_plan(TsyncReplica *replica, List *chunks);
+extern bool tsync_begin_bulk_load(TsyncRun *run, int64 range_rows);
+extern TsyncChunk *tsync_claim_range(TsyncReplica *replica);
+extern void tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, int64 rows);
+extern int	tsync_ranges_left(TsyncRun *run);
+extern void tsync_report_load(TsyncRun *run);
+extern void tsync_end_bulk_load(TsyncRun *run);
 extern bytea *tsync_read_buckets(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing);
 extern void tsync_write_memory(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing,
 							   bytea *buckets);
@@ -334,6 +352,7 @@ extern char *tsync_sql_list_source(TsyncReplica *rep, TsyncChunk *chunk, TsyncBu
 								   List *buckets, int version);
 extern char *tsync_sql_compare(TsyncReplica *rep, const char *listed, TsyncChunk *chunk,
 							   TsyncBucketing *bucketing, List *buckets, int version);
+extern char *tsync_sql_range(TsyncReplica *rep, TsyncChunk *range);
 extern char *tsync_sql_fetch(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_bytes_of_keys(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_bytes_of_page(TsyncReplica *rep, char **after, char **last);
@@ -370,6 +389,7 @@ extern uint64 tsync_sum_to_uint64(const char *decimal);
 /* in pace.c */
 extern void tsync_limit_source(TsyncRun *run, int timeout);
 extern int	tsync_chunk_timeout(TsyncReplica *replica);
+extern int	tsync_first_timeout(TsyncReplica *replica);
 extern int64 tsync_chunk_target(TsyncReplica *replica);
 extern int64 tsync_current_target(TsyncRun *run);
 extern int64 tsync_statement_rows(TsyncReplica *replica);
@@ -384,6 +404,7 @@ extern double tsync_learned_rate(TsyncRun *run);
 extern void tsync_progress_start(int64 run_id, Oid replica);
 extern void tsync_progress_phase(TsyncPhase phase, int64 chunks_total, int64 rows_estimated);
 extern void tsync_progress_step(int64 chunks, int64 rows);
+extern void tsync_progress_set(int64 chunks, int64 chunks_total, int64 rows);
 extern void tsync_progress_throttled(int64 usec, double slowness);
 
 #endif							/* TABLESYNC_H */

@@ -32,9 +32,6 @@
 /* A run starts over when source or replica change under it. */
 #define ATTEMPTS 5
 
-/* From here on it matters in which order the source is read. */
-#define LARGE_SOURCE_ROWS 100000
-
 /* Deletes below this number are never held back. */
 #define GUARD_MIN_DELETES 1000
 
@@ -162,13 +159,13 @@ open_source(TsyncRun *run)
 	MemoryContextSwitchTo(run_context);
 	run->replica = tsync_read_replica(run->replica_oid);
 	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
-	tsync_limit_source(run, tsync_statement_timeout);
+	tsync_limit_source(run, tsync_first_timeout(run->replica));
 	tsync_read_source(run);
 	run->stage = tsync_stage_create(run->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 	run->source_identity = read_identity(run);
-	if (run->source_estimate >= LARGE_SOURCE_ROWS)
+	if (run->source_estimate >= tsync_chunk_target(run->replica))
 		read_layout(run);
 }
 
@@ -300,6 +297,30 @@ run_in_envelope(TsyncRun *run)
 	}
 }
 
+/* Make the run that a worker is started with, in a context of its own. */
+static TsyncRun *
+make_run(TsyncStart *start)
+{
+	TsyncRun   *run;
+
+	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "tablesync run",
+												ALLOCSET_DEFAULT_SIZES));
+	run = palloc0(sizeof(TsyncRun));
+	run->run_id = start->run_id;
+	run->replica_oid = start->replica;
+	run->force = start->force;
+	run->source_timeout = -1;
+	return run;
+}
+
+/* Help another worker with its load; an error is the server log's. */
+static void
+help(TsyncStart *start)
+{
+	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
+	tsync_help_load(make_run(start));
+}
+
 void
 tsync_worker_main(Datum main_arg)
 {
@@ -316,17 +337,17 @@ tsync_worker_main(Datum main_arg)
 	tsync_prepare_planner();
 	source_timeout = RegisterTimeout(USER_TIMEOUT, handle_source_timeout);
 
+	if (start.helper)
+	{
+		help(&start);
+		proc_exit(0);
+	}
+
 	/* another worker was faster: the launcher sees that we left no trace */
 	if (!tsync_lock_run(start.replica))
 		proc_exit(0);
 
-	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "tablesync run",
-												ALLOCSET_DEFAULT_SIZES));
-	run = palloc0(sizeof(TsyncRun));
-	run->run_id = start.run_id;
-	run->replica_oid = start.replica;
-	run->force = start.force;
-	run->source_timeout = -1;
+	run = make_run(&start);
 
 	MemoryContext run_context = CurrentMemoryContext;
 

@@ -121,6 +121,7 @@ CREATE TABLE tablesync.chunk (
     chunk_no integer NOT NULL,
     lower_key text[],
     rows bigint NOT NULL DEFAULT 0 CHECK (rows >= 0),
+    loaded boolean NOT NULL DEFAULT true,
     differed boolean NOT NULL DEFAULT false,
     digest bigint,
     stale boolean NOT NULL DEFAULT false,
@@ -136,6 +137,7 @@ COMMENT ON TABLE tablesync.chunk IS 'how a replica''s key range is cut into chun
 COMMENT ON COLUMN tablesync.chunk.chunk_no IS 'position in key order, from 0';
 COMMENT ON COLUMN tablesync.chunk.lower_key IS 'first key of the chunk, inclusive; NULL is unbounded; the next chunk''s is the upper bound, exclusive';
 COMMENT ON COLUMN tablesync.chunk.rows IS 'rows of the replica in the chunk';
+COMMENT ON COLUMN tablesync.chunk.loaded IS 'false until a load has copied its rows';
 COMMENT ON COLUMN tablesync.chunk.differed IS 'whether the last run found a difference in it';
 COMMENT ON COLUMN tablesync.chunk.digest IS 'sum modulo 2^64 of the fingerprints of these rows; NULL when unknown';
 COMMENT ON COLUMN tablesync.chunk.stale IS 'true when somebody else has written to the replica since';

@@ -1,0 +1,299 @@
+/*-------------------------------------------------------------------------
+ *
+ * bulk.c
+ *	  The first copy of a large source, by several processes.
+ *
+ * The source's key range is cut into ranges (rows of tablesync.chunk).  Each
+ * process takes the next range that nobody has taken, reads it and puts the
+ * rows straight into the heap, in one transaction: a range is either loaded
+ * and marked so, or neither, and an interrupted load goes on with the ranges
+ * that are left.  The indexes, dropped before, are built after the rows.
+ *
+ * This works for an empty plain table where nothing else happens on INSERT
+ * (tablesync.can_bulk_load) and rows of limited size; load.c takes all others.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+/* Rows that a source must have to be worth it. */
+#define MIN_BULK_ROWS 100000
+
+/* Rows of a range: a fraction of a second. */
+#define RANGE_ROWS 100000
+
+/* Rows that go into the heap together. */
+#define BUFFERED_ROWS 1000
+
+/* For building the indexes, in kB. */
+#define INDEX_MEMORY "40960"
+
+/* How often to look whether the helpers have finished. */
+#define HELPER_POLL_MS 50
+
+typedef struct HeapWriter
+{
+	Relation	rel;
+	BulkInsertState bistate;
+	CommandId	cid;
+	TupleTableSlot *slots[BUFFERED_ROWS];
+	int			nused;			/* slots that hold a row */
+	int			ncreated;
+	int64		rows;
+	MemoryContext insert_context;
+} HeapWriter;
+
+static void
+writer_open(HeapWriter *writer, Oid relid)
+{
+	memset(writer, 0, sizeof(HeapWriter));
+	writer->rel = table_open(relid, RowExclusiveLock);
+	writer->bistate = GetBulkInsertState();
+	writer->cid = GetCurrentCommandId(true);
+	writer->insert_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync bulk insert",
+												   ALLOCSET_DEFAULT_SIZES);
+}
+
+static void
+writer_flush(HeapWriter *writer)
+{
+	MemoryContext caller;
+
+	if (writer->nused == 0)
+		return;
+	caller = MemoryContextSwitchTo(writer->insert_context);
+	table_multi_insert(writer->rel, writer->slots, writer->nused, writer->cid, 0, writer->bistate);
+	MemoryContextSwitchTo(caller);
+	MemoryContextReset(writer->insert_context);
+	for (int i = 0; i < writer->nused; i++)
+		ExecClearTuple(writer->slots[i]);
+	writer->rows += writer->nused;
+	writer->nused = 0;
+}
+
+static void
+writer_close(HeapWriter *writer)
+{
+	writer_flush(writer);
+	for (int i = 0; i < writer->ncreated; i++)
+		ExecDropSingleTupleTableSlot(writer->slots[i]);
+	FreeBulkInsertState(writer->bistate);
+	table_finish_bulk_insert(writer->rel, 0);
+	table_close(writer->rel, NoLock);	/* until the transaction ends */
+	MemoryContextDelete(writer->insert_context);
+}
+
+/* No constraint is checked below the executor but by us. */
+static void
+check_not_null(Relation rel, TupleTableSlot *slot)
+{
+	TupleDesc	tupdesc = RelationGetDescr(rel);
+
+	slot_getallattrs(slot);
+	for (int i = 0; i < tupdesc->natts; i++)
+		if (TupleDescAttr(tupdesc, i)->attnotnull && slot->tts_isnull[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("null value in column \"%s\" of relation \"%s\" violates not-null constraint",
+							NameStr(TupleDescAttr(tupdesc, i)->attname), RelationGetRelationName(rel))));
+}
+
+/* Receive a row of the source. */
+static void
+write_row(TupleTableSlot *slot, void *arg)
+{
+	HeapWriter *writer = arg;
+
+	if (slot->tts_tupleDescriptor->natts != RelationGetDescr(writer->rel)->natts)
+		elog(ERROR, "source rows have %d columns, replica rows %d",
+			 slot->tts_tupleDescriptor->natts, RelationGetDescr(writer->rel)->natts);
+	check_not_null(writer->rel, slot);
+	if (writer->nused == writer->ncreated)
+		writer->slots[writer->ncreated++] = table_slot_create(writer->rel, NULL);
+	ExecCopySlot(writer->slots[writer->nused++], slot);
+	if (writer->nused == BUFFERED_ROWS)
+		writer_flush(writer);
+}
+
+/* Load the next range; false if nobody has left one. */
+static bool
+load_range(TsyncRun *run, MemoryContext range_context)
+{
+	TsyncChunk *range;
+	HeapWriter *writer;
+
+	tsync_begin();
+	MemoryContextSwitchTo(range_context);
+	range = tsync_claim_range(run->replica);
+	if (range != NULL)
+	{
+		writer = palloc(sizeof(HeapWriter));
+		writer_open(writer, run->replica->relid);
+		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_range(run->replica, range), write_row, writer);
+		writer_close(writer);
+		tsync_finish_range(run->replica, range, writer->rows);
+	}
+	tsync_commit();
+	return range != NULL;
+}
+
+/* Load ranges until none is left that nobody else has taken. */
+static void
+load_ranges(TsyncRun *run, bool leader)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	MemoryContext range_context = AllocSetContextCreate(run_context, "tablesync range",
+														ALLOCSET_DEFAULT_SIZES);
+	int64		before = run->source_time;
+
+	while (load_range(run, range_context))
+	{
+		MemoryContextReset(range_context);
+		if (leader)
+			tsync_report_load(run);
+		tsync_rest(run, run->source_time - before, 0);
+		before = run->source_time;
+	}
+	MemoryContextSwitchTo(run_context);
+	MemoryContextDelete(range_context);
+}
+
+/* What a helper of a load does: as the leader, but without a record. */
+void
+tsync_help_load(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	run->replica = tsync_read_replica(run->replica_oid);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	tsync_limit_source(run, tsync_statement_timeout);
+	load_ranges(run, false);
+}
+
+/* Start the helpers that the setting asks for and the server has room for. */
+static List *
+start_helpers(TsyncRun *run, int nranges)
+{
+	List	   *helpers = NIL;
+	int			wanted = Min(run->replica->workers, nranges) - 1;
+
+	if (run->replica->max_source_load < 1)
+		return NIL;				/* one connection can be busy enough */
+
+	for (int i = 0; i < wanted; i++)
+	{
+		TsyncStart	start = {
+			.database = MyDatabaseId,
+			.owner = GetUserId(),
+			.replica = run->replica_oid,
+			.helper = true,
+			.run_id = run->run_id
+		};
+		BackgroundWorkerHandle *helper = tsync_start_worker(&start, run->replica->label);
+
+		if (helper == NULL)
+			break;
+		helpers = lappend(helpers, helper);
+	}
+	return helpers;
+}
+
+static bool
+is_running(BackgroundWorkerHandle *helper)
+{
+	pid_t		pid;
+	BgwHandleStatus status = GetBackgroundWorkerPid(helper, &pid);
+
+	return status == BGWH_STARTED || status == BGWH_NOT_YET_STARTED;
+}
+
+/* Wait for the helpers to end, each in its own time. */
+static void
+wait_for_helpers(TsyncRun *run, List *helpers)
+{
+	ListCell   *lc;
+
+	foreach(lc, helpers)
+		while (is_running(lfirst(lc)))
+		{
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 HELPER_POLL_MS, tsync_wait_event("TablesyncLoadHelpers"));
+			ResetLatch(MyLatch);
+			CHECK_FOR_INTERRUPTS();
+		}
+	tsync_report_load(run);
+}
+
+/* Load all ranges with helpers, who must not survive an error here. */
+static void
+load_with_helpers(TsyncRun *run, int nranges)
+{
+	List	   *volatile helpers = start_helpers(run, nranges);
+
+	PG_TRY();
+	{
+		load_ranges(run, true);
+		wait_for_helpers(run, helpers);
+		load_ranges(run, true);	/* what a helper has left by an error is left to us */
+	}
+	PG_CATCH();
+	{
+		ListCell   *lc;
+
+		foreach(lc, helpers)
+			TerminateBackgroundWorker(lfirst(lc));
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
+/* Build the indexes that were dropped before. */
+static void
+build_indexes(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+
+	tsync_progress_phase(TSYNC_PHASE_INDEX, 0, run->loaded_rows);
+	tsync_begin();
+	(void) set_config_option("maintenance_work_mem", INDEX_MEMORY, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+	tsync_end_bulk_load(run);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+}
+
+/*
+ * Load the replica in bulk.  Returns false, with nothing done, where that is
+ * not possible or not worth it.
+ */
+bool
+tsync_bulk_load(TsyncRun *run)
+{
+	TsyncReplica *replica = run->replica;
+
+	if (!replica->bulk_loading)
+	{
+		if (replica->wide || replica->nrange == 0 || run->source_estimate < MIN_BULK_ROWS ||
+			replica->load_position != NULL)
+			return false;
+		if (!tsync_begin_bulk_load(run, RANGE_ROWS))
+			return false;
+	}
+	load_with_helpers(run, tsync_ranges_left(run));
+	build_indexes(run);
+	return true;
+}

@@ -1,0 +1,178 @@
+/* load.sql: what a bulk load (bulk.c) prepares and finishes */
+
+/* The smallest value of a type, as text, for the inner columns of a composite key's bound; NULL if there is none. */
+CREATE FUNCTION tablesync.smallest_value(type oid)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT v.smallest
+    FROM (VALUES ('int2'::regtype::oid, '-32768'), ('int4'::regtype::oid, '-2147483648'), ('int8'::regtype::oid, '-9223372036854775808'),
+                 ('date'::regtype::oid, '-infinity'), ('timestamp'::regtype::oid, '-infinity'), ('timestamptz'::regtype::oid, '-infinity'),
+                 ('uuid'::regtype::oid, '00000000-0000-0000-0000-000000000000')) v (type, smallest)
+    WHERE v.type = $1;
+$$;
+COMMENT ON FUNCTION tablesync.smallest_value(oid) IS 'smallest value of a key''s type as text, NULL if unknown';
+
+/* Integers that cut what lies between some integers into pieces of about so many rows; multiples of 64, for bitmaps. */
+CREATE FUNCTION tablesync.subdivide(bounds bigint[], rows double precision, piece_rows bigint)
+RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(b::text ORDER BY b)
+    FROM (SELECT DISTINCT (bounds[i] + trunc((bounds[i + 1]::numeric - bounds[i]) * p / pieces))::bigint & ~63::bigint AS b
+          FROM (SELECT greatest(ceil(rows / greatest(cardinality(bounds) - 1, 1) / piece_rows), 1)::integer) s (pieces),
+               generate_series(1, cardinality(bounds) - 1) i,
+               generate_series(0, s.pieces - 1) p) d
+    WHERE b > bounds[1];
+$$;
+COMMENT ON FUNCTION tablesync.subdivide(bigint[], double precision, bigint) IS 'bounds of ranges with about so many rows each, aligned to multiples of 64';
+
+/*
+ * Values of the first key column that cut a source into ranges of about the
+ * same number of rows, in ascending order: from its statistics, or between the
+ * smallest and the largest integer.  NULL where nothing is known.
+ */
+CREATE FUNCTION tablesync.source_bounds(replica regclass, rows double precision, range_rows bigint)
+RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    settings tablesync.replica;
+    target record;
+    first_key jsonb;
+    histogram text[];
+    smallest bigint;
+    largest bigint;
+    known bigint[];
+    step numeric;
+BEGIN
+    SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
+    target := tablesync.source_target(settings.source);
+    first_key := (SELECT c FROM jsonb_array_elements(settings.shape) c WHERE c->>'column' = settings.key_columns[1]);
+    EXECUTE format('SELECT histogram_bounds::text[] FROM %s WHERE schemaname = %L AND tablename = %L AND attname = %L '
+                   'ORDER BY inherited DESC LIMIT 1',
+                   tablesync.source_catalog(target.server, 'pg_stats'), target.schema_name, target.table_name, first_key->>'remote')
+    INTO histogram;
+    IF first_key->>'type' NOT IN ('smallint', 'integer', 'bigint') THEN
+        RETURN histogram[2:cardinality(histogram) - 1];
+    END IF;
+    EXECUTE format('SELECT min(%1$I), max(%1$I) FROM %2$s', first_key->>'column', settings.source) INTO smallest, largest;
+    IF smallest IS NULL OR largest = smallest THEN
+        RETURN NULL;
+    END IF;
+    known := (SELECT array_agg(b::bigint ORDER BY b::bigint) FROM unnest(histogram) b WHERE b::bigint BETWEEN smallest AND largest);
+    IF cardinality(known) > 1 THEN      -- rows may have come at the end since
+        step := (known[cardinality(known)]::numeric - known[1]) / (cardinality(known) - 1);
+        known := known || ARRAY(SELECT g::bigint FROM generate_series(known[cardinality(known)] + step, largest, greatest(step, 1)) g
+                                LIMIT 100000);
+        RETURN tablesync.subdivide(known || largest, rows, range_rows);
+    END IF;
+    RETURN tablesync.subdivide(ARRAY[smallest, largest], rows, range_rows);
+END
+$$;
+COMMENT ON FUNCTION tablesync.source_bounds(regclass, double precision, bigint) IS 'values of the first key column that cut a source into ranges of about the same size';
+
+/*
+ * Can rows be put straight into the heap of an empty replica, and its indexes
+ * be built afterwards?  Only where nothing else happens on an INSERT, no other
+ * object needs an index meanwhile, and every property of an index comes back.
+ */
+CREATE FUNCTION tablesync.can_bulk_load(replica regclass)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT c.relkind = 'r' AND c.relam = (SELECT oid FROM pg_am WHERE amname = 'heap')
+       AND NOT c.relispartition AND NOT c.relhasrules AND NOT c.relhassubclass AND c.reloftype = 0
+       AND NOT EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent))
+       AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgfoid <> 'tablesync.note_write'::regproc)
+       AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype NOT IN ('p', 'u', 'n'))
+       AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+                       WHERE i.indrelid = c.oid
+                         AND (NOT i.indisvalid OR i.indisclustered OR i.indisreplident OR x.reltablespace <> 0
+                              OR EXISTS (SELECT FROM pg_description d WHERE d.objoid IN (x.oid, (SELECT k.oid FROM pg_constraint k WHERE k.conindid = x.oid)))
+                              OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = x.oid AND a.attstattarget >= 0)
+                              OR EXISTS (SELECT FROM pg_depend d WHERE d.deptype = 'n' AND d.refobjid IN (x.oid, (SELECT k.oid FROM pg_constraint k WHERE k.conindid = x.oid)))))
+       AND ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 ORDER BY a.attnum)
+         = ARRAY(SELECT s.c->>'column' FROM jsonb_array_elements(t.shape) WITH ORDINALITY s (c, n) ORDER BY s.n)
+       AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND (a.attisdropped OR a.attgenerated <> ''))
+    FROM tablesync.replica t JOIN pg_class c ON c.oid = t.replica
+    WHERE t.replica = $1;
+$$;
+COMMENT ON FUNCTION tablesync.can_bulk_load(regclass) IS 'whether rows can be put straight into the heap of an empty replica';
+
+/* Drop the indexes of an empty replica, remember how to create them again, and plan its ranges. */
+CREATE FUNCTION tablesync.begin_bulk_load(replica regclass, bounds text[])
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    index record;
+    statements text[] := '{}';
+    inner_bounds text[];
+BEGIN
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', $1);
+    FOR index IN
+        SELECT i.indexrelid::regclass AS index_name, k.conname, pg_get_constraintdef(k.oid) AS constraint_definition,
+               pg_get_indexdef(i.indexrelid) AS index_definition
+        FROM pg_index i LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u')
+        WHERE i.indrelid = $1
+        ORDER BY i.indisprimary DESC, i.indexrelid
+    LOOP
+        IF index.conname IS NOT NULL THEN
+            statements := statements || format('ALTER TABLE %s ADD CONSTRAINT %I %s', $1, index.conname, index.constraint_definition);
+            EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', $1, index.conname);
+        ELSE
+            statements := statements || index.index_definition;
+            EXECUTE format('DROP INDEX %s', index.index_name);
+        END IF;
+    END LOOP;
+    SELECT array_agg(tablesync.smallest_value(a.atttypid) ORDER BY k.n)
+    INTO inner_bounds
+    FROM tablesync.replica t, unnest(t.key_columns) WITH ORDINALITY k (name, n)
+    JOIN pg_attribute a ON a.attrelid = $1 AND a.attname = k.name
+    WHERE t.replica = $1 AND k.n > 1 AND a.attcollation = 0;
+    UPDATE tablesync.replica t SET load_indexes = statements WHERE t.replica = $1;
+    DELETE FROM tablesync.chunk c WHERE c.replica = $1;
+    INSERT INTO tablesync.chunk (replica, chunk_no, lower_key, loaded)
+    SELECT $1, b.n, CASE WHEN b.n > 0 THEN ARRAY[b.bound] || inner_bounds END, false
+    FROM (SELECT 0, NULL UNION ALL SELECT u.n, u.bound FROM unnest(bounds) WITH ORDINALITY u (bound, n)) b (n, bound);
+END
+$$;
+COMMENT ON FUNCTION tablesync.begin_bulk_load(regclass, text[]) IS 'drops the indexes of an empty replica until end_bulk_load() and plans the ranges that are loaded';
+
+/* Claim the next range of a load for this transaction; no row if all are loaded or being loaded. */
+CREATE FUNCTION tablesync.claim_range(replica regclass)
+RETURNS TABLE (chunk_no integer, lower_key text[], upper_key text[])
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE tablesync.chunk c SET loaded = true
+    WHERE c.replica = $1
+      AND c.chunk_no = (SELECT n.chunk_no FROM tablesync.chunk n WHERE n.replica = $1 AND NOT n.loaded
+                        ORDER BY n.chunk_no LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING c.chunk_no, c.lower_key,
+              (SELECT u.lower_key FROM tablesync.chunk u WHERE u.replica = $1 AND u.chunk_no = c.chunk_no + 1);
+$$;
+COMMENT ON FUNCTION tablesync.claim_range(regclass) IS 'takes the next range of a load for the current transaction';
+
+/* Create the indexes again that a load has dropped. */
+CREATE FUNCTION tablesync.end_bulk_load(replica regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    statement text;
+BEGIN
+    FOREACH statement IN ARRAY coalesce((SELECT t.load_indexes FROM tablesync.replica t WHERE t.replica = $1), '{}') LOOP
+        EXECUTE statement;
+    END LOOP;
+    UPDATE tablesync.replica t SET load_indexes = NULL WHERE t.replica = $1;
+END
+$$;
+COMMENT ON FUNCTION tablesync.end_bulk_load(regclass) IS 'creates the indexes again that a load has dropped';
