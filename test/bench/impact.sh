@@ -14,14 +14,25 @@ MAX_SOURCE_LOAD=${MAX_SOURCE_LOAD:-0.25}
 CHANGES_PER_SECOND=10    # of media: 36,000 an hour
 FORMAT='%-22s %10s %10s %10s %8s %10s\n'
 
-application() {    # name [pgbench options]: leaves the output in <name>.out, latencies in <name>.<pid>*
-    local name=$1
-    shift
-    "$BINDIR/pgbench" -h 127.0.0.1 -p "$source_port" -U postgres -c "$CLIENTS" -j 2 "$@" postgres \
-        >"$TSYNC_WORK/$name.out" 2>"$TSYNC_WORK/$name.err" || { cat "$TSYNC_WORK/$name.err" >&2; exit 1; }
+# pgbench at one of the clusters; its report goes to <name>.out.
+bench() {    # name port user [pgbench options]
+    local name=$1 port=$2 user=$3
+    shift 3
+    "$BINDIR/pgbench" -h 127.0.0.1 -p "$port" -U "$user" "$@" postgres >"$TSYNC_WORK/$name.out" 2>"$TSYNC_WORK/$name.err" ||
+        { cat "$TSYNC_WORK/$name.err" >&2; exit 1; }
 }
 
-tps() { sed -n 's/^tps = \([0-9.]*\).*/\1/p' "$TSYNC_WORK/$1.out"; }
+application() {    # name [pgbench options]
+    bench "$1" "$source_port" postgres -c "$CLIENTS" -j 2 "${@:2}"
+}
+
+# One statement a second, give or take.
+changes() { bench changes "$source_port" postgres -n -R 1 -T "$DURATION" -f "$TSYNC_WORK/change.sql"; }
+
+# One run after the other in one session; the last one is waited for.
+continuous_runs() { bench runs "$target_port" app -n -T "$DURATION" -f "$TSYNC_WORK/run.sql"; }
+
+tps() { sed -n 's/^tps = \([0-9]*\.[0-9]\).*/\1/p' "$TSYNC_WORK/$1.out"; }
 
 # Percentile in ms.  Latencies count from when a transaction was due, not from when it began.
 percentile() {    # percent pattern
@@ -32,24 +43,6 @@ percentile() {    # percent pattern
 
 mean() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.1f", (a + b) / 2 }'; }
 
-# Repeat a command in the background until end_loop.
-begin_loop() {    # name command
-    rm -f "$TSYNC_WORK/$1.stop"
-    (while [ ! -e "$TSYNC_WORK/$1.stop" ]; do $2; done) &
-    eval "$1_loop=$!"
-}
-
-end_loop() {    # name
-    local pid=$1_loop
-    touch "$TSYNC_WORK/$1.stop"
-    wait "${!pid}"
-}
-
-change_some() {
-    change "$CHANGES_PER_SECOND" 1
-    sleep 1
-}
-
 # Runs since a moment: how many, and seconds of one.
 runs_since() {
     target_sql -At -F ' ' -c "SELECT count(*), coalesce(round(EXTRACT(epoch FROM avg(duration)), 2)::text, '-')
@@ -57,11 +50,16 @@ runs_since() {
 }
 
 phase() {    # name alone|with
-    local from runs
+    local from pid runs background=()
     from=$(target_sql -At -c "SELECT clock_timestamp()")
-    [ "$2" = alone ] || begin_loop runs run
+    changes &
+    background+=($!)
+    if [ "$2" = with ]; then
+        continuous_runs &
+        background+=($!)
+    fi
     application "$1" -T "$DURATION" -R "$rate" -l --log-prefix="$TSYNC_WORK/$1.log"
-    [ "$2" = alone ] || end_loop runs
+    for pid in "${background[@]}"; do wait "$pid"; done
     read -ra runs < <(runs_since "$from")
     print_phase "$1" "$(tps "$1")" "$(percentile 50 "$1")" "$(percentile 99 "$1")" "${runs[@]}"
 }
@@ -92,6 +90,8 @@ target_sql -c "VACUUM ANALYZE media"
 run
 settle
 
+change_statements "$CHANGES_PER_SECOND" 1 >"$TSYNC_WORK/change.sql"
+echo "SELECT * FROM tablesync_run('media');" >"$TSYNC_WORK/run.sql"
 application peak -T "$((DURATION > 15 ? DURATION / 3 : 5))"
 rate=$(awk -v peak="$(tps peak)" 'BEGIN { printf "%d", peak * 0.7 }')
 
@@ -100,12 +100,10 @@ start_csv "impact-$ROWS.csv" phase,tps,p50_ms,p99_ms,runs,seconds_per_run \
     "pgbench: scale $SCALE, $CLIENTS clients, $DURATION s a phase, $rate transactions a second (70 % of its peak of $(tps peak | cut -d . -f 1))"
 # shellcheck disable=SC2059
 printf "\n$FORMAT" phase tps 'p50 ms' 'p99 ms' runs 's a run'
-begin_loop changes change_some
 phase alone-1 alone
 phase with-1 with
 phase alone-2 alone
 phase with-2 with
-end_loop changes
 compare
 run
 check_replica

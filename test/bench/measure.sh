@@ -1,10 +1,11 @@
 # measure.sh: sourced by workload.sh.  Measures commands, prints the table, writes CSV.
 #
 # observe runs a command once and notes a sample.  Its time is what psql's \timing
-# says if the command prints that, so that starting psql does not count; else by
-# the clock.  report turns the samples since
-# the last report into one row: medians, and the maximum of age and memory.
+# says if the command prints that, so that starting psql does not count, else what
+# the clock says.  report turns the samples since the last report into one row:
+# medians, and the maximum of age and memory.
 
+export LC_ALL=C    # psql prints times with the locale's decimal point
 SAMPLES=$TSYNC_WORK/samples
 digest=    # seconds of the baselines, once they are known
 copy=
@@ -25,7 +26,7 @@ observe() {
     read -r costs <&"$watch_out"
     exec {watch_out}<&-
     wait "$watcher"
-    echo "$(psql_seconds "$output" || divide "$((to - from))" 1000000000) $costs" >>"$SAMPLES"
+    echo "$(psql_seconds "$output" || awk -v ns="$((to - from))" 'BEGIN { printf "%.4f", ns / 1e9 }') $costs" >>"$SAMPLES"
 }
 
 # Run a command some times, each time after another one that is not measured.
@@ -47,10 +48,16 @@ median() { sort -n | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}'; }
 median_seconds() { column 1 | median; }
 maximum() { sort -n | tail -n 1; }
 
+describe_tablesync() {
+    local commit
+    commit=$(git -C "$TSYNC_ROOT" describe --always --dirty 2>/dev/null) || commit=
+    echo "tablesync $(sed -n "s/^default_version *= *'\(.*\)'/\1/p" "$TSYNC_ROOT/tablesync.control")${commit:+ ($commit)}"
+}
+
 # What describes the machine, as lines for the top of table and CSV.
 describe_machine() {
     echo "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(nproc) cores, $(awk '/MemTotal/ {printf "%d GB", $2 / 1048576}' /proc/meminfo) of memory"
-    echo "$("$PG_CONFIG" --version), tablesync $(sed -n "s/^default_version *= *'\(.*\)'/\1/p" "$TSYNC_ROOT/tablesync.control") $(git -C "$TSYNC_ROOT" rev-parse --short HEAD 2>/dev/null || true), Linux $(uname -r), $(date +%F)"
+    echo "$("$PG_CONFIG" --version), $(describe_tablesync), Linux $(uname -r), $(date +%F)"
 }
 
 CSV_PREFIX=    # first fields of each row, each with a comma after it

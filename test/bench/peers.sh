@@ -1,7 +1,7 @@
 # peers.sh: sourced after cases.sh.  What else there is to keep a copy of a table.
 #
-# Each peer gets what makes it fast: work_mem, statistics, a vacuumed source.
-# It drops what it made, because 100 million rows are 9 GB each time.
+# They find a vacuumed source, and get statistics and work_mem.  Each drops what
+# it made, because 100 million rows are 9 GB each time.
 
 PEER_SETTINGS="SET work_mem = '256MB'"
 
@@ -93,6 +93,7 @@ comparator_peer() {
 }
 
 peers() {
+    source_sql -c "VACUUM ANALYZE media"
     comparator_peer    # needs the replica
     drop_replica
     upsert_peer

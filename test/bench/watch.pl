@@ -73,9 +73,13 @@ sub look_at_workers
 	return;
 }
 
+# A walsender that copies a table shows a snapshot, but no start of a transaction.
 sub look_at_sessions
 {
-	my $age = ask(q{SELECT coalesce(max(EXTRACT(epoch FROM clock_timestamp() - xact_start)), 0) FROM } . other_sessions());
+	my $age = ask(q{
+		SELECT coalesce(max(EXTRACT(epoch FROM clock_timestamp()
+		                    - coalesce(xact_start, CASE WHEN backend_xmin IS NOT NULL THEN query_start END))), 0) FROM }
+		. other_sessions());
 	$oldest = $age if $age > $oldest;
 	return;
 }

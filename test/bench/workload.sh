@@ -31,9 +31,6 @@ SERVER production OPTIONS (schema_name 'public', table_name 'media', fetch_size 
 SQL
 }
 
-# Changes of a run: 36,000, and less for small tables.
-ops_for() { echo $(($1 / 100 < 36000 ? $1 / 100 : 36000)); }
-
 seed_media() {    # rows
     source_sql <<SQL
 CREATE TABLE media (id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY, s3_path varchar(1024), format varchar(5),
