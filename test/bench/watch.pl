@@ -14,7 +14,7 @@
 # age     seconds: the oldest transaction of any other session at the source,
 #         looked at every 50 ms
 # memory  MB: the largest RssAnon (private memory) of any worker of tablesync at
-#         the target, looked at every 10 ms
+#         the target, looked at every 20 ms
 #
 # It watches from outside: /proc, and one session at the source.
 
@@ -26,7 +26,7 @@ use IPC::Open2;
 use POSIX ();
 use Time::HiRes qw(sleep time);
 
-my $MEMORY_INTERVAL = 0.01;
+my $MEMORY_INTERVAL = 0.02;
 my $AGE_INTERVAL = 0.05;
 my $LEAVE_TIMEOUT = 2;		# seconds for sessions to end, which is when they hand in their counters
 
