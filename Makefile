@@ -33,10 +33,14 @@ endif
 $(BUILT_SQL): $(SQL_PARTS) tablesync.control
 	cat $(SQL_PARTS) >$@
 
-.PHONY: demo test bench
+.PHONY: demo test bench bench-impact bench-plot
 demo:
 	@test/demo/demo.sh
 bench:
 	@test/bench/bench.sh
+bench-impact:
+	@test/bench/impact.sh
+bench-plot:
+	@test/bench/sizes.sh
 test:
 	@test/run.sh

@@ -36,11 +36,12 @@ stop_pair() {
 }
 
 source_sql() { "$PSQL" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$source_port" -U postgres -d postgres "$@"; }
+target_admin_sql() { "$PSQL" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$target_port" -U postgres -d postgres "$@"; }
 target_sql() { "$PSQL" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$target_port" -U app -d postgres "$@"; }
 
 # The extension, role app, and server "production" with a mapping to reader at the source.
 prepare_target() {
-    "$PSQL" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$target_port" -U postgres -d postgres <<SQL
+    target_admin_sql <<SQL
 SET client_min_messages = warning;
 CREATE EXTENSION tablesync CASCADE;
 CREATE ROLE app LOGIN PASSWORD 'app';
