@@ -28,14 +28,10 @@
 /* More ranges of keys than this are not worth excluding row by row. */
 #define MAX_EXCLUDED_RANGES 4
 
-/* Most buckets that are kept in memory at once, 24 bytes each. */
-#define MAX_ALL_BUCKETS 1750000
-
 typedef struct ScanState
 {
 	TsyncResolver *resolver;
 	MemoryContext chunk_context;
-	TimestampTz snapshot_taken;
 	TimestampTz locked_since;	/* 0: the source's table is not locked */
 } ScanState;
 
@@ -45,22 +41,6 @@ typedef enum ChunkOutcome
 	CHUNK_LOCKED,				/* somebody at the source holds a lock */
 	CHUNK_TOO_LARGE				/* the source could not answer in time */
 } ChunkOutcome;
-
-/* Bitmaps of the whole source, in an array without gaps. */
-typedef struct PlainBucket
-{
-	uint64		rows;
-	uint64		sum;
-	uint64		recent;
-} PlainBucket;
-
-typedef struct AllBuckets
-{
-	int64		first;			/* number of the first bucket */
-	int64		count;
-	PlainBucket *buckets;
-	bool		overflow;
-} AllBuckets;
 
 static bool
 digest_equal(TsyncDigest a, TsyncDigest b)
@@ -142,36 +122,6 @@ finish_chunk(TsyncRun *run, TsyncChunk *chunk)
 	tsync_progress_step(1, chunk->source.rows);
 }
 
-/* The next range of the source's blocks; false after the last one, which is open. */
-static bool
-next_blocks(TsyncRun *run, TsyncChunk *range)
-{
-	double		rows_per_block = Max(run->source_estimate / run->source_blocks, 1);
-	int64		step = Max((int64) (tsync_statement_rows(run->replica) / rows_per_block), 1);
-
-	if (range->blocks && range->end_block < 0)
-		return false;
-	range->first_block = range->blocks ? range->end_block : 0;
-	range->end_block = range->first_block + step;
-	if (range->end_block >= run->source_blocks)
-		range->end_block = -1;
-	range->blocks = true;
-	return true;
-}
-
-/* Stop a snapshot that has become too old, before the next statement. */
-static void
-check_snapshot_age(TsyncRun *run, ScanState *state)
-{
-	if (TimestampDifferenceExceeds(state->snapshot_taken, GetCurrentTimestamp(), tsync_max_snapshot_age))
-		ereport(ERROR,
-				(errcode(ERRCODE_SNAPSHOT_TOO_OLD),
-				 errmsg("scan of the source of %s takes longer than tablesync.max_snapshot_age",
-						run->replica->label),
-				 errdetail("After %d ms the source must be free to vacuum again.", tsync_max_snapshot_age),
-				 errhint("Increase tablesync.max_snapshot_age, or set consistency to auto or chunk.")));
-}
-
 /* Key ranges of the chunks that are expected to differ, neighbours as one. */
 static List *
 ranges_to_exclude(TsyncRun *run)
@@ -218,11 +168,11 @@ quiet_chunks_equal(TsyncRun *run, ScanState *state)
 			add_digest(&replica, ((TsyncChunk *) lfirst(lc))->replica);
 	if (list_length(excluded) > MAX_EXCLUDED_RANGES || replica.rows == 0)
 		return false;
-	while (next_blocks(run, &range))
+	while (tsync_next_blocks(run, &range))
 	{
 		TsyncDigest digest;
 
-		check_snapshot_age(run, state);
+		tsync_check_snapshot_age(run);
 		digest = digest_source(run, tsync_sql_digest_without(run->replica, &range, excluded,
 															 run->source_version));
 		add_digest(&source, digest);
@@ -232,87 +182,12 @@ quiet_chunks_equal(TsyncRun *run, ScanState *state)
 	return digest_equal(source, replica);
 }
 
-/* Make the array reach from the first to before the end bucket; false if it can't. */
-static bool
-reach(AllBuckets *all, int64 first, int64 end)
-{
-	PlainBucket *larger;
-
-	if (all->buckets)
-	{
-		first = Min(all->first, first);
-		end = Max(all->first + all->count, end);
-	}
-	if ((uint64) end - (uint64) first > MAX_ALL_BUCKETS)
-		return false;
-	end = Min(end + (end - first) / 16, first + MAX_ALL_BUCKETS);	/* inserts go on at the end */
-	larger = MemoryContextAllocExtended(CurrentMemoryContext, (end - first) * sizeof(PlainBucket),
-										MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-	if (all->buckets)
-	{
-		memcpy(larger + (all->first - first), all->buckets, all->count * sizeof(PlainBucket));
-		pfree(all->buckets);
-	}
-	all->buckets = larger;
-	all->first = first;
-	all->count = end - first;
-	return true;
-}
-
-static void
-take_bucket_of_blocks(TupleTableSlot *slot, void *arg)
-{
-	AllBuckets *all = arg;
-	int64		number = tsync_slot_integer(slot, 1);
-	PlainBucket *bucket;
-
-	if (number < all->first || number >= all->first + all->count)
-		all->overflow |= !reach(all, number, number + 1);
-	if (all->overflow)
-		return;
-	bucket = &all->buckets[number - all->first];
-	bucket->rows |= (uint64) tsync_slot_integer(slot, 2);
-	bucket->sum += tsync_slot_sum(slot, 3);
-	if (slot->tts_tupleDescriptor->natts > 3)
-		bucket->recent |= (uint64) tsync_slot_integer(slot, 4);
-}
-
-static int64
-bucket_of_bound(char **bound)
-{
-	return strtoll(bound[0], NULL, 10) >> TSYNC_BITMAP_SHIFT;
-}
-
-/* The buckets of one chunk out of those of all chunks. */
-static TsyncBuckets
-slice_of_buckets(AllBuckets *all, TsyncChunk *chunk)
-{
-	int64		first = chunk->lower ? Max(bucket_of_bound(chunk->lower), all->first) : all->first;
-	int64		end = all->first + all->count;
-	TsyncBuckets slice = {.bucketing = {TSYNC_BITMAP_SHIFT, TSYNC_BITMAP_MASK}};
-
-	if (chunk->upper)
-		end = Min(bucket_of_bound(chunk->upper), end);
-	slice.buckets = palloc_extended(Max(end - first, 1) * sizeof(TsyncBucket), MCXT_ALLOC_HUGE);
-	for (int64 i = first; i < end; i++)
-	{
-		PlainBucket *from = &all->buckets[i - all->first];
-
-		if (from->rows != 0)
-			slice.buckets[slice.count++] = (TsyncBucket)
-			{
-				.number = i,.rows = from->rows,.sum = from->sum,.recent = from->recent
-			};
-	}
-	return slice;
-}
-
 /* Scan a chunk whose buckets at the source are known already. */
 static void
-scan_slice(TsyncRun *run, ScanState *state, TsyncChunk *chunk, AllBuckets *all)
+scan_slice(TsyncRun *run, ScanState *state, TsyncChunk *chunk, TsyncAllBuckets *all)
 {
 	MemoryContext caller = MemoryContextSwitchTo(state->chunk_context);
-	TsyncBuckets source = slice_of_buckets(all, chunk);
+	TsyncBuckets source = tsync_slice_of_buckets(all, chunk);
 
 	chunk->source = tsync_digest_of_buckets(&source);
 	if (chunk->differed || !digest_equal(chunk->source, chunk->replica))
@@ -364,34 +239,22 @@ scan_all_buckets(TsyncRun *run, ScanState *state)
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext context = AllocSetContextCreate(caller, "tablesync buckets of all chunks",
 												  ALLOCSET_DEFAULT_SIZES);
-	TsyncBucketing bucketing = {TSYNC_BITMAP_SHIFT, TSYNC_BITMAP_MASK};
-	TsyncChunk	range = {0};
-	AllBuckets	all = {0};
-	int64		first;
-	int64		last;
+	TsyncAllBuckets *all;
 	ListCell   *lc;
 
 	MemoryContextSwitchTo(context);
-	tsync_key_span(run, &range, &first, &last);
-	all.overflow = !reach(&all, first >> TSYNC_BITMAP_SHIFT, (last >> TSYNC_BITMAP_SHIFT) + 1);
-	while (!all.overflow && next_blocks(run, &range))
-	{
-		check_snapshot_age(run, state);
-		tsync_select_each(run, TSYNC_SOURCE,
-						  tsync_sql_buckets(run->replica, TSYNC_SOURCE, &range, &bucketing,
-											run->source_version), take_bucket_of_blocks, &all);
-	}
+	all = tsync_read_all_buckets(run);
 	MemoryContextSwitchTo(caller);
 	foreach(lc, run->chunks)
 	{
-		if (all.overflow)
+		if (all == NULL)
 			break;
-		check_snapshot_age(run, state);
-		scan_slice(run, state, lfirst(lc), &all);
+		tsync_check_snapshot_age(run);
+		scan_slice(run, state, lfirst(lc), all);
 		finish_chunk(run, lfirst(lc));
 	}
 	MemoryContextDelete(context);
-	return !all.overflow;
+	return all != NULL;
 }
 
 /* Scan all chunks in one transaction of the source. */
@@ -406,7 +269,7 @@ scan_snapshot(TsyncRun *run, ScanState *state)
 
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
-	state->snapshot_taken = GetCurrentTimestamp();
+	run->snapshot_taken = GetCurrentTimestamp();
 	if (by_blocks && want_all_buckets(run) && scan_all_buckets(run, state))
 	{
 		tsync_commit();
@@ -417,7 +280,7 @@ scan_snapshot(TsyncRun *run, ScanState *state)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
-		check_snapshot_age(run, state);
+		tsync_check_snapshot_age(run);
 		if (quiet_equal && !chunk->differed)
 			chunk->source = chunk->replica;
 		else

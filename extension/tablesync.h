@@ -183,6 +183,7 @@ typedef struct TsyncRun
 	bool		source_clustered;	/* rows lie about in the order of their keys */
 	bool		snapshot;		/* one source snapshot for the whole scan */
 	bool		snapshot_expired;	/* it took too long */
+	TimestampTz snapshot_taken;
 	int			source_timeout;	/* ms, of the session at the source; -1: not set yet */
 	char	   *counters;		/* of the source before the scan, NULL: don't matter */
 	TimestampTz counters_at;
@@ -210,6 +211,9 @@ typedef void (*TsyncRowFunction) (TupleTableSlot *slot, void *arg);
 
 /* Finds the rows that differ in a chunk; private to resolve.c. */
 typedef struct TsyncResolver TsyncResolver;
+
+/* The bitmaps of a whole source; private to blocks.c. */
+typedef struct TsyncAllBuckets TsyncAllBuckets;
 
 /* Does something with a group of keys, a list of arrays of nkeys texts. */
 typedef void (*TsyncKeysFunction) (TsyncRun *run, List *keys, void *arg);
@@ -262,6 +266,11 @@ extern void tsync_confirm(TsyncRun *run);
 
 /* in apply.c */
 extern bool tsync_apply(TsyncRun *run);
+
+/* in blocks.c */
+extern bool tsync_next_blocks(TsyncRun *run, TsyncChunk *range);
+extern TsyncAllBuckets *tsync_read_all_buckets(TsyncRun *run);
+extern TsyncBuckets tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncChunk *chunk);
 
 /* in resolve.c: from buckets that differ to rows */
 extern TsyncResolver *tsync_resolver_create(TsyncReplica *replica);
@@ -395,6 +404,7 @@ extern int64 tsync_current_target(TsyncRun *run);
 extern int64 tsync_statement_rows(TsyncReplica *replica);
 extern int	tsync_snapshot_timeout(void);
 extern bool tsync_use_snapshot(TsyncReplica *replica, double rows);
+extern void tsync_check_snapshot_age(TsyncRun *run);
 extern void tsync_note_speed(TsyncRun *run, int64 rows, double cost, int64 usec);
 extern void tsync_source_is_slow(TsyncRun *run, int64 target);
 extern void tsync_rest(TsyncRun *run, int64 busy_usec, int64 rows);

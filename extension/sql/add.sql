@@ -477,6 +477,7 @@ BEGIN
     EXECUTE format('CREATE TRIGGER tablesync_note_write AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
                    'FOR EACH STATEMENT EXECUTE FUNCTION tablesync.note_write()', wanted.replica);
     EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER tablesync_note_write', wanted.replica);
+    EXECUTE format('ALTER TRIGGER tablesync_note_write ON %s DEPENDS ON EXTENSION tablesync', wanted.replica);
     EXECUTE format('COMMENT ON TRIGGER tablesync_note_write ON %s IS %L', wanted.replica,
                    'tells tablesync that somebody else than a run has written to the replica');
 
