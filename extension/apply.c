@@ -43,7 +43,7 @@ lock_replica(TsyncReplica *replica)
  * after the other.
  */
 static bool
-update_in_place(TsyncRun *run)
+update_in_place(TsyncRun *run, TsyncDigest *changed)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -53,7 +53,8 @@ update_in_place(TsyncRun *run)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		run->updated = tsync_modify(run, tsync_sql_update(run->replica, run->stage->updated.name));
+		*changed = tsync_modify(run, tsync_sql_update(run->replica, run->stage->updated.name,
+													  run->source_version));
 		ReleaseCurrentSubTransaction();
 		done = true;
 	}
@@ -111,67 +112,76 @@ register_stage(TsyncStage *stage)
 	tsync_rowset_register(&stage->reappeared);
 }
 
-/* Delete, update and insert what the stage holds. */
+/* Take the rows of a digest away from the replica's, or add them. */
+static void
+subtract(TsyncRun *run, TsyncDigest rows)
+{
+	run->result.rows -= rows.rows;
+	run->result.sum -= rows.sum;
+}
+
+static void
+add(TsyncRun *run, TsyncDigest rows)
+{
+	run->result.rows += rows.rows;
+	run->result.sum += rows.sum;
+}
+
+/* Update the staged rows; where that can't be done in place, replace them. */
+static TsyncDigest
+update_rows(TsyncRun *run)
+{
+	TsyncReplica *replica = run->replica;
+	const char *rows = run->stage->updated.name;
+	TsyncDigest changed;
+
+	if (!update_in_place(run, &changed))
+	{
+		tsync_modify(run, tsync_sql_delete(replica, rows, NULL, run->source_version));
+		changed = tsync_modify(run, tsync_sql_insert(replica, rows, run->source_version));
+	}
+	return changed;
+}
+
+/*
+ * Delete, update and insert what the stage holds, and work out the replica's
+ * digest: what it held, without the rows that we touch as they were, and with
+ * them as they are stored now.
+ */
 static void
 merge_stage(TsyncRun *run)
 {
 	TsyncReplica *replica = run->replica;
 	TsyncStage *stage = run->stage;
+	TsyncDigest changed;
 
 	run->deleted = run->updated = run->inserted = 0;
 	if (stage->deleted.count > 0)
 	{
-		run->deleted = tsync_modify(run, tsync_sql_delete(replica, stage->deleted.name,
-														  stage->reappeared.name));
+		changed = tsync_modify(run, tsync_sql_delete(replica, stage->deleted.name,
+													 stage->reappeared.name, run->source_version));
+		subtract(run, changed);
+		run->deleted = changed.rows;
 		expect_rows(run, "deleted", stage->deleted.count - stage->reappeared.count, run->deleted);
 	}
-	if (stage->updated.count > 0 && !update_in_place(run))
+	if (stage->updated.count > 0)
 	{
-		run->updated = tsync_modify(run, tsync_sql_delete(replica, stage->updated.name, NULL));
-		tsync_modify(run, tsync_sql_insert(replica, stage->updated.name));
+		subtract(run, tsync_select_digest(run, TSYNC_REPLICA,
+										  tsync_sql_digest_of_keys(replica, stage->updated.name,
+																   run->source_version)));
+		changed = update_rows(run);
+		add(run, changed);
+		run->updated = changed.rows;
+		expect_rows(run, "updated", stage->updated.count, run->updated);
 	}
-	expect_rows(run, "updated", stage->updated.count, run->updated);
 	if (stage->inserted.count > 0)
-		run->inserted = tsync_modify(run, tsync_sql_insert(replica, stage->inserted.name));
-	expect_rows(run, "inserted", stage->inserted.count, run->inserted);
+	{
+		changed = tsync_modify(run, tsync_sql_insert(replica, stage->inserted.name, run->source_version));
+		add(run, changed);
+		run->inserted = changed.rows;
+		expect_rows(run, "inserted", stage->inserted.count, run->inserted);
+	}
 	tsync_progress_step(0, run->deleted + run->updated + run->inserted);
-}
-
-/* Add to (or take from) a digest that of the replica's rows in a row set. */
-static void
-count_rows(TsyncRun *run, TsyncRowSet *keys, TsyncDigest *digest, int sign)
-{
-	TsyncDigest rows;
-
-	if (keys->count == 0)
-		return;
-	rows = tsync_select_digest(run, TSYNC_REPLICA,
-							   tsync_sql_digest_of_keys(run->replica, keys->name, run->source_version));
-	digest->rows += sign * rows.rows;
-	digest->sum += sign > 0 ? rows.sum : -rows.sum;
-}
-
-/*
- * Merge the stage, and work out the replica's digest: what it held, without
- * the rows that we touch as they are before, and with them as they are after.
- */
-static void
-merge_and_digest(TsyncRun *run)
-{
-	TsyncStage *stage = run->stage;
-
-	register_stage(stage);
-	if (run->replica->wide)
-		avoid_large_joins();
-	count_rows(run, &stage->deleted, &run->result, -1);
-	count_rows(run, &stage->updated, &run->result, -1);
-	merge_stage(run);
-	CommandCounterIncrement();
-	count_rows(run, &stage->reappeared, &run->result, 1);
-	count_rows(run, &stage->updated, &run->result, 1);
-	count_rows(run, &stage->inserted, &run->result, 1);
-	if (run->replica->version)
-		tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
 }
 
 /* Did the replica become what the source was? */
@@ -202,7 +212,14 @@ apply_once(TsyncRun *run)
 		lock_replica(run->replica);
 		written = tsync_was_written_to(run);
 		if (!written)
-			merge_and_digest(run);
+		{
+			register_stage(stage);
+			if (run->replica->wide)
+				avoid_large_joins();
+			merge_stage(run);
+			if (run->replica->version)
+				tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
+		}
 	}
 	if (written || !is_proved(run))
 	{

@@ -23,7 +23,7 @@ typedef struct PlainBucket
 {
 	uint64		rows;
 	uint64		sum;
-	uint64		recent;
+	uint64		hint;			/* recent or moment */
 } PlainBucket;
 
 struct TsyncAllBuckets
@@ -32,6 +32,7 @@ struct TsyncAllBuckets
 	int64		count;
 	PlainBucket *buckets;
 	bool		overflow;
+	TsyncHint	hint;
 };
 
 static double
@@ -105,8 +106,10 @@ take_bucket_of_blocks(TupleTableSlot *slot, void *arg)
 	bucket = &all->buckets[number - all->first];
 	bucket->rows |= (uint64) tsync_slot_integer(slot, 2);
 	bucket->sum += tsync_slot_sum(slot, 3);
-	if (slot->tts_tupleDescriptor->natts > 3)
-		bucket->recent |= (uint64) tsync_slot_integer(slot, 4);
+	if (all->hint == TSYNC_HINT_RECENT)
+		bucket->hint |= (uint64) tsync_slot_integer(slot, 4);
+	else if (all->hint == TSYNC_HINT_MOMENT)
+		bucket->hint += tsync_slot_sum(slot, 4);
 }
 
 static int64
@@ -133,7 +136,9 @@ tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncChunk *chunk)
 		if (from->rows != 0)
 			slice.buckets[slice.count++] = (TsyncBucket)
 			{
-				.number = i,.rows = from->rows,.sum = from->sum,.recent = from->recent
+				.number = i,.rows = from->rows,.sum = from->sum,
+				.recent = all->hint == TSYNC_HINT_RECENT ? from->hint : 0,
+				.moment = all->hint == TSYNC_HINT_MOMENT ? from->hint : 0
 			};
 	}
 	return slice;
@@ -152,6 +157,7 @@ tsync_read_all_buckets(TsyncRun *run)
 	int64		first;
 	int64		last;
 
+	all->hint = tsync_hint(run->replica);
 	tsync_key_span(run, &range, &first, &last);
 	all->overflow = !reach(all, first >> TSYNC_BITMAP_SHIFT, (last >> TSYNC_BITMAP_SHIFT) + 1);
 	while (!all->overflow && tsync_next_blocks(run, &range))

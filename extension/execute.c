@@ -225,22 +225,6 @@ tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *i
 	return processed;
 }
 
-/* Run an INSERT, UPDATE or DELETE on the replica; returns the rows affected. */
-uint64
-tsync_modify(TsyncRun *run, const char *sql)
-{
-	MemoryContext caller = CurrentMemoryContext;
-	int			rc;
-
-	tsync_expect_write(run->replica_oid, 1);
-	rc = SPI_execute(sql, false, 0);
-	tsync_expect_write(run->replica_oid, 0);
-	MemoryContextSwitchTo(caller);
-	if (rc != SPI_OK_INSERT && rc != SPI_OK_UPDATE && rc != SPI_OK_DELETE)
-		elog(ERROR, "unexpected SPI result %s", SPI_result_code_string(rc));
-	return SPI_processed;
-}
-
 /* Did two rows get in each other's way? */
 bool
 tsync_is_uniqueness_violation(ErrorData *edata)
@@ -278,4 +262,19 @@ tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql)
 		digest.sum = tsync_sum_to_uint64(sum);
 	SPI_freetuptable(SPI_tuptable);
 	return digest;
+}
+
+/*
+ * Run an INSERT, UPDATE or DELETE on the replica; returns the digest of the
+ * rows affected.
+ */
+TsyncDigest
+tsync_modify(TsyncRun *run, const char *sql)
+{
+	TsyncDigest changed;
+
+	tsync_expect_write(run->replica_oid, 1);
+	changed = tsync_select_digest(run, TSYNC_REPLICA, sql);
+	tsync_expect_write(run->replica_oid, 0);
+	return changed;
 }

@@ -29,8 +29,9 @@
 /* Fewest rows of a bucket of 64 keys that make a bitmap worth its place. */
 #define MIN_ROWS_PER_BITMAP 12
 
-/* Bytes of a bucket in tablesync.chunk: three numbers of 64 bits. */
-#define PACKED_BUCKET 24
+/* Numbers of 64 bits that tablesync.chunk has for a bucket, without and with a moment. */
+#define BUCKET_WORDS 3
+#define BUCKET_WORDS_WITH_MOMENT 4
 
 /* The replica of this process's run, and how many of its statements are ours. */
 static Oid	own_replica = InvalidOid;
@@ -147,12 +148,17 @@ tsync_slot_sum(TupleTableSlot *slot, int attnum)
 static void
 take_bucket(TupleTableSlot *slot, void *arg)
 {
+	TupleDesc	desc = slot->tts_tupleDescriptor;
 	TsyncBucket *bucket = add_bucket(arg);
 
 	bucket->number = tsync_slot_integer(slot, 1);
 	bucket->rows = (uint64) tsync_slot_integer(slot, 2);
 	bucket->sum = tsync_slot_sum(slot, 3);
-	bucket->recent = slot->tts_tupleDescriptor->natts > 3 ? (uint64) tsync_slot_integer(slot, 4) : 0;
+	bucket->recent = bucket->moment = 0;
+	if (desc->natts > 3 && TupleDescAttr(desc, 3)->atttypid == NUMERICOID)
+		bucket->moment = tsync_slot_sum(slot, 4);
+	else if (desc->natts > 3)
+		bucket->recent = (uint64) tsync_slot_integer(slot, 4);
 }
 
 static int
@@ -250,43 +256,58 @@ choose_buckets(TsyncRun *run, TsyncChunk *chunk)
 	return bucketing;
 }
 
-static bytea *
-pack_buckets(TsyncBuckets *buckets)
+static int
+words_of_bucket(TsyncReplica *replica, TsyncBucketing *bucketing)
 {
-	Size		size = VARHDRSZ + (Size) buckets->count * PACKED_BUCKET;
+	return bucketing->mask == TSYNC_BITMAP_MASK && tsync_hint(replica) == TSYNC_HINT_MOMENT
+		? BUCKET_WORDS_WITH_MOMENT : BUCKET_WORDS;
+}
+
+static bytea *
+pack_buckets(TsyncReplica *replica, TsyncBuckets *buckets)
+{
+	int			words = words_of_bucket(replica, &buckets->bucketing);
+	Size		size = VARHDRSZ + (Size) buckets->count * words * sizeof(uint64);
 	bytea	   *packed = palloc(size);
-	uint64	   *word = (uint64 *) palloc(PACKED_BUCKET);
 	char	   *at = VARDATA(packed);
 
 	SET_VARSIZE(packed, size);
-	for (int i = 0; i < buckets->count; i++, at += PACKED_BUCKET)
+	for (int i = 0; i < buckets->count; i++)
 	{
-		word[0] = pg_hton64((uint64) buckets->buckets[i].number);
-		word[1] = pg_hton64(buckets->buckets[i].rows);
-		word[2] = pg_hton64(buckets->buckets[i].sum);
-		memcpy(at, word, PACKED_BUCKET);
+		TsyncBucket *bucket = &buckets->buckets[i];
+		uint64		word[] = {
+			pg_hton64((uint64) bucket->number),
+			pg_hton64(bucket->rows),
+			pg_hton64(bucket->sum),
+			pg_hton64(bucket->moment)
+		};
+
+		memcpy(at, word, words * sizeof(uint64));
+		at += words * sizeof(uint64);
 	}
-	pfree(word);
 	return packed;
 }
 
-/* The reverse; the text of a bytea is ours, but a table can be edited. */
+/* The reverse; nobody promises that the bytes are ours. */
 static void
-unpack_buckets(bytea *packed, TsyncBuckets *buckets)
+unpack_buckets(TsyncReplica *replica, bytea *packed, TsyncBuckets *buckets)
 {
-	Size		count = VARSIZE_ANY_EXHDR(packed) / PACKED_BUCKET;
+	int			words = words_of_bucket(replica, &buckets->bucketing);
+	Size		count = VARSIZE_ANY_EXHDR(packed) / (words * sizeof(uint64));
 	char	   *at = VARDATA_ANY(packed);
-	uint64		word[PACKED_BUCKET / sizeof(uint64)];
 
-	for (Size i = 0; i < count; i++, at += PACKED_BUCKET)
+	for (Size i = 0; i < count; i++)
 	{
 		TsyncBucket *bucket = add_bucket(buckets);
+		uint64		word[BUCKET_WORDS_WITH_MOMENT] = {0};
 
-		memcpy(word, at, PACKED_BUCKET);
+		memcpy(word, at, words * sizeof(uint64));
+		at += words * sizeof(uint64);
 		bucket->number = (int64) pg_ntoh64(word[0]);
 		bucket->rows = pg_ntoh64(word[1]);
 		bucket->sum = pg_ntoh64(word[2]);
 		bucket->recent = 0;
+		bucket->moment = pg_ntoh64(word[3]);
 	}
 }
 
@@ -301,7 +322,7 @@ tsync_buckets_of_replica(TsyncRun *run, TsyncChunk *chunk)
 		TsyncBuckets *buckets = make_buckets(bucketing);
 		TsyncDigest digest;
 
-		unpack_buckets(packed, buckets);
+		unpack_buckets(run->replica, packed, buckets);
 		pfree(packed);
 		digest = tsync_digest_of_buckets(buckets);
 		if (digest.rows == chunk->replica.rows && digest.sum == chunk->replica.sum)
@@ -347,7 +368,7 @@ digest_replica(TsyncRun *run, TsyncChunk *chunk)
 		chunk->has_buckets = (buckets != NULL);
 		chunk->has_bitmaps = buckets && buckets->bucketing.mask == TSYNC_BITMAP_MASK;
 		tsync_write_memory(run->replica, chunk, buckets ? &buckets->bucketing : NULL,
-						   buckets ? pack_buckets(buckets) : NULL);
+						   buckets ? pack_buckets(run->replica, buckets) : NULL);
 	}
 	else
 		tsync_write_digest(run->replica, chunk);
@@ -397,7 +418,7 @@ void
 tsync_stage_memory(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets)
 {
 	TsyncRowSet *set = &run->stage->memory;
-	bytea	   *packed = pack_buckets(buckets);
+	bytea	   *packed = pack_buckets(run->replica, buckets);
 	Datum		values[] = {
 		Int32GetDatum(chunk->number),
 		Int32GetDatum(buckets->bucketing.shift),

@@ -211,16 +211,23 @@ append_bucket(StringInfo buf, TsyncReplica *rep, TsyncBucketing *bucketing, int 
 					 bucketing->mask);
 }
 
-/* Append the bit that stands for a row's key in the bitmap of its bucket. */
+/* Append which bit stands for a row's key in the bitmap of its bucket. */
 static void
-append_bit(StringInfo buf, TsyncReplica *rep)
+append_bit_number(StringInfo buf, TsyncReplica *rep)
 {
 	TsyncColumn *key = rep->keys[0];
 
-	appendStringInfo(buf, "1::pg_catalog.int8 OPERATOR(pg_catalog.<<) (%s%s OPERATOR(pg_catalog.&) 63%s)%s",
+	appendStringInfo(buf, "(%s%s OPERATOR(pg_catalog.&) 63%s)%s",
 					 key->quoted, key->type == INT2OID ? "::pg_catalog.int4" : "",
 					 key->type == INT8OID ? "::pg_catalog.int8" : "",
 					 key->type == INT8OID ? "::pg_catalog.int4" : "");
+}
+
+static void
+append_bit(StringInfo buf, TsyncReplica *rep)
+{
+	appendStringInfoString(buf, "1::pg_catalog.int8 OPERATOR(pg_catalog.<<) ");
+	append_bit_number(buf, rep);
 }
 
 /* Append the 64 keys of each bucket of a bitmap, as an array's elements. */
@@ -352,9 +359,23 @@ tsync_sql_digest_without(TsyncReplica *rep, TsyncChunk *range, List *chunks, int
 }
 
 /*
+ * What shows the changed rows of a bitmap: the version column, or, where every
+ * column counts and there is none, the moment.  A row that changes its
+ * fingerprint by d changes the sum by d and the moment by d << bit, which tells
+ * the bit, and costs a second fingerprint.
+ */
+TsyncHint
+tsync_hint(TsyncReplica *rep)
+{
+	if (rep->version != NULL)
+		return rep->watermark != NULL ? TSYNC_HINT_RECENT : TSYNC_HINT_NONE;
+	return TSYNC_HINT_MOMENT;
+}
+
+/*
  * (bucket, rows, sum of fingerprints) of each bucket of a chunk; rows are a
- * bitmap where buckets are, and a source with a watermark adds the bitmap of
- * the rows that have reached it.
+ * bitmap where buckets are, and then a fourth column may be the moment, or at
+ * the source the bitmap of the rows that have reached the watermark.
  */
 char *
 tsync_sql_buckets(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk,
@@ -372,7 +393,15 @@ tsync_sql_buckets(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk,
 	appendStringInfoString(&buf, "), pg_catalog.sum(");
 	append_fingerprint(&buf, rep, version);
 	appendStringInfoChar(&buf, ')');
-	if (bitmap && side == TSYNC_SOURCE && rep->version && rep->watermark)
+	if (bitmap && tsync_hint(rep) == TSYNC_HINT_MOMENT)
+	{
+		appendStringInfoString(&buf, ", pg_catalog.sum(");
+		append_fingerprint(&buf, rep, version);
+		appendStringInfoString(&buf, " OPERATOR(pg_catalog.<<) ");
+		append_bit_number(&buf, rep);
+		appendStringInfoChar(&buf, ')');
+	}
+	else if (bitmap && side == TSYNC_SOURCE && tsync_hint(rep) == TSYNC_HINT_RECENT)
 	{
 		appendStringInfoString(&buf, ", pg_catalog.bit_or(");
 		append_bit(&buf, rep);
@@ -441,6 +470,8 @@ tsync_sql_memory_key(TsyncReplica *rep, int version)
 	append_keys(&buf, rep, 0, rep->nkeys, "");
 	for (int i = 0; rep->row_fingerprint && i < rep->ncolumns; i++)
 		appendStringInfo(&buf, ", %s %u", rep->columns[i].quoted, rep->columns[i].type);
+	if (tsync_hint(rep) == TSYNC_HINT_MOMENT)
+		appendStringInfoString(&buf, " with moments");
 	return buf.data;
 }
 
@@ -697,49 +728,95 @@ tsync_sql_key_span(TsyncReplica *rep, TsyncChunk *chunk)
 	return buf.data;
 }
 
+/*
+ * Statements that change the replica return (rows, sum of fingerprints): of
+ * the rows as they are stored, or were before they were deleted.
+ */
+static void
+begin_counted(StringInfo buf)
+{
+	initStringInfo(buf);
+	appendStringInfoString(buf, "WITH changed (fingerprint) AS (");
+}
+
+static void
+end_counted(StringInfo buf, TsyncReplica *rep, int version)
+{
+	appendStringInfoString(buf, " RETURNING ");
+	append_fingerprint(buf, rep, version);
+	appendStringInfoString(buf, ") SELECT pg_catalog.count(*), pg_catalog.sum(fingerprint) FROM changed");
+}
+
 char *
-tsync_sql_insert(TsyncReplica *rep, const char *from)
+tsync_sql_insert(TsyncReplica *rep, const char *from, int version)
 {
 	StringInfoData buf;
 
-	initStringInfo(&buf);
+	begin_counted(&buf);
 	appendStringInfo(&buf, "INSERT INTO %s (", rep->replica_sql);
 	append_columns(&buf, rep, "");
 	appendStringInfoString(&buf, ") OVERRIDING SYSTEM VALUE SELECT ");
 	append_columns(&buf, rep, "");
 	appendStringInfo(&buf, " FROM %s", from);
+	end_counted(&buf, rep, version);
 	return buf.data;
 }
 
-char *
-tsync_sql_update(TsyncReplica *rep, const char *from)
+/* A prefix that no column's name begins with. */
+static const char *
+unused_prefix(TsyncReplica *rep)
 {
+	const char *prefix = "new";
+
+	for (int i = 0; i < rep->ncolumns; i++)
+		if (strncmp(rep->columns[i].name, prefix, strlen(prefix)) == 0)
+		{
+			prefix = psprintf("%s_", prefix);
+			i = -1;				/* look at all of them again */
+		}
+	return prefix;
+}
+
+/* The rows to come have other column names, for RETURNING means the replica's. */
+char *
+tsync_sql_update(TsyncReplica *rep, const char *from, int version)
+{
+	const char *prefix = unused_prefix(rep);
 	StringInfoData buf;
 
-	initStringInfo(&buf);
+	begin_counted(&buf);
 	appendStringInfo(&buf, "UPDATE %s r SET (", rep->replica_sql);
 	append_columns(&buf, rep, "");
 	appendStringInfoString(&buf, ") = ROW(");
-	append_columns(&buf, rep, "s.");
-	appendStringInfo(&buf, ") FROM %s s WHERE ", from);
-	append_keys_equal(&buf, rep, "r.", "s.");
+	for (int i = 0; i < rep->ncolumns; i++)
+		appendStringInfo(&buf, "%s%s%d", i > 0 ? ", " : "", prefix, i + 1);
+	appendStringInfo(&buf, ") FROM %s s (", from);
+	for (int i = 0; i < rep->ncolumns; i++)
+		appendStringInfo(&buf, "%s%s%d", i > 0 ? ", " : "", prefix, i + 1);
+	appendStringInfoString(&buf, ") WHERE ");
+	for (int i = 0; i < rep->nkeys; i++)
+		appendStringInfo(&buf, "%sr.%s OPERATOR(pg_catalog.=) s.%s%d", i > 0 ? " AND " : "",
+						 rep->keys[i]->quoted, prefix, (int) (rep->keys[i] - rep->columns) + 1);
+	end_counted(&buf, rep, version);
 	return buf.data;
 }
 
 /* Delete by key, but not the keys in "except". */
 char *
-tsync_sql_delete(TsyncReplica *rep, const char *keys, const char *except)
+tsync_sql_delete(TsyncReplica *rep, const char *keys, const char *except, int version)
 {
 	StringInfoData buf;
 
-	initStringInfo(&buf);
-	appendStringInfo(&buf, "DELETE FROM %s r USING %s d WHERE ", rep->replica_sql, keys);
+	begin_counted(&buf);
+	appendStringInfo(&buf, "DELETE FROM %s r WHERE EXISTS (SELECT FROM %s d WHERE ", rep->replica_sql, keys);
 	append_keys_equal(&buf, rep, "r.", "d.");
+	appendStringInfoChar(&buf, ')');
 	if (except)
 	{
 		appendStringInfo(&buf, " AND NOT EXISTS (SELECT FROM %s e WHERE ", except);
-		append_keys_equal(&buf, rep, "e.", "d.");
+		append_keys_equal(&buf, rep, "e.", "r.");
 		appendStringInfoChar(&buf, ')');
 	}
+	end_counted(&buf, rep, version);
 	return buf.data;
 }

@@ -4,10 +4,11 @@
  *	  From buckets that differ to the rows to be inserted, updated, deleted.
  *
  * Where buckets are bitmaps, the keys that came and went show, and the rows
- * at or above the watermark are likely to be the changed ones: they are
- * fetched, and where the bucket's digest then comes out as the source's, it
- * is resolved.  That is the proof; the watermark is a hint.  Of all other
- * buckets the keys are listed at the source and compared one by one.
+ * at or above the watermark, or the row that the moment points to, are likely
+ * to be the changed ones: they are fetched, and where the bucket's digest then
+ * comes out as the source's, it is resolved.  That is the proof; watermark and
+ * moment are hints.  Of all other buckets the keys are listed at the source
+ * and compared one by one.
  *
  *-------------------------------------------------------------------------
  */
@@ -229,19 +230,38 @@ compare_buckets(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk, Tsync
 		compare_keys(run, resolver, chunk, &source->bucketing, buckets);
 }
 
+/*
+ * Bitmap of the keys on both sides whose rows have probably changed: the
+ * recent ones, or those for which sum and moment have moved as by one change.
+ */
+static uint64
+changed_keys(Difference *difference)
+{
+	TsyncBucket *source = &difference->source;
+	TsyncBucket *replica = &difference->replica;
+	uint64		sum = source->sum - replica->sum;
+	uint64		moment = source->moment - replica->moment;
+	uint64		changed = source->recent & replica->rows;
+
+	if (source->rows != replica->rows || moment == 0)
+		return changed;
+	for (uint64 left = source->rows; left != 0; left &= left - 1)
+		if (sum << pg_rightmost_one_pos64(left) == moment)
+			changed |= left & -left;
+	return changed;
+}
+
 /* Bitmaps of the keys whose rows the source has new, and the replica old. */
 static uint64
 new_keys(Difference *difference)
 {
-	return (difference->source.rows & ~difference->replica.rows) |
-		(difference->source.recent & difference->replica.rows);
+	return (difference->source.rows & ~difference->replica.rows) | changed_keys(difference);
 }
 
 static uint64
 old_keys(Difference *difference)
 {
-	return (difference->replica.rows & ~difference->source.rows) |
-		(difference->source.recent & difference->replica.rows);
+	return (difference->replica.rows & ~difference->source.rows) | changed_keys(difference);
 }
 
 static void

@@ -92,7 +92,16 @@ typedef struct TsyncBucket
 	uint64		rows;			/* how many, or the bitmap of those present */
 	uint64		sum;			/* of their fingerprints, modulo 2^64 */
 	uint64		recent;			/* source: bitmap of rows at or above the watermark */
+	uint64		moment;			/* sum of fingerprint << bit, modulo 2^64 */
 } TsyncBucket;
+
+/* What else than rows and sum helps to find the rows of a bitmap that changed. */
+typedef enum TsyncHint
+{
+	TSYNC_HINT_NONE,
+	TSYNC_HINT_RECENT,
+	TSYNC_HINT_MOMENT
+} TsyncHint;
 
 /* How many rows a bucket has. */
 static inline int64
@@ -369,9 +378,11 @@ extern char *tsync_sql_find_keys(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_page(TsyncReplica *rep, char **after, int prefix, bool keys_only, int64 limit);
 extern char *tsync_sql_boundary(TsyncReplica *rep, TsyncChunk *chunk, int64 rows);
 extern char *tsync_sql_key_span(TsyncReplica *rep, TsyncChunk *chunk);
-extern char *tsync_sql_insert(TsyncReplica *rep, const char *from);
-extern char *tsync_sql_update(TsyncReplica *rep, const char *from);
-extern char *tsync_sql_delete(TsyncReplica *rep, const char *keys, const char *except);
+extern char *tsync_sql_insert(TsyncReplica *rep, const char *from, int version);
+extern char *tsync_sql_update(TsyncReplica *rep, const char *from, int version);
+extern char *tsync_sql_delete(TsyncReplica *rep, const char *keys, const char *except, int version);
+
+extern TsyncHint tsync_hint(TsyncReplica *rep);
 
 /* in fingerprint.c */
 extern void tsync_append_hash(StringInfo buf, TsyncColumn *column, const char *seed, int version);
@@ -390,7 +401,7 @@ extern uint64 tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestR
 extern uint64 tsync_select_each(TsyncRun *run, TsyncSide side, const char *sql,
 								TsyncRowFunction function, void *arg);
 extern uint64 tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into);
-extern uint64 tsync_modify(TsyncRun *run, const char *sql);
+extern TsyncDigest tsync_modify(TsyncRun *run, const char *sql);
 extern bool tsync_is_uniqueness_violation(ErrorData *edata);
 extern TsyncDigest tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql);
 extern uint64 tsync_sum_to_uint64(const char *decimal);

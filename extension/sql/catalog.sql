@@ -143,7 +143,7 @@ COMMENT ON COLUMN tablesync.chunk.digest IS 'sum modulo 2^64 of the fingerprints
 COMMENT ON COLUMN tablesync.chunk.stale IS 'true when somebody else has written to the replica since';
 COMMENT ON COLUMN tablesync.chunk.bucket_shift IS 'keys belong to the bucket (key >> bucket_shift) & bucket_mask';
 COMMENT ON COLUMN tablesync.chunk.bucket_mask IS '-1 where a bucket is 64 neighbouring integer keys and its rows are a bitmap of those present';
-COMMENT ON COLUMN tablesync.chunk.buckets IS 'number, rows and digest of each bucket, 64 bits each in network byte order, ordered by number; NULL when unknown';
+COMMENT ON COLUMN tablesync.chunk.buckets IS 'number, rows and digest (and moment, for bitmaps without a version column) of each bucket, 64 bits each in network byte order, ordered by number; NULL when unknown';
 
 /* Written by a trigger of each replica (tsync_note_write): who writes to a replica makes what we remember of it stale. */
 CREATE TABLE tablesync.stray_write (
