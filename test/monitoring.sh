@@ -14,7 +14,7 @@ unpack_program() {
     mkdir -p "$cache" "$TSYNC_TOOLS"
     if ! ls "$cache/$1"_*.deb >/dev/null 2>&1; then
         echo "fetching $1"
-        (cd "$cache" && timeout 120 apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20 download "$1" >>"$TSYNC_WORK/apt.log" 2>&1) ||
+        (cd "$cache" && timeout 60 apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20 download "$1" >>"$TSYNC_WORK/apt.log" 2>&1) ||
             { echo "$1 can't be fetched: tests that need it are skipped"; return 0; }
     fi
     dpkg-deb --fsys-tarfile "$cache/$1"_*.deb | tar xf - -C "$TSYNC_TOOLS" --strip-components=3 "./usr/bin/$2" ||

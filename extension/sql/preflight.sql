@@ -162,15 +162,17 @@ BEGIN
     BEGIN
         cron_database := current_setting('cron.database_name', true);
     EXCEPTION WHEN insufficient_privilege THEN
-        cron_database := NULL;      -- loaded, but where to is not ours to see
+        detail := 'pg_cron runs on this server, in a database that only administrators may look up';
+        hint := 'An administrator sees it by: SHOW cron.database_name;';
     END;
     IF version IS NOT NULL THEN
+        hint := NULL;
         detail := format('pg_cron %s is installed in this database', version);
     ELSIF cron_database IS NOT NULL THEN
         detail := format('pg_cron lives in database %s', cron_database);
         hint := format('Schedule from there: SELECT cron.schedule_in_database(%L, ''0 * * * *'', %L, %L);',
                        'tablesync ' || settings.replica, format('SELECT tablesync_run(%L)', settings.replica), current_database());
-    ELSE
+    ELSIF detail IS NULL THEN
         detail := 'pg_cron is not installed in this database: runs are started by hand or by other means';
         hint := 'To schedule runs here, add pg_cron to shared_preload_libraries, restart, and CREATE EXTENSION pg_cron.';
     END IF;

@@ -183,9 +183,24 @@ eval { $caller->quit };
 $locker->query_safe('COMMIT');
 $locker->quit;
 
+# --- pg_cron, here and in another database ---
+
+$target->append_conf('postgresql.conf', "shared_preload_libraries = 'pg_cron'\ncron.database_name = 'jobs'");
+$target->restart;
+$target->safe_psql('postgres', 'CREATE DATABASE jobs');
+like($target->safe_psql('postgres', q{SELECT detail || hint FROM tablesync_check('items') WHERE check_name = 'pg_cron'}),
+	qr/^pg_cron lives in database jobs.*SELECT cron.schedule_in_database\('tablesync public.items', '0 \* \* \* \*', 'SELECT tablesync_run\(''public.items''\)', 'postgres'\);/,
+	'pg_cron in another database');
+like(told('items', 'pg_cron'), qr/^pg_cron runs on this server.*HINT: An administrator sees it by: SHOW cron.database_name;/, 'who may not know where is told as much');
+$target->append_conf('postgresql.conf', "cron.database_name = 'postgres'");
+$target->restart;
+$target->safe_psql('postgres', 'CREATE EXTENSION pg_cron');
+like(told('items', 'pg_cron'), qr/^pg_cron \S+ is installed in this database HINT: $/, 'pg_cron in this database');
+$target->safe_psql('postgres', 'DROP EXTENSION pg_cron');
+
 # --- no worker ---
 
-$target->append_conf('postgresql.conf', "max_worker_processes = 1\nmax_logical_replication_workers = 0");
+$target->append_conf('postgresql.conf', "shared_preload_libraries = ''\nmax_worker_processes = 1\nmax_logical_replication_workers = 0");
 $target->restart;
 is(failed('items'), '', 'one worker is enough');
 my $hold = session($source);
