@@ -484,11 +484,11 @@ BEGIN
     detail := format('about %s rows; ', row_count::bigint);
     IF NOT settings.loaded THEN
         detail := detail || format('the load transfers about %s in %s s; ',
-                                   pg_size_pretty((row_count * width)::bigint), round((row_count / rows_loaded_per_second)::numeric, 1));
+                                   pg_size_pretty((row_count * width)::bigint), round((row_count / rows_loaded_per_second)::numeric, 2));
     END IF;
     detail := detail || format('a run takes about %s s at the source and transfers about %s bytes for each row that has changed '
                                '(assumed: %s rows compared and %s loaded in a second)',
-                               round((row_count / rows_compared_per_second)::numeric, 1), width,
+                               round((row_count / rows_compared_per_second)::numeric, 2), width,
                                rows_compared_per_second, rows_loaded_per_second);
 END
 $$;

@@ -4,10 +4,13 @@
  * Sums over tablesync.run would shrink when old history is deleted, and a
  * counter that shrinks looks to Prometheus like a restart: everything is
  * counted again.  So each run is added up when it ends.
+ *
+ * No foreign key to tablesync.replica: its check would make the end of a run
+ * wait for whoever drops the replica, who waits for the run.
  */
 
 CREATE TABLE tablesync.total (
-    replica regclass PRIMARY KEY REFERENCES tablesync.replica ON DELETE CASCADE,
+    replica regclass PRIMARY KEY,
     succeeded bigint NOT NULL DEFAULT 0,
     failed bigint NOT NULL DEFAULT 0,
     cancelled bigint NOT NULL DEFAULT 0,
@@ -57,6 +60,20 @@ COMMENT ON FUNCTION tablesync.count_run() IS 'trigger: adds a run that has ended
 CREATE TRIGGER count_run AFTER UPDATE OF status ON tablesync.run
     FOR EACH ROW WHEN (OLD.status = 'running' AND NEW.status <> 'running')
     EXECUTE FUNCTION tablesync.count_run();
+
+CREATE FUNCTION tablesync.forget_total()
+RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM tablesync.total t WHERE t.replica = OLD.replica;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION tablesync.forget_total() IS 'trigger: a replica that is removed takes its totals with it';
+CREATE TRIGGER forget_total AFTER DELETE ON tablesync.replica
+    FOR EACH ROW EXECUTE FUNCTION tablesync.forget_total();
 
 /* A crash that no later run has recorded yet is counted already. */
 CREATE VIEW tablesync_totals WITH (security_barrier = true) AS

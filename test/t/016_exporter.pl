@@ -162,6 +162,12 @@ sub tests_of_exporter
 	app_sql($target, q{SELECT tablesync_run('media')});
 	($is) = $scrape->();
 	is(join(' ', $media->('tablesync_runs_total', 'status="crashed"'), $media->('tablesync_run_failures_in_a_row')), '1 0', 'after the next run');
+
+	# removed, dropped: no series is left
+	app_sql($target, q{SELECT tablesync_remove('broken'); DROP TABLE media; DROP FOREIGN TABLE media_source});
+	($is) = $scrape->();
+	is(join(' ', grep { /"public\.(media|broken)"/ } keys %$is), '', 'what is removed or dropped vanishes');
+	is($target->safe_psql('postgres', q{SELECT count(*) FROM tablesync.total}), 0, 'totals too');
 	$exporter->kill_kill;
 	return;
 }
