@@ -130,6 +130,13 @@ prepare_for_source(const char *sql)
 	return plan;
 }
 
+/* Raise an error unless a query for the source ships. */
+void
+tsync_check_ships(const char *sql)
+{
+	SPI_freeplan(prepare_for_source(sql));
+}
+
 /*
  * Run a query at one side and send its rows to a receiver, or to
  * SPI_tuptable when there is none.  Returns the number of rows.

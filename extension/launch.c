@@ -160,8 +160,8 @@ check_callable(void)
 }
 
 /* The role that a worker for the replica must connect as; checks that we may ask for it. */
-static Oid
-check_owner(Oid relid)
+Oid
+tsync_check_owner(Oid relid)
 {
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	Oid			owner;
@@ -372,7 +372,7 @@ report_ended(Oid relid, int64 run_id)
 static RunReport *
 run_one(Oid relid, bool wait, bool force)
 {
-	Oid			owner = check_owner(relid);
+	Oid			owner = tsync_check_owner(relid);
 	int64		run_id;
 	BackgroundWorkerHandle *handle;
 

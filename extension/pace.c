@@ -74,8 +74,8 @@ source_application_name(const char *label)
  * hidden rows, short of patience, and recognisable.  "timeout" is for each
  * statement there, in ms; that it was a lock and not work must show before.
  */
-static void
-restrict_source_session(const char *label, int timeout)
+void
+tsync_restrict_source_session(const char *label, int timeout)
 {
 	char	   *options;
 
@@ -105,7 +105,7 @@ tsync_limit_source(TsyncRun *run, int timeout)
 {
 	if (run->source_timeout == timeout)
 		return;
-	restrict_source_session(run->replica->label, timeout);
+	tsync_restrict_source_session(run->replica->label, timeout);
 	if (run->source_timeout >= 0)
 		tsync_disconnect_source(run);
 	run->source_timeout = timeout;

@@ -253,10 +253,17 @@ extern int	tsync_max_snapshot_age; /* ms */
 extern int	tsync_statement_timeout;	/* ms */
 extern int	tsync_lock_timeout; /* ms */
 
+/* in launch.c */
+extern Oid	tsync_check_owner(Oid relid);
+
+/* in check.c */
+extern PGDLLEXPORT void tsync_check_main(Datum main_arg);
+
 /* in worker.c */
 extern PGDLLEXPORT void tsync_worker_main(Datum main_arg);
 extern bool tsync_source_asked;
 extern void tsync_expect_source(bool waiting);
+extern void tsync_prepare_session(void);
 extern bool tsync_source_timed_out(ErrorData *edata);
 
 /* in launch.c */
@@ -395,6 +402,7 @@ extern bool tsync_append_size(StringInfo buf, TsyncColumn *column);
 
 /* in execute.c */
 extern void tsync_prepare_planner(void);
+extern void tsync_check_ships(const char *sql);
 extern void tsync_begin(void);
 extern void tsync_commit(void);
 extern uint64 tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest);
@@ -407,6 +415,7 @@ extern TsyncDigest tsync_select_digest(TsyncRun *run, TsyncSide side, const char
 extern uint64 tsync_sum_to_uint64(const char *decimal);
 
 /* in pace.c */
+extern void tsync_restrict_source_session(const char *label, int timeout);
 extern void tsync_limit_source(TsyncRun *run, int timeout);
 extern int	tsync_chunk_timeout(TsyncReplica *replica);
 extern int	tsync_first_timeout(TsyncReplica *replica);

@@ -94,8 +94,8 @@ tsync_source_timed_out(ErrorData *edata)
 }
 
 /* Values must look the same here and at the source, whatever the settings. */
-static void
-prepare_session(void)
+void
+tsync_prepare_session(void)
 {
 	static const char *const settings[][2] = {
 		{"search_path", "pg_catalog, pg_temp"},
@@ -120,6 +120,7 @@ prepare_session(void)
 		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 	snprintf(lock_timeout, sizeof(lock_timeout), "%d", tsync_lock_timeout);
 	SetConfigOption("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_OVERRIDE);
+	source_timeout = RegisterTimeout(USER_TIMEOUT, handle_source_timeout);
 }
 
 /* Identity of the source's files, in a remote transaction of its own. */
@@ -333,9 +334,8 @@ tsync_worker_main(Datum main_arg)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(start.database, start.owner, TSYNC_CONNECT_FLAGS);
-	prepare_session();
+	tsync_prepare_session();
 	tsync_prepare_planner();
-	source_timeout = RegisterTimeout(USER_TIMEOUT, handle_source_timeout);
 
 	if (start.helper)
 	{

@@ -7,6 +7,7 @@
 TSYNC_CFLAGS="-Werror ${TSYNC_CFLAGS:-}"
 . "$(dirname "$0")/setup.sh"
 . "$TSYNC_ROOT/test/clusters.sh"
+. "$TSYNC_ROOT/test/monitoring.sh"
 
 cluster=$TSYNC_WORK/installcheck
 started=
@@ -40,9 +41,10 @@ tap() {
     pgxs=$(dirname "$("$PG_CONFIG" --pgxs)")/../..
     perl_lib=$pgxs/src/test/perl
     cd "$TSYNC_WORK/src"
-    as_user env PATH="$BINDIR:$PATH" PG_REGRESS="$pgxs/src/test/regress/pg_regress" TESTDIR="$TSYNC_WORK/src" \
+    as_user env PATH="$BINDIR:$TSYNC_TOOLS:$PATH" PG_REGRESS="$pgxs/src/test/regress/pg_regress" TESTDIR="$TSYNC_WORK/src" \
         TMPDIR="$TSYNC_WORK" prove ${PROVE_FLAGS:-} -I test/perl -I "$perl_lib" ${TESTS:-test/t/*.pl}
 }
 
 [ -n "${TESTS:-}" ] || installcheck
+case "${TESTS:-all}" in all | *exporter*) unpack_monitoring ;; esac
 tap

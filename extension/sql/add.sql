@@ -50,6 +50,20 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.source_key(regclass, name[]) IS 'the key columns of a source; an error if it has none';
 
+/* Why a relation of the source is not a plain or partitioned table. */
+CREATE FUNCTION tablesync.source_kind_problem(relkind "char", has_children boolean)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN relkind = 'v' THEN 'It is a view: rewrites of the tables behind it can''t be noticed.'
+                WHEN relkind = 'm' THEN 'It is a materialized view.'
+                WHEN relkind = 'f' THEN 'It is a foreign table: one snapshot of it does not exist.'
+                WHEN relkind = 'r' AND has_children THEN 'It has inheritance children: their rows are outside of its primary key.'
+                WHEN relkind NOT IN ('r', 'p') THEN 'It is not a table.' END;
+$$;
+COMMENT ON FUNCTION tablesync.source_kind_problem("char", boolean) IS 'why a kind of relation can''t be replicated exactly; NULL if it can';
+
 /* Refuse a source that is not a plain or partitioned table. */
 CREATE FUNCTION tablesync.check_source_kind(server oid, schema_name text, table_name text)
 RETURNS void
@@ -60,15 +74,10 @@ DECLARE
     relation record := tablesync.source_relation(server, schema_name, table_name);
     source_name text := quote_ident(schema_name) || '.' || quote_ident(table_name);
 BEGIN
-    IF relation.relkind NOT IN ('r', 'p') OR (relation.relkind = 'r' AND relation.has_children) THEN
+    IF tablesync.source_kind_problem(relation.relkind, relation.has_children) IS NOT NULL THEN
         RAISE EXCEPTION 'the source % is not a table that can be replicated exactly', source_name
             USING ERRCODE = 'wrong_object_type',
-                  DETAIL = CASE relation.relkind
-                           WHEN 'v' THEN 'It is a view: rewrites of the tables behind it can''t be noticed.'
-                           WHEN 'm' THEN 'It is a materialized view.'
-                           WHEN 'f' THEN 'It is a foreign table: one snapshot of it does not exist.'
-                           WHEN 'r' THEN 'It has inheritance children: their rows are outside of its primary key.'
-                           ELSE 'It is not a table.' END,
+                  DETAIL = tablesync.source_kind_problem(relation.relkind, relation.has_children),
                   HINT = 'Replicate the tables behind it.';
     END IF;
     IF relation.row_security THEN
@@ -166,6 +175,21 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.check_source(regclass, name[], name, text) IS 'an error if a source can''t be replicated exactly';
 
+CREATE FUNCTION tablesync.has_key_index(replica regclass, key_columns name[])
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (
+        SELECT FROM pg_index i
+        WHERE i.indrelid = replica AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+          AND ARRAY(SELECT a.attname FROM unnest(i.indkey::smallint[]) WITH ORDINALITY k (attnum, n)
+                    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                    WHERE k.n <= i.indnkeyatts ORDER BY a.attname)
+            = ARRAY(SELECT k FROM unnest(key_columns) k ORDER BY k));
+$$;
+COMMENT ON FUNCTION tablesync.has_key_index(regclass, name[]) IS 'whether a table has a unique index on the key columns';
+
 /* Refuse an existing table that does not fit its source, column by column. */
 CREATE FUNCTION tablesync.check_existing(replica regclass, source regclass, key_columns name[])
 RETURNS void
@@ -204,14 +228,7 @@ BEGIN
         ORDER BY r.attnum LIMIT 1;
     END IF;
 
-    IF problem IS NULL AND NOT EXISTS (
-        SELECT FROM pg_index i
-        WHERE i.indrelid = replica AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
-          AND ARRAY(SELECT a.attname FROM unnest(i.indkey::smallint[]) WITH ORDINALITY k (attnum, n)
-                    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                    WHERE k.n <= i.indnkeyatts ORDER BY a.attname)
-            = ARRAY(SELECT k FROM unnest(key_columns) k ORDER BY k))
-    THEN
+    IF problem IS NULL AND NOT tablesync.has_key_index(replica, key_columns) THEN
         problem := format('It has no primary key or unique index on (%s).',
                           (SELECT string_agg(quote_ident(k), ', ') FROM unnest(key_columns) k));
     END IF;

@@ -1,0 +1,204 @@
+/*
+ * add_schema.sql: tablesync_add for many tables at once
+ *
+ * A table that exists here and holds rows is never taken over by accident:
+ * its name may be a coincidence, and a run would replace what it holds.
+ */
+
+/* Relations of a schema of the source; a partition names its parent. */
+CREATE FUNCTION tablesync.source_tables(server oid, schema_name text)
+RETURNS TABLE (table_name text, relkind "char", has_children boolean, parent text, parent_schema text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    classes regclass := tablesync.source_catalog(server, 'pg_class');
+    namespaces regclass := tablesync.source_catalog(server, 'pg_namespace');
+    parents regclass := tablesync.source_catalog(server, 'pg_inherits');
+    schema_found boolean;
+BEGIN
+    EXECUTE format('SELECT count(*) > 0 FROM %s WHERE nspname = %L', namespaces, schema_name) INTO schema_found;
+    IF NOT schema_found THEN
+        RAISE EXCEPTION 'the source has no schema %', quote_ident(schema_name)
+            USING ERRCODE = 'invalid_schema_name',
+                  DETAIL = format('Looked for on server "%s".', (SELECT s.srvname FROM pg_foreign_server s WHERE s.oid = server)),
+                  HINT = 'Names are taken as they are: no quotes, no folding to lower case.';
+    END IF;
+    RETURN QUERY EXECUTE format(
+        'SELECT DISTINCT c.relname, c.relkind, c.relhassubclass AND i.inhparent IS NOT NULL, p.relname, pn.nspname '
+        'FROM %1$s c JOIN %2$s n ON n.oid = c.relnamespace '
+        'LEFT JOIN (SELECT DISTINCT inhparent FROM %3$s) i ON i.inhparent = c.oid '
+        'LEFT JOIN %3$s h ON h.inhrelid = c.oid '
+        'LEFT JOIN %1$s p ON p.oid = h.inhparent AND p.relkind = ''p'' '
+        'LEFT JOIN %2$s pn ON pn.oid = p.relnamespace '
+        'WHERE n.nspname = %4$L AND c.relkind = ANY (''{r,p,v,m,f}'')', classes, namespaces, parents, schema_name);
+END
+$$;
+COMMENT ON FUNCTION tablesync.source_tables(oid, text) IS 'tables, views and foreign tables of a schema of the source';
+
+/* Why a local name can't be given to the replica of a source; NULL if it can. */
+CREATE FUNCTION tablesync.name_problem(existing regclass, server oid, remote_schema text, table_name text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    known record;
+    has_rows boolean;
+BEGIN
+    IF existing IS NULL THEN
+        RETURN NULL;
+    END IF;
+    SELECT t.* INTO known FROM tablesync.replica r, tablesync.source_target(r.source) t WHERE r.replica = existing;
+    IF FOUND THEN
+        RETURN CASE WHEN known.server = name_problem.server AND known.schema_name = remote_schema AND known.table_name = name_problem.table_name THEN
+                        'it is a replica already'
+                    ELSE format('%s is the replica of something else: %I.%I of server "%s"', existing, known.schema_name, known.table_name,
+                                (SELECT s.srvname FROM pg_foreign_server s WHERE s.oid = known.server)) END;
+    END IF;
+    IF tablesync.owns(existing) AND (SELECT c.relkind IN ('r', 'p') FROM pg_class c WHERE c.oid = existing) THEN
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s)', existing) INTO has_rows;
+        IF has_rows THEN
+            RETURN format('table %s exists and has rows; if a run may replace them, use tablesync_add()', existing);
+        END IF;
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION tablesync.name_problem(regclass, oid, text, text) IS 'why an existing table should not become the replica of a source without being named';
+
+/* Add one of many tables.  The reason tells why it was not added. */
+CREATE FUNCTION tablesync.try_add(server name, remote_schema text, table_name text, local_schema name, settings jsonb,
+                                  OUT replica regclass, OUT added boolean, OUT reason text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    server_oid oid := (SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = server);
+    replica_name text := format('%I.%I', local_schema, table_name);
+    existing regclass := to_regclass(replica_name);
+    detail text;
+BEGIN
+    added := false;
+    reason := tablesync.name_problem(existing, server_oid, remote_schema, table_name);
+    IF reason IS NOT NULL THEN
+        replica := CASE WHEN reason = 'it is a replica already' THEN existing END;
+        RETURN;
+    END IF;
+    IF NOT EXISTS (SELECT FROM tablesync.source_columns(server_oid, remote_schema, table_name) c
+                   WHERE c.remote_name = settings->>'version_column' AND c.key_position IS NULL) THEN
+        settings := settings - 'version_column';
+        settings := jsonb_set(settings, '{fingerprint}', '"row"');
+    END IF;
+    replica := tablesync.add_replica(replica_name, existing, local_schema,
+        tablesync.create_source(replica_name, existing, local_schema, server, format('%I.%I', remote_schema, table_name)),
+        true, settings);
+    added := true;
+EXCEPTION
+    WHEN OTHERS THEN
+        GET STACKED DIAGNOSTICS reason = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL;
+        replica := NULL;
+        added := false;
+        reason := concat_ws(': ', reason, nullif(detail, ''));
+END
+$$;
+COMMENT ON FUNCTION tablesync.try_add(name, text, text, name, jsonb) IS 'adds a replica; an error undoes only this one, and is the reason';
+
+/* Fail early with what would otherwise be the reason of every single table. */
+CREATE FUNCTION tablesync.check_add_schema(server name, remote_schema text, local_schema text, only_tables name[], except_tables name[])
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    server_oid oid := (SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = server);
+BEGIN
+    IF server IS NULL OR remote_schema IS NULL OR local_schema IS NULL THEN
+        RAISE EXCEPTION 'server, remote_schema and local_schema must not be NULL' USING ERRCODE = 'null_value_not_allowed';
+    ELSIF server_oid IS NULL THEN
+        RAISE EXCEPTION 'server "%" does not exist', server
+            USING ERRCODE = 'undefined_object',
+                  HINT = 'CREATE SERVER .. FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host .., dbname ..);';
+    ELSIF NOT EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = local_schema) THEN
+        RAISE EXCEPTION 'schema "%" does not exist here', local_schema
+            USING ERRCODE = 'invalid_schema_name', HINT = format('CREATE SCHEMA %I;', local_schema);
+    ELSIF NOT has_schema_privilege(local_schema, 'CREATE') THEN
+        RAISE EXCEPTION 'permission denied for schema %', quote_ident(local_schema)
+            USING ERRCODE = 'insufficient_privilege', HINT = format('GRANT CREATE ON SCHEMA %I TO %I;', local_schema, current_user);
+    ELSIF only_tables && except_tables THEN
+        RAISE EXCEPTION 'a table is named in only_tables and in except_tables' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM tablesync.check_mapping(current_user, server_oid);
+    PERFORM tablesync.prepare_server(server);
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_add_schema(name, text, text, name[], name[]) IS 'an error if no table of a schema could be added';
+
+/*
+ * A partition comes with its parent.  It gets no row of its own, unless it was
+ * asked for or the parent is in another schema.  A name that the source does
+ * not have gets one: it is probably a typing error.
+ */
+CREATE FUNCTION tablesync.add_schema(server name, remote_schema text, local_schema text, only_tables name[], except_tables name[], settings jsonb)
+RETURNS TABLE (source text, replica regclass, added boolean, reason text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    relation record;
+BEGIN
+    PERFORM tablesync.check_add_schema(server, remote_schema, local_schema, only_tables, except_tables);
+    FOR relation IN
+        SELECT coalesce(t.table_name, w.name) AS table_name, t.table_name IS NULL AS missing, t.parent, t.parent_schema,
+               tablesync.source_kind_problem(t.relkind, t.has_children) AS problem
+        FROM tablesync.source_tables((SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = server), remote_schema) t
+        FULL JOIN (SELECT DISTINCT u.name::text FROM unnest(only_tables || except_tables) u (name)) w ON w.name = t.table_name
+        WHERE t.table_name IS NULL
+           OR (only_tables IS NULL OR t.table_name = ANY (only_tables))
+              AND (except_tables IS NULL OR t.table_name <> ALL (except_tables))
+              AND (only_tables IS NOT NULL OR t.parent IS NULL OR t.parent_schema <> remote_schema)
+        ORDER BY 1
+    LOOP
+        source := format('%I.%I', remote_schema, relation.table_name);
+        replica := NULL;
+        added := false;
+        reason := CASE WHEN relation.missing THEN 'the source has no such table'
+                       WHEN relation.problem IS NOT NULL THEN relation.problem
+                       WHEN relation.parent IS NOT NULL THEN
+                           format('It is a partition of %I.%I, whose replica has its rows.', relation.parent_schema, relation.parent) END;
+        IF reason IS NULL THEN
+            SELECT a.replica, a.added, a.reason INTO replica, added, reason
+            FROM tablesync.try_add(server, remote_schema, relation.table_name, local_schema, settings) a;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION tablesync.add_schema(name, text, text, name[], name[], jsonb) IS 'adds the tables of a schema of the source, one by one';
+
+CREATE FUNCTION tablesync_add_schema(
+    server name,
+    remote_schema text,
+    local_schema text,
+    only_tables name[] DEFAULT NULL,
+    except_tables name[] DEFAULT NULL,
+    version_column name DEFAULT NULL,
+    fingerprint text DEFAULT NULL,
+    consistency text DEFAULT 'auto',
+    chunk_rows integer DEFAULT NULL,
+    max_source_load double precision DEFAULT 1.0,
+    max_delete_fraction double precision DEFAULT 0.2,
+    on_schema_change text DEFAULT 'apply',
+    freshness interval DEFAULT NULL,
+    workers integer DEFAULT 1,
+    enabled boolean DEFAULT true)
+RETURNS TABLE (source text, replica regclass, added boolean, reason text)
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT * FROM tablesync.add_schema($1, $2, $3, $4, $5,
+        jsonb_build_object('version_column', $6, 'fingerprint', $7, 'consistency', $8, 'chunk_rows', $9, 'max_source_load', $10,
+            'max_delete_fraction', $11, 'on_schema_change', $12, 'freshness', $13, 'workers', $14, 'enabled', $15));
+$$;
+COMMENT ON FUNCTION tablesync_add_schema(name, text, text, name[], name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean)
+    IS 'adds every table of a schema of the source that has a usable key, and says why the others were not added';
