@@ -85,7 +85,7 @@ find_boundary(TsyncRun *run, TsyncChunk *chunk, int64 rows)
 static List *
 append_split(TsyncRun *run, List *chunks, TsyncChunk *chunk, int64 target)
 {
-	while (run->replica->nrange > 0 && chunk->expected_rows > target * 2)
+	while (run->replica->nrange > 0 && chunk->expected_rows >= target * 2)
 	{
 		char	  **boundary = find_boundary(run, chunk, target);
 
@@ -189,21 +189,29 @@ tsync_fit_chunk(TsyncRun *run, int position)
 	return list_nth(run->chunks, position);
 }
 
-/* Halve a chunk for which the source took too long; an error if that can't be. */
+/*
+ * Halve a chunk that takes the source too long.  Where that can't be, it stays
+ * as it is, or is an error if it must not.
+ */
 void
-tsync_halve_chunk(TsyncRun *run, int position)
+tsync_halve_chunk(TsyncRun *run, int position, bool must)
 {
 	TsyncChunk *chunk = list_nth(run->chunks, position);
 	int			before = list_length(run->chunks);
 
-	if (chunk->expected_rows >= MIN_CHUNK_ROWS * 2)
+	if (run->replica->nrange > 0 && chunk->expected_rows >= MIN_CHUNK_ROWS * 2)
 		split_chunk(run, position, chunk->expected_rows / 2);
-	if (list_length(run->chunks) == before)
+	if (list_length(run->chunks) > before)
+	{
+		tsync_source_is_slow(run, chunk->expected_rows / 2);
+		return;
+	}
+	chunk->indivisible = true;
+	if (must)
 		ereport(ERROR,
 				(errcode(ERRCODE_QUERY_CANCELED),
 				 errmsg("the source of %s can't answer for " INT64_FORMAT " rows within %d ms",
 						run->replica->label, chunk->expected_rows, tsync_chunk_timeout(run->replica)),
 				 errdetail("The chunk can't be made smaller."),
 				 errhint("Increase tablesync.chunk_time, or run when the source is less busy.")));
-	tsync_source_is_slow(run, chunk->expected_rows / 2);
 }

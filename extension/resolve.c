@@ -28,6 +28,9 @@
 /* Bitmaps beyond this number are filtered in one pass over the chunk. */
 #define MAX_INDEXED_BUCKETS 300
 
+/* Rows that can be listed or fetched in about a second. */
+#define MAX_ROWS_TO_FETCH 100000
+
 /* A bucket that differs; a side that lacks it has no rows. */
 typedef struct Difference
 {
@@ -455,6 +458,29 @@ guess_rows(TsyncRun *run, TsyncResolver *resolver, List *differences)
 }
 
 /*
+ * Give up on a chunk, before anything is staged, whose rows would take so long
+ * to fetch that its snapshot would grow old.
+ */
+static void
+check_amount(TsyncRun *run, TsyncChunk *chunk, TsyncBucketing *bucketing, List *differences)
+{
+	int64		rows = 0;
+	ListCell   *lc;
+
+	foreach(lc, differences)
+	{
+		Difference *difference = lfirst(lc);
+		uint64		fetch = bucketing->mask == TSYNC_BITMAP_MASK ? new_keys(difference) : 0;
+
+		rows += fetch ? pg_popcount64(fetch) : tsync_rows_of_bucket(bucketing, &difference->source);
+	}
+	if (rows > MAX_ROWS_TO_FETCH)
+		ereport(ERROR,
+				(errcode(ERRCODE_SNAPSHOT_TOO_OLD),
+				 errmsg("a chunk of %s has up to " INT64_FORMAT " rows to fetch", run->replica->label, rows)));
+}
+
+/*
  * Find the rows in which the two sides of a chunk differ and put them into
  * the stage.  Returns false when they do not differ.
  */
@@ -467,6 +493,8 @@ tsync_resolve(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk,
 
 	if (differences == NIL)
 		return false;
+	if (!run->snapshot && !chunk->indivisible)
+		check_amount(run, chunk, &source->bucketing, differences);
 	if (source->bucketing.mask == TSYNC_BITMAP_MASK)
 		unresolved = guess_rows(run, resolver, differences);
 	if (unresolved != NIL)

@@ -39,6 +39,7 @@ typedef enum ChunkOutcome
 {
 	CHUNK_DONE,
 	CHUNK_LOCKED,				/* somebody at the source holds a lock */
+	CHUNK_TOO_MANY,				/* its differences would take too long to fetch */
 	CHUNK_TOO_LARGE				/* the source could not answer in time */
 } ChunkOutcome;
 
@@ -339,6 +340,8 @@ judge_error(ScanState *state, ErrorData *edata)
 
 	if (tsync_source_timed_out(edata))
 		return CHUNK_TOO_LARGE;
+	if (edata->sqlerrcode == ERRCODE_SNAPSHOT_TOO_OLD)
+		return CHUNK_TOO_MANY;
 	if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
 		return CHUNK_DONE;
 	if (state->locked_since == 0)
@@ -395,8 +398,8 @@ scan_chunks(TsyncRun *run, ScanState *state)
 		int64		before = run->source_time;
 		ChunkOutcome outcome = try_scan_chunk(run, state, chunk);
 
-		if (outcome == CHUNK_TOO_LARGE)
-			tsync_halve_chunk(run, position);
+		if (outcome == CHUNK_TOO_MANY || outcome == CHUNK_TOO_LARGE)
+			tsync_halve_chunk(run, position, outcome == CHUNK_TOO_LARGE);
 		if (outcome != CHUNK_DONE && staged_rows(run) != staged)
 			return false;
 		if (outcome != CHUNK_DONE)

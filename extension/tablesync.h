@@ -132,6 +132,7 @@ typedef struct TsyncChunk
 	int64		first_block;
 	int64		end_block;		/* negative: the end of the table */
 	int64		expected_rows;
+	bool		indivisible;	/* nobody knows a key in its middle */
 	bool		planned;		/* not in tablesync.chunk yet */
 	bool		known;			/* "replica" is what the replica holds */
 	bool		stale;			/* "replica" was true until somebody wrote */
@@ -298,7 +299,7 @@ extern bool tsync_resolve(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *ch
 /* in chunk.c */
 extern void tsync_plan_chunks(TsyncRun *run);
 extern TsyncChunk *tsync_fit_chunk(TsyncRun *run, int position);
-extern void tsync_halve_chunk(TsyncRun *run, int position);
+extern void tsync_halve_chunk(TsyncRun *run, int position, bool must);
 
 /* in memory.c */
 extern void tsync_expect_write(Oid replica, int statements);
