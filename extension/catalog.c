@@ -402,6 +402,20 @@ tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
 	tsync_commit();
 }
 
+/* Delete history beyond tablesync.keep_runs, in a transaction of its own. */
+void
+tsync_prune_runs(TsyncRun *run)
+{
+	Oid			types[] = {OIDOID, INT4OID};
+	Datum		values[] = {ObjectIdGetDatum(run->replica_oid), Int32GetDatum(tsync_keep_runs)};
+
+	if (tsync_keep_runs < 0)
+		return;
+	tsync_begin();
+	catalog_execute("SELECT tablesync.prune_runs($1::regclass, $2)", 2, types, values, NULL);
+	tsync_commit();
+}
+
 /* Remember how far a load has come; part of the transaction of the page. */
 void
 tsync_save_load_position(TsyncRun *run, char **key)

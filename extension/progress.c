@@ -35,8 +35,12 @@ enum
 	PARAM_ROWS_ESTIMATED,
 	PARAM_PHASE_STARTED,		/* TimestampTz */
 	PARAM_THROTTLED,			/* microseconds */
+	PARAM_PROGRESSED_AT,		/* TimestampTz */
 	NPARAMS
 };
+
+/* live_progress() has a column for each but the magic number, which gives its place to the pid; and "hanging" */
+#define RESULT_COLUMNS (NPARAMS + 1)
 
 static int64 params[NPARAMS];
 
@@ -45,8 +49,9 @@ PG_FUNCTION_INFO_V1(tsync_live_progress);
 static void
 publish(void)
 {
-	static const int index[NPARAMS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+	static const int index[NPARAMS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
 
+	params[PARAM_PROGRESSED_AT] = GetCurrentTimestamp();
 	pgstat_progress_update_multi_param(NPARAMS, index, params);
 }
 
@@ -92,6 +97,14 @@ tsync_progress_throttled(int64 usec)
 	publish();
 }
 
+/* Has a worker that last progressed then been silent for too long? */
+static bool
+is_hanging(TimestampTz progressed_at)
+{
+	return tsync_hang_after > 0 &&
+		TimestampDifferenceExceeds(progressed_at, GetCurrentTimestamp(), tsync_hang_after);
+}
+
 /* tablesync.live_progress(): the published values of every live run. */
 Datum
 tsync_live_progress(PG_FUNCTION_ARGS)
@@ -105,8 +118,8 @@ tsync_live_progress(PG_FUNCTION_ARGS)
 	{
 		LocalPgBackendStatus *local = tsync_backend_status(i);
 		PgBackendStatus *status = local ? &local->backendStatus : NULL;
-		Datum		values[NPARAMS];
-		bool		nulls[NPARAMS] = {0};
+		Datum		values[RESULT_COLUMNS];
+		bool		nulls[RESULT_COLUMNS] = {0};
 
 		if (status == NULL || status->st_databaseid != MyDatabaseId ||
 			status->st_progress_param[PARAM_MAGIC] != TSYNC_PROGRESS_MAGIC)
@@ -120,6 +133,9 @@ tsync_live_progress(PG_FUNCTION_ARGS)
 		values[PARAM_PHASE] = Int32GetDatum((int32) status->st_progress_param[PARAM_PHASE]);
 		values[PARAM_PHASE_STARTED] =
 			TimestampTzGetDatum(status->st_progress_param[PARAM_PHASE_STARTED]);
+		values[PARAM_PROGRESSED_AT] =
+			TimestampTzGetDatum(status->st_progress_param[PARAM_PROGRESSED_AT]);
+		values[NPARAMS] = BoolGetDatum(is_hanging(status->st_progress_param[PARAM_PROGRESSED_AT]));
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

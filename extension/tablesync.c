@@ -17,6 +17,8 @@ PG_MODULE_MAGIC;
 int			tsync_max_snapshot_age = 30 * 1000;
 int			tsync_statement_timeout = 5 * 60 * 1000;
 int			tsync_lock_timeout = 10 * 1000;
+int			tsync_keep_runs = 10000;
+int			tsync_hang_after = 15 * 60 * 1000;
 
 void		_PG_init(void);
 
@@ -44,6 +46,18 @@ _PG_init(void)
 							"0 disables the timeout.",
 							&tsync_lock_timeout,
 							10 * 1000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("tablesync.keep_runs",
+							"Number of runs per replica that stay in tablesync_runs.",
+							"Each run deletes what is older when it ends; the last success stays. -1 keeps all.",
+							&tsync_keep_runs,
+							10000, -1, INT_MAX,
+							PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("tablesync.hang_after",
+							"A run without progress for this time counts as hanging in tablesync_health().",
+							"0 disables the check.",
+							&tsync_hang_after,
+							15 * 60 * 1000, 0, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("tablesync");
 }

@@ -160,6 +160,8 @@ typedef struct TsyncStart
 extern int	tsync_max_snapshot_age; /* ms */
 extern int	tsync_statement_timeout;	/* ms */
 extern int	tsync_lock_timeout; /* ms */
+extern int	tsync_keep_runs;	/* runs per replica, -1 for all */
+extern int	tsync_hang_after;	/* ms */
 
 /* in worker.c */
 extern PGDLLEXPORT void tsync_worker_main(Datum main_arg);
@@ -203,6 +205,7 @@ extern char *tsync_source_identity(TsyncRun *run);
 extern void tsync_start_run(TsyncRun *run);
 extern void tsync_finish_run(TsyncRun *run);
 extern void tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled);
+extern void tsync_prune_runs(TsyncRun *run);
 extern void tsync_save_load_position(TsyncRun *run, char **key);
 extern void tsync_finish_load(TsyncRun *run, bool adopted);
 extern List *tsync_read_chunks(TsyncReplica *replica);
