@@ -39,9 +39,6 @@ enum
 	NPARAMS
 };
 
-/* live_progress() has a column for each but the magic number, which gives its place to the pid; and "hanging" */
-#define RESULT_COLUMNS (NPARAMS + 1)
-
 static int64 params[NPARAMS];
 
 PG_FUNCTION_INFO_V1(tsync_live_progress);
@@ -97,14 +94,6 @@ tsync_progress_throttled(int64 usec)
 	publish();
 }
 
-/* Has a worker that last progressed then been silent for too long? */
-static bool
-is_hanging(TimestampTz progressed_at)
-{
-	return tsync_hang_after > 0 &&
-		TimestampDifferenceExceeds(progressed_at, GetCurrentTimestamp(), tsync_hang_after);
-}
-
 /* tablesync.live_progress(): the published values of every live run. */
 Datum
 tsync_live_progress(PG_FUNCTION_ARGS)
@@ -118,8 +107,8 @@ tsync_live_progress(PG_FUNCTION_ARGS)
 	{
 		LocalPgBackendStatus *local = tsync_backend_status(i);
 		PgBackendStatus *status = local ? &local->backendStatus : NULL;
-		Datum		values[RESULT_COLUMNS];
-		bool		nulls[RESULT_COLUMNS] = {0};
+		Datum		values[NPARAMS];
+		bool		nulls[NPARAMS] = {0};
 
 		if (status == NULL || status->st_databaseid != MyDatabaseId ||
 			status->st_progress_param[PARAM_MAGIC] != TSYNC_PROGRESS_MAGIC)
@@ -135,7 +124,6 @@ tsync_live_progress(PG_FUNCTION_ARGS)
 			TimestampTzGetDatum(status->st_progress_param[PARAM_PHASE_STARTED]);
 		values[PARAM_PROGRESSED_AT] =
 			TimestampTzGetDatum(status->st_progress_param[PARAM_PROGRESSED_AT]);
-		values[NPARAMS] = BoolGetDatum(is_hanging(status->st_progress_param[PARAM_PROGRESSED_AT]));
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

@@ -19,6 +19,7 @@ int			tsync_statement_timeout = 5 * 60 * 1000;
 int			tsync_lock_timeout = 10 * 1000;
 int			tsync_keep_runs = 10000;
 int			tsync_hang_after = 15 * 60 * 1000;
+int			tsync_missed_after = 5 * 60 * 1000;
 
 void		_PG_init(void);
 
@@ -49,7 +50,7 @@ _PG_init(void)
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("tablesync.keep_runs",
 							"Number of runs per replica that stay in tablesync_runs.",
-							"Each run deletes what is older when it ends; the last success stays. -1 keeps all.",
+							"Runs delete what is older when they end, long histories now and then; the last success stays. -1 keeps all.",
 							&tsync_keep_runs,
 							10000, -1, INT_MAX,
 							PGC_USERSET, 0, NULL, NULL, NULL);
@@ -58,6 +59,12 @@ _PG_init(void)
 							"0 disables the check.",
 							&tsync_hang_after,
 							15 * 60 * 1000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("tablesync.missed_after",
+							"A scheduled start that is overdue for this time counts as missed in tablesync_health().",
+							"0 disables the check.",
+							&tsync_missed_after,
+							5 * 60 * 1000, 0, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("tablesync");
 }

@@ -162,6 +162,7 @@ extern int	tsync_statement_timeout;	/* ms */
 extern int	tsync_lock_timeout; /* ms */
 extern int	tsync_keep_runs;	/* runs per replica, -1 for all */
 extern int	tsync_hang_after;	/* ms */
+extern int	tsync_missed_after; /* ms */
 
 /* in worker.c */
 extern PGDLLEXPORT void tsync_worker_main(Datum main_arg);

@@ -171,9 +171,8 @@ AS $$
           AND r.run_id <= (SELECT k.run_id FROM tablesync.run k WHERE k.replica = $1
                            ORDER BY k.run_id DESC OFFSET greatest(keep, 1) LIMIT 1)
           AND r.status <> 'running'
-          AND NOT (r.status = 'succeeded'
-                   AND r.run_id = (SELECT max(s.run_id) FROM tablesync.run s
-                                   WHERE s.replica = $1 AND s.kind = r.kind AND s.status = 'succeeded'))
+          AND r.run_id NOT IN (SELECT max(s.run_id) FROM tablesync.run s
+                               WHERE s.replica = $1 AND s.status = 'succeeded' GROUP BY s.kind)
         ORDER BY r.run_id
         LIMIT 10000
         FOR UPDATE SKIP LOCKED);

@@ -5,7 +5,7 @@
  *
  *    1  failed    the last run that has ended did not succeed
  *    2  stale     the last success is older than the replica's freshness
- *    4  missed    the schedule has started no run, or its job is gone
+ *    4  missed    the schedule has started no run for tablesync.missed_after, or its job is gone
  *    8  hanging   a run has made no progress for tablesync.hang_after
  *   16  alert     an alert is open
  *   32  blind     nothing to judge: no replica that the current user may see
@@ -13,6 +13,18 @@
  * 2 and 8 are critical, an alert is what it says, the others are warnings.
  * Paused replicas are not judged.
  */
+
+CREATE FUNCTION tablesync.is_hanging(progressed_at timestamptz)
+RETURNS boolean
+LANGUAGE C VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'tsync_is_hanging';
+COMMENT ON FUNCTION tablesync.is_hanging(timestamptz) IS 'whether a moment is longer ago than tablesync.hang_after';
+
+CREATE FUNCTION tablesync.is_missed(expected timestamptz)
+RETURNS boolean
+LANGUAGE C VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'tsync_is_missed';
+COMMENT ON FUNCTION tablesync.is_missed(timestamptz) IS 'whether a moment is longer ago than tablesync.missed_after';
 
 CREATE VIEW tablesync.health WITH (security_barrier = true) AS
 WITH scheduled AS (
@@ -52,14 +64,13 @@ WITH scheduled AS (
     FROM scheduled s
     WHERE s.recorded IS NOT NULL
       AND (s.schedule IS NULL
-           OR (s.expected < pg_catalog.clock_timestamp() - '5 minutes'::pg_catalog.interval
-               AND s.state NOT IN ('running', 'loading')))
+           OR (tablesync.is_missed(s.expected) AND s.state NOT IN ('running', 'loading')))
     UNION ALL
     SELECT s.replica, 8, 'critical',
            pg_catalog.format('run %s has made no progress since %s', p.run_id, pg_catalog.date_trunc('second', p.progressed_at))
     FROM scheduled s
     JOIN tablesync.live_progress() p ON p.replica = s.replica
-    WHERE p.hanging
+    WHERE tablesync.is_hanging(p.progressed_at)
     UNION ALL
     /* ALERTS: here belongs one row (replica, 16, severity, problem) for every open alert; severity is warning or critical */
     SELECT NULL::pg_catalog.regclass, 16, NULL, NULL WHERE false

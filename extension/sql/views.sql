@@ -8,7 +8,7 @@
 CREATE FUNCTION tablesync.live_progress()
 RETURNS TABLE (pid integer, run_id bigint, replica oid, phase integer, chunks_done bigint, chunks_total bigint,
                rows_scanned bigint, rows_estimated bigint, phase_started timestamptz, throttled_usec bigint,
-               progressed_at timestamptz, hanging boolean)
+               progressed_at timestamptz)
 LANGUAGE C STRICT
 AS 'MODULE_PATHNAME', 'tsync_live_progress';
 COMMENT ON FUNCTION tablesync.live_progress() IS 'what live workers publish about their progress';
