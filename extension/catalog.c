@@ -14,6 +14,7 @@
 #include "catalog.h"
 
 #include "catalog/pg_type.h"
+#include "common/pg_prng.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/lock.h"
@@ -516,6 +517,26 @@ tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
 					" 'message', CASE WHEN sqlstate !~ '^(22|23|44|P0)' THEN left(message, 1000) END)::text)"
 					" FROM tablesync.run WHERE run_id = $1",
 					1, types, values, NULL);
+	tsync_commit();
+}
+
+/*
+ * Delete history beyond tablesync.keep_runs, in a transaction of its own.
+ * Finding the oldest run to keep means to pass all of them under row security
+ * (35 ms for 10,000), so a long history is pruned at about every hundredth
+ * part of its length only.
+ */
+void
+tsync_prune_runs(TsyncRun *run)
+{
+	Oid			types[] = {OIDOID, INT4OID};
+	Datum		values[] = {ObjectIdGetDatum(run->replica_oid), Int32GetDatum(tsync_keep_runs)};
+
+	if (tsync_keep_runs < 0 ||
+		pg_prng_double(&pg_global_prng_state) * tsync_keep_runs >= 100)
+		return;
+	tsync_begin();
+	catalog_execute("SELECT tablesync.prune_runs($1::regclass, $2)", 2, types, values, NULL);
 	tsync_commit();
 }
 

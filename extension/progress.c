@@ -36,6 +36,7 @@ enum
 	PARAM_PHASE_STARTED,		/* TimestampTz */
 	PARAM_THROTTLED,			/* microseconds */
 	PARAM_SLOWNESS,				/* percent of the usual time per row; 0: as usual */
+	PARAM_PROGRESSED_AT,		/* TimestampTz */
 	NPARAMS
 };
 
@@ -46,8 +47,9 @@ PG_FUNCTION_INFO_V1(tsync_live_progress);
 static void
 publish(void)
 {
-	static const int index[NPARAMS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+	static const int index[NPARAMS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
 
+	params[PARAM_PROGRESSED_AT] = GetCurrentTimestamp();
 	pgstat_progress_update_multi_param(NPARAMS, index, params);
 }
 
@@ -132,6 +134,8 @@ tsync_live_progress(PG_FUNCTION_ARGS)
 		values[PARAM_PHASE] = Int32GetDatum((int32) status->st_progress_param[PARAM_PHASE]);
 		values[PARAM_PHASE_STARTED] =
 			TimestampTzGetDatum(status->st_progress_param[PARAM_PHASE_STARTED]);
+		values[PARAM_PROGRESSED_AT] =
+			TimestampTzGetDatum(status->st_progress_param[PARAM_PROGRESSED_AT]);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

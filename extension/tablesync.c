@@ -18,6 +18,9 @@ int			tsync_chunk_time = 250;
 int			tsync_max_snapshot_age = 30 * 1000;
 int			tsync_statement_timeout = 5 * 60 * 1000;
 int			tsync_lock_timeout = 10 * 1000;
+int			tsync_keep_runs = 10000;
+int			tsync_hang_after = 15 * 60 * 1000;
+int			tsync_missed_after = 5 * 60 * 1000;
 
 void		_PG_init(void);
 
@@ -51,6 +54,24 @@ _PG_init(void)
 							"0 disables the timeout.",
 							&tsync_lock_timeout,
 							10 * 1000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("tablesync.keep_runs",
+							"Number of runs per replica that stay in tablesync_runs.",
+							"Runs delete what is older when they end, long histories now and then; the last success stays. -1 keeps all.",
+							&tsync_keep_runs,
+							10000, -1, INT_MAX,
+							PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("tablesync.hang_after",
+							"A run without progress for this time counts as hanging in tablesync_health().",
+							"0 disables the check.",
+							&tsync_hang_after,
+							15 * 60 * 1000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("tablesync.missed_after",
+							"A scheduled start that is overdue for this time counts as missed in tablesync_health().",
+							"0 disables the check.",
+							&tsync_missed_after,
+							5 * 60 * 1000, 0, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("tablesync");
 }

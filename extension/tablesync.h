@@ -253,6 +253,9 @@ extern int	tsync_chunk_time;	/* ms */
 extern int	tsync_max_snapshot_age; /* ms */
 extern int	tsync_statement_timeout;	/* ms */
 extern int	tsync_lock_timeout; /* ms */
+extern int	tsync_keep_runs;	/* runs per replica, -1 for all */
+extern int	tsync_hang_after;	/* ms */
+extern int	tsync_missed_after; /* ms */
 
 /* in launch.c */
 extern Oid	tsync_check_owner(Oid relid);
@@ -343,6 +346,7 @@ extern bool tsync_source_unmoved(TsyncRun *run);
 extern void tsync_start_run(TsyncRun *run);
 extern void tsync_finish_run(TsyncRun *run);
 extern void tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled);
+extern void tsync_prune_runs(TsyncRun *run);
 extern void tsync_save_load_position(TsyncRun *run, char **key);
 extern void tsync_finish_load(TsyncRun *run, bool adopted);
 extern bool tsync_lock_run(Oid relid);

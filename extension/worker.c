@@ -355,5 +355,6 @@ tsync_worker_main(Datum main_arg)
 	record_start(run);
 	MemoryContextSwitchTo(run_context);
 	run_in_envelope(run);
+	tsync_prune_runs(run);
 	proc_exit(0);
 }

@@ -193,6 +193,32 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.run_status(tablesync.run) IS 'status of a run; one recorded as running whose worker is gone has crashed';
 
+/*
+ * Delete what is older than a number of runs of a replica, but never a live
+ * run, nor the last success of each kind.  Rows that somebody has locked wait
+ * for the next time; so does what is more than a worker should delete at once.
+ */
+CREATE FUNCTION tablesync.prune_runs(replica regclass, keep integer)
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM tablesync.run d
+    WHERE d.run_id IN (
+        SELECT r.run_id
+        FROM tablesync.run r
+        WHERE r.replica = $1
+          AND r.run_id <= (SELECT k.run_id FROM tablesync.run k WHERE k.replica = $1
+                           ORDER BY k.run_id DESC OFFSET greatest(keep, 1) LIMIT 1)
+          AND r.status <> 'running'
+          AND r.run_id NOT IN (SELECT max(s.run_id) FROM tablesync.run s
+                               WHERE s.replica = $1 AND s.status = 'succeeded' GROUP BY s.kind)
+        ORDER BY r.run_id
+        LIMIT 10000
+        FOR UPDATE SKIP LOCKED);
+$$;
+COMMENT ON FUNCTION tablesync.prune_runs(regclass, integer) IS 'deletes the history of a replica beyond a number of runs; the last successes stay';
+
 /* Access: a user sees and changes what belongs to the replicas of roles that she is a member of. */
 CREATE FUNCTION tablesync.owns(replica regclass)
 RETURNS boolean

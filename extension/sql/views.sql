@@ -7,7 +7,8 @@
 
 CREATE FUNCTION tablesync.live_progress()
 RETURNS TABLE (pid integer, run_id bigint, replica oid, phase integer, chunks_done bigint, chunks_total bigint,
-               rows_scanned bigint, rows_estimated bigint, phase_started timestamptz, throttled_usec bigint, slowness bigint)
+               rows_scanned bigint, rows_estimated bigint, phase_started timestamptz, throttled_usec bigint,
+               slowness bigint, progressed_at timestamptz)
 LANGUAGE C STRICT
 AS 'MODULE_PATHNAME', 'tsync_live_progress';
 COMMENT ON FUNCTION tablesync.live_progress() IS 'what live workers publish about their progress';
@@ -97,14 +98,18 @@ SELECT t.replica,
        last.updated,
        last.deleted,
        last.finished_at - last.started_at AS duration,
-       NULL::pg_catalog.text AS schedule,
-       NULL::pg_catalog.timestamptz AS next_run,
+       plan.schedule,
+       CASE WHEN t.enabled THEN tablesync.cron_next(plan.schedule, pg_catalog.clock_timestamp()) END AS next_run,
        CASE WHEN tablesync.owns(t.replica) THEN
            CASE WHEN t.home <> tablesync.home() THEN 'copied from another database; tablesync_resume() starts it here'
                 WHEN last.status = 'crashed' THEN 'the worker of the last run ended unexpectedly; the next run goes on'
                 ELSE last.message END
        END AS message
 FROM tablesync.replica t
+LEFT JOIN tablesync.schedule s ON s.replica = t.replica
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN t.home = tablesync.home() THEN tablesync.cron_schedule(t.replica, s.schedule) END OFFSET 0
+) plan (schedule)
 LEFT JOIN LATERAL (
     SELECT r.run_id, tablesync.run_status(r) AS status, r.inserted, r.updated, r.deleted,
            r.started_at, r.finished_at, r.message
@@ -121,5 +126,5 @@ COMMENT ON COLUMN tablesync_status.state IS 'ok, running, loading, stale, failed
 COMMENT ON COLUMN tablesync_status.rows IS 'rows of the replica after the last successful run';
 COMMENT ON COLUMN tablesync_status.staleness IS 'time since the last successful run ended';
 COMMENT ON COLUMN tablesync_status.schedule IS 'cron expression that starts the replica''s runs';
-COMMENT ON COLUMN tablesync_status.next_run IS 'when the schedule starts the next run';
+COMMENT ON COLUMN tablesync_status.next_run IS 'when the schedule starts the next run; NULL while paused, or where it can''t be told';
 COMMENT ON COLUMN tablesync_status.message IS 'what the last run has to say';

@@ -1,6 +1,7 @@
 #!/bin/bash
 # demo.sh: make demo.  Two throwaway clusters on loopback TCP, a reader who may
-# SELECT and nothing else, and three hours of changes at the source.
+# SELECT and nothing else, and three hours of changes at the source; then
+# pg_cron takes over, and the replica follows by itself.
 # make demo KEEP=1 leaves the clusters running.
 
 . "$(dirname "$0")/../setup.sh"
@@ -37,7 +38,7 @@ run_and_compare() {    # hour
 
 title "Two PostgreSQL clusters in $TSYNC_WORK"
 start_cluster source
-start_cluster target
+start_cluster target -c shared_preload_libraries=pg_cron -c cron.use_background_workers=on
 echo "source on port $source_port, target on port $target_port"
 
 source_sql <<'SQL'
@@ -83,6 +84,31 @@ run_and_compare 3
 
 title "The runs"
 target_sql -c "SELECT run_id, kind, status, rows_scanned, inserted, updated, deleted, source_time, proof->'equal' AS equal FROM tablesync_runs ORDER BY run_id"
+
+title "SELECT tablesync_schedule('media', '* * * * *')"
+"$PSQL" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$target_port" -U postgres -d postgres \
+    -c "CREATE EXTENSION pg_cron" -c "GRANT USAGE ON SCHEMA cron TO app"
+target_sql -c "SELECT tablesync_schedule('media', '* * * * *')"
+target_sql -c "SELECT replica, state, schedule, next_run FROM tablesync_status"
+source_sql <<'SQL'
+UPDATE media SET s3_path = '/by-itself.gif', updated_at = '2021-01-01 03:10' WHERE id = 2;
+INSERT INTO media (s3_path, format, type, updated_at) VALUES ('/g.jpg', 'jpg', 1, '2021-01-01 03:20');
+SQL
+echo "Changed at the source; pg_cron starts the next run at the full minute .."
+for _ in $(seq 100); do
+    [ "$(target_sql -At -c "SELECT count(*) FROM cron.job_run_details WHERE end_time IS NOT NULL")" = 0 ] || break
+    sleep 1
+done
+title "The replica, without a hand being laid on it"
+target_sql -c "TABLE media ORDER BY id"
+target_sql -c "SELECT status, return_message, end_time - start_time AS duration FROM cron.job_run_details"
+target_sql -c "SELECT * FROM tablesync_health()"
+if [ "$(all_rows source_sql)" = "$(all_rows target_sql)" ]; then
+    echo "The replica has followed by itself."
+else
+    echo "The replica has NOT followed."
+    exit 1
+fi
 
 title "How to go on"
 if [ -n "${KEEP:-}" ]; then
