@@ -536,7 +536,7 @@ tsync_prune_runs(TsyncRun *run)
 		pg_prng_double(&pg_global_prng_state) * tsync_keep_runs >= 100)
 		return;
 	tsync_begin();
-	catalog_execute("SELECT tablesync.prune_runs($1::regclass, $2)", 2, types, values, NULL);
+	tsync_catalog_execute("SELECT tablesync.prune_runs($1::regclass, $2)", 2, types, values, NULL);
 	tsync_commit();
 }
 
