@@ -10,7 +10,8 @@
  * that are left.  The indexes, dropped before, are built after the rows.
  *
  * This works for an empty plain table where nothing else happens on INSERT
- * (tablesync.can_bulk_load) and rows of limited size; load.c takes all others.
+ * (tablesync.can_bulk_load) and keys that both sides order alike; load.c takes
+ * all others.
  *
  *-------------------------------------------------------------------------
  */
@@ -33,6 +34,9 @@
 /* Rows of a range: a fraction of a second. */
 #define RANGE_ROWS 100000
 
+/* Bytes of rows without bound that one statement reads. */
+#define PIECE_BYTES (24 * 1024 * 1024)
+
 /* Rows that go into the heap together. */
 #define BUFFERED_ROWS 1000
 
@@ -53,6 +57,13 @@ typedef struct HeapWriter
 	int64		rows;
 	MemoryContext insert_context;
 } HeapWriter;
+
+/* A key that a query returns. */
+typedef struct KeyTarget
+{
+	TsyncReplica *replica;
+	char	  **key;
+} KeyTarget;
 
 static void
 writer_open(HeapWriter *writer, Oid relid)
@@ -126,6 +137,43 @@ write_row(TupleTableSlot *slot, void *arg)
 		writer_flush(writer);
 }
 
+static void
+take_key(TupleTableSlot *slot, void *arg)
+{
+	KeyTarget  *target = arg;
+
+	target->key = tsync_key_of_slot(target->replica, slot);
+}
+
+/*
+ * Read a range into the heap: rows without bound in pieces of so few bytes
+ * that postgres_fdw can hold them.
+ */
+static void
+load_piece(TsyncRun *run, TsyncChunk *piece, HeapWriter *writer)
+{
+	TsyncReplica *replica = run->replica;
+	TsyncDigest bytes = {0, 0};
+	KeyTarget	middle = {.replica = replica};
+	TsyncChunk	half = *piece;
+
+	if (replica->wide)
+		bytes = tsync_select_digest(run, TSYNC_SOURCE, tsync_sql_bytes_of_range(replica, piece));
+	if (bytes.rows > 1 && bytes.sum > PIECE_BYTES)
+		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_middle(replica, piece, bytes.rows / 2),
+						  take_key, &middle);
+	if (middle.key == NULL)
+	{
+		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_range(replica, piece), write_row, writer);
+		return;
+	}
+	half.upper = middle.key;
+	load_piece(run, &half, writer);
+	half.lower = middle.key;
+	half.upper = piece->upper;
+	load_piece(run, &half, writer);
+}
+
 /* Load the next range; false if nobody has left one. */
 static bool
 load_range(TsyncRun *run, MemoryContext range_context)
@@ -140,7 +188,7 @@ load_range(TsyncRun *run, MemoryContext range_context)
 	{
 		writer = palloc(sizeof(HeapWriter));
 		writer_open(writer, run->replica->relid);
-		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_range(run->replica, range), write_row, writer);
+		load_piece(run, range, writer);
 		writer_close(writer);
 		tsync_finish_range(run->replica, range, writer->rows);
 	}
@@ -276,6 +324,16 @@ build_indexes(TsyncRun *run)
 	MemoryContextSwitchTo(run_context);
 }
 
+/* Can rows of any size be read in pieces of few bytes? */
+static bool
+can_limit_bytes(TsyncReplica *replica)
+{
+	TsyncChunk	everything = {0};
+
+	return !replica->wide || (replica->nrange == replica->nkeys &&
+							  tsync_sql_bytes_of_range(replica, &everything) != NULL);
+}
+
 /*
  * Load the replica in bulk.  Returns false, with nothing done, where that is
  * not possible or not worth it.
@@ -287,7 +345,7 @@ tsync_bulk_load(TsyncRun *run)
 
 	if (!replica->bulk_loading)
 	{
-		if (replica->wide || replica->nrange == 0 || run->source_estimate < MIN_BULK_ROWS ||
+		if (!can_limit_bytes(replica) || replica->nrange == 0 || run->source_estimate < MIN_BULK_ROWS ||
 			replica->load_position != NULL)
 			return false;
 		if (!tsync_begin_bulk_load(run, RANGE_ROWS))

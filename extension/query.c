@@ -277,6 +277,36 @@ tsync_sql_bytes_of_page(TsyncReplica *rep, char **after, char **last)
 	return buf.data;
 }
 
+/* (rows, bytes) of the source rows of a range; NULL when nobody can tell. */
+char *
+tsync_sql_bytes_of_range(TsyncReplica *rep, TsyncChunk *range)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	if (!append_bytes(&buf, rep))
+		return NULL;
+	tsync_append_range(&buf, rep, range, false);
+	return buf.data;
+}
+
+/* The source's key so many rows above the lower bound of a range. */
+char *
+tsync_sql_middle(TsyncReplica *rep, TsyncChunk *range, int64 rows)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
+	tsync_append_range(&buf, rep, range, false);
+	appendStringInfoString(&buf, " ORDER BY ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	appendStringInfo(&buf, " LIMIT 1 OFFSET " INT64_FORMAT, rows);
+	return buf.data;
+}
+
 /* Those of a list of keys that the source has. */
 char *
 tsync_sql_find_keys(TsyncReplica *rep, List *keys)

@@ -386,6 +386,8 @@ extern char *tsync_sql_range(TsyncReplica *rep, TsyncChunk *range);
 extern char *tsync_sql_fetch(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_bytes_of_keys(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_bytes_of_page(TsyncReplica *rep, char **after, char **last);
+extern char *tsync_sql_bytes_of_range(TsyncReplica *rep, TsyncChunk *range);
+extern char *tsync_sql_middle(TsyncReplica *rep, TsyncChunk *range, int64 rows);
 extern char *tsync_sql_find_keys(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_page(TsyncReplica *rep, char **after, int prefix, bool keys_only, int64 limit);
 extern char *tsync_sql_boundary(TsyncReplica *rep, TsyncChunk *chunk, int64 rows);
