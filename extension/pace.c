@@ -26,7 +26,8 @@
 
 /* Bounds for what we make of the speed later. */
 #define MIN_TARGET_ROWS 10000
-#define MAX_TARGET_ROWS 2500000
+#define MAX_TARGET_ROWS 1000000
+#define MAX_STATEMENT_ROWS 2500000
 
 /* What a source scans per second at least; for the choice of consistency. */
 #define CAUTIOUS_ROWS_PER_SECOND 1000000.0
@@ -141,11 +142,11 @@ tsync_first_timeout(TsyncReplica *replica)
 }
 
 static int64
-rows_in(TsyncReplica *replica, double milliseconds)
+rows_in(TsyncReplica *replica, double milliseconds, int64 at_most)
 {
 	double		rows = replica->scan_rate * milliseconds / 1000;
 
-	return (int64) Min(Max(rows, MIN_TARGET_ROWS), MAX_TARGET_ROWS);
+	return (int64) Min(Max(rows, MIN_TARGET_ROWS), at_most);
 }
 
 /* Rows that a chunk should have: its buckets in tablesync.chunk_time. */
@@ -156,7 +157,7 @@ tsync_chunk_target(TsyncReplica *replica)
 		return replica->chunk_rows;
 	if (replica->scan_rate <= 0)
 		return DEFAULT_CHUNK_ROWS;
-	return rows_in(replica, tsync_chunk_time / TSYNC_BUCKET_COST);
+	return rows_in(replica, tsync_chunk_time / TSYNC_BUCKET_COST, MAX_TARGET_ROWS);
 }
 
 /* Rows that one statement should read in the order of blocks. */
@@ -165,7 +166,7 @@ tsync_statement_rows(TsyncReplica *replica)
 {
 	if (replica->chunk_rows > 0 || replica->scan_rate <= 0)
 		return tsync_chunk_target(replica);
-	return rows_in(replica, tsync_chunk_time);
+	return rows_in(replica, tsync_chunk_time, MAX_STATEMENT_ROWS);
 }
 
 /* Rows that a chunk should have right now. */

@@ -169,7 +169,7 @@ quiet_chunks_equal(TsyncRun *run, ScanState *state)
 			add_digest(&replica, ((TsyncChunk *) lfirst(lc))->replica);
 	if (list_length(excluded) > MAX_EXCLUDED_RANGES || replica.rows == 0)
 		return false;
-	while (tsync_next_blocks(run, &range))
+	while (tsync_next_blocks(run, &range, tsync_statement_rows(run->replica)))
 	{
 		TsyncDigest digest;
 

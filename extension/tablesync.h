@@ -288,7 +288,7 @@ extern void tsync_confirm(TsyncRun *run);
 extern bool tsync_apply(TsyncRun *run);
 
 /* in blocks.c */
-extern bool tsync_next_blocks(TsyncRun *run, TsyncChunk *range);
+extern bool tsync_next_blocks(TsyncRun *run, TsyncChunk *range, int64 rows);
 extern TsyncAllBuckets *tsync_read_all_buckets(TsyncRun *run);
 extern TsyncBuckets tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncChunk *chunk);
 
