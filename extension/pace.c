@@ -74,6 +74,8 @@ source_application_name(const char *label)
  * Make every connection of this process to a source read-only, honest about
  * hidden rows, short of patience, and recognisable.  "timeout" is for each
  * statement there, in ms; that it was a lock and not work must show before.
+ * The source's planner can't know how few buckets there are, and would sort
+ * all rows on disk to count them.
  */
 void
 tsync_restrict_source_session(const char *label, int timeout)
@@ -87,6 +89,7 @@ tsync_restrict_source_session(const char *label, int timeout)
 					   " -c idle_in_transaction_session_timeout=%d"
 					   " -c max_parallel_workers_per_gather=0"
 					   " -c jit=off"
+					   " -c enable_sort=off"
 					   " -c lc_monetary=C",
 					   timeout,
 					   timeout > 0 && timeout < tsync_lock_timeout ? timeout * 3 / 4 : tsync_lock_timeout,
