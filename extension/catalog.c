@@ -143,7 +143,7 @@ check_column(TsyncReplica *replica, const char *problem)
 	if (problem == NULL)
 		return;
 	ereport(ERROR,
-			(errcode(ERRCODE_DATATYPE_MISMATCH),
+			(errcode(TSYNC_ERRCODE_SCHEMA_CHANGED),
 			 errmsg("replica %s no longer fits its source", replica->label),
 			 errdetail_internal("%s", problem),
 			 errhint("Undo the change, or remove the replica with tablesync_remove() and add it again.")));
@@ -307,12 +307,19 @@ tsync_start_run(TsyncRun *run)
 				 errhint("Add it with tablesync_add(), and commit before you run it.")));
 }
 
+static Datum
+text_or_null(const char *text, char *null_flag)
+{
+	*null_flag = text ? ' ' : 'n';
+	return text ? CStringGetTextDatum(text) : (Datum) 0;
+}
+
 /* Record success; part of the transaction that changes the replica. */
 void
 tsync_finish_run(TsyncRun *run)
 {
 	Oid			types[] = {INT8OID, INT8OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8OID,
-	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, TEXTOID};
+	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, TEXTOID, INT8OID, TEXTOID};
 	int			differing = 0;
 	char		nulls[lengthof(types) + 1];
 	ListCell   *lc;
@@ -333,6 +340,8 @@ tsync_finish_run(TsyncRun *run)
 		Int64GetDatum((int64) run->source.sum),
 		Int64GetDatum(run->result.rows),
 		Int64GetDatum((int64) run->result.sum),
+		(Datum) 0,
+		Int64GetDatum(run->source_horizon),
 		(Datum) 0
 	};
 
@@ -343,13 +352,15 @@ tsync_finish_run(TsyncRun *run)
 												  run->stage->reappeared.count));
 	else
 		nulls[12] = 'n';
+	values[14] = text_or_null(run->newest_version, &nulls[14]);
 
 	if (catalog_execute("UPDATE tablesync.run SET status = 'succeeded', finished_at = clock_timestamp(),"
 						" rows_scanned = $2, chunks = $3, chunks_differing = $4,"
 						" inserted = $5, updated = $6, deleted = $7,"
 						" source_time = $8 * interval '1 microsecond', consistency = $9,"
 						" source_rows = $2, source_digest = $10,"
-						" replica_rows = $11, replica_digest = $12, message = $13"
+						" replica_rows = $11, replica_digest = $12, message = $13,"
+						" source_horizon = nullif($14, 0), newest_version = $15"
 						" WHERE run_id = $1", lengthof(types), types, values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -359,17 +370,10 @@ tsync_finish_run(TsyncRun *run)
 							" WHERE replica = $1::regclass", run->replica->relid);
 }
 
-static Datum
-text_or_null(const char *text, char *null_flag)
-{
-	*null_flag = text ? ' ' : 'n';
-	return text ? CStringGetTextDatum(text) : (Datum) 0;
-}
-
 /*
  * Record why a run has failed, in a transaction of its own, and notify
  * listeners.  Everybody may listen: messages of errors that may quote a value
- * (bad data, constraints, users' own) stay in the table.
+ * stay in the table.
  */
 void
 tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
@@ -396,7 +400,7 @@ tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
 					lengthof(types), types, values, nulls);
 	catalog_execute("SELECT pg_notify('tablesync', json_build_object('event', 'run_' || status,"
 					" 'run_id', run_id, 'replica', replica, 'sqlstate', sqlstate,"
-					" 'message', CASE WHEN sqlstate !~ '^(22|23|44|P0)' THEN left(message, 1000) END)::text)"
+					" 'message', tablesync.public_message(sqlstate, message))::text)"
 					" FROM tablesync.run WHERE run_id = $1",
 					1, types, values, NULL);
 	tsync_commit();

@@ -17,6 +17,7 @@ PG_MODULE_MAGIC;
 int			tsync_max_snapshot_age = 30 * 1000;
 int			tsync_statement_timeout = 5 * 60 * 1000;
 int			tsync_lock_timeout = 10 * 1000;
+char	   *tsync_alert_handler = NULL;
 
 void		_PG_init(void);
 
@@ -45,5 +46,10 @@ _PG_init(void)
 							&tsync_lock_timeout,
 							10 * 1000, 0, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomStringVariable("tablesync.alert_handler",
+							   "Function that is called when an alert opens or closes.",
+							   "Schema, name and argument type, such as \"public.page_us(jsonb)\"; it runs with the rights of the replica's owner.",
+							   &tsync_alert_handler,
+							   "", PGC_USERSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("tablesync");
 }

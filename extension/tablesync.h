@@ -128,6 +128,9 @@ typedef struct TsyncRun
 	int			source_version; /* server_version_num */
 	char	   *source_identity;	/* which files hold the source's rows */
 	double		source_estimate;	/* rows, by the source's catalog */
+	int64		source_horizon; /* its transaction counter, 0 if unknown */
+	bool		went_back;		/* that was further in the last successful run */
+	char	   *newest_version; /* seen at the source so far, NULL if none */
 	bool		snapshot;		/* one source snapshot for the whole scan */
 	List	   *chunks;			/* of TsyncChunk */
 	TsyncStage *stage;
@@ -156,15 +159,32 @@ typedef struct TsyncStart
 	int64		run_id;
 } TsyncStart;
 
+/*
+ * Errors with an alert of their own; tablesync.alert_kind() in alert.sql lists
+ * them all.  PostgreSQL leaves classes that begin with T to others.
+ */
+#define TSYNC_ERRCODE_DELETE_GUARD		MAKE_SQLSTATE('T', 'S', '0', '0', '1')
+#define TSYNC_ERRCODE_SOURCE_WENT_BACK	MAKE_SQLSTATE('T', 'S', '0', '0', '2')
+#define TSYNC_ERRCODE_SCHEMA_CHANGED	MAKE_SQLSTATE('T', 'S', '0', '0', '3')
+
 /* in tablesync.c */
 extern int	tsync_max_snapshot_age; /* ms */
 extern int	tsync_statement_timeout;	/* ms */
 extern int	tsync_lock_timeout; /* ms */
+extern char *tsync_alert_handler;
 
 /* in worker.c */
 extern PGDLLEXPORT void tsync_worker_main(Datum main_arg);
 extern bool tsync_source_asked;
 extern void tsync_expect_source(bool waiting);
+
+/* in alert.c */
+extern PGDLLEXPORT void tsync_alert_main(Datum main_arg);
+extern void tsync_settle_run(int64 run_id);
+
+/* in guard.c */
+extern void tsync_read_source_time(TsyncRun *run);
+extern void tsync_check_guards(TsyncRun *run);
 
 /* in load.c */
 extern void tsync_load(TsyncRun *run);

@@ -31,7 +31,8 @@ BEGIN
             ('pg_index', 'indexrelid oid, indrelid oid, indisprimary boolean, indisunique boolean, '
                          'indimmediate boolean, indisvalid boolean, indkey text, indpred text, indexprs text'),
             ('pg_inherits', 'inhrelid oid, inhparent oid'),
-            ('pg_settings', 'name text, setting text')
+            ('pg_settings', 'name text, setting text'),
+            ('pg_stat_activity', 'backend_xmin bigint')
         ) AS v (name, columns)
         WHERE NOT EXISTS (SELECT FROM tablesync.source_catalogs c
                           WHERE c.server = $1 AND c.catalog = v.name)
@@ -443,7 +444,7 @@ BEGIN
     changes := tablesync.shape_changes(settings.shape, current_shape);
     IF changes IS NOT NULL THEN
         RAISE EXCEPTION 'the source of % has changed its shape', replica
-            USING ERRCODE = 'datatype_mismatch', DETAIL = changes || '.',
+            USING ERRCODE = 'TS003', DETAIL = changes || '.',
                   HINT = 'Change the foreign table and the replica alike, then remove the replica with tablesync_remove() and add it again. Its rows are kept; the first run compares every column.';
     END IF;
 END
