@@ -54,6 +54,7 @@
 #define COMMIT_POLL_MS 20
 
 PG_FUNCTION_INFO_V1(tsync_start_alert_worker);
+PG_FUNCTION_INFO_V1(tsync_log_alert);
 
 /* What an alert worker is started with; travels in BackgroundWorker.bgw_extra. */
 typedef struct AlertStart
@@ -98,6 +99,17 @@ tsync_settle_run(int64 run_id)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
+}
+
+/* tablesync.log_alert(opened, message, hint): RAISE, without lines of context */
+Datum
+tsync_log_alert(PG_FUNCTION_ARGS)
+{
+	ereport(PG_GETARG_BOOL(0) ? WARNING : LOG,
+			(errmsg_internal("%s", text_to_cstring(PG_GETARG_TEXT_PP(1))),
+			 PG_ARGISNULL(2) ? 0 : errhint("%s", text_to_cstring(PG_GETARG_TEXT_PP(2))),
+			 errhidecontext(true), errhidestmt(true)));
+	PG_RETURN_VOID();
 }
 
 /* The owner of a table if a worker may connect as her, else InvalidOid. */

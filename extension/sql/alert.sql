@@ -136,6 +136,13 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.claim_alert() IS 'what to call the alert handler with next; NULL if there is nothing';
 
+CREATE FUNCTION tablesync.log_alert(opened boolean, message text, hint text)
+RETURNS void
+LANGUAGE C VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tsync_log_alert';
+COMMENT ON FUNCTION tablesync.log_alert(boolean, text, text) IS 'a WARNING about an alert that opens, a line at level LOG about one that closes';
+
 /* Tell listeners, the server log and the handler what has happened to an alert. */
 CREATE FUNCTION tablesync.announce_alert(alert tablesync.alert, event text)
 RETURNS void
@@ -147,12 +154,11 @@ DECLARE
 BEGIN
     PERFORM pg_notify('tablesync', (tablesync.alert_payload(alert, 'alert_' || event) - 'hint'
                                     || jsonb_build_object('message', message))::text);
-    IF event = 'opened' THEN
-        RAISE WARNING 'tablesync alert % for replica %: %', alert.kind, alert.replica, coalesce(message, 'see tablesync_alerts')
-            USING HINT = coalesce(CASE WHEN message IS NOT NULL THEN alert.hint END, 'See tablesync_alerts.');
-    ELSE
-        RAISE LOG 'tablesync alert % for replica % is over', alert.kind, alert.replica;
-    END IF;
+    PERFORM tablesync.log_alert(event = 'opened',
+                                format('tablesync alert %s for replica %s %s', alert.kind, alert.replica,
+                                       CASE WHEN event = 'opened' THEN 'opened: ' || coalesce(message, 'see tablesync_alerts')
+                                            ELSE 'is over' END),
+                                CASE WHEN message IS NOT NULL THEN alert.hint END);
     IF tablesync.has_alert_handler() THEN
         PERFORM tablesync.start_alert_worker(alert.replica);
     END IF;
