@@ -310,7 +310,7 @@ BEGIN
     ORDER BY r.run_id;
     IF status IN ('failed', 'crashed') THEN
         PERFORM tablesync.settle_failure(run.run_id);
-    ELSIF status = 'succeeded' THEN
+    ELSIF status = 'succeeded' AND run.kind <> 'verify' THEN
         PERFORM tablesync.settle_success(run.replica);
     END IF;
     IF status <> 'crashed' THEN    -- there was a worker to be had
@@ -336,7 +336,9 @@ LEFT JOIN LATERAL (
 ) last ON true
 LEFT JOIN LATERAL (
     SELECT r.finished_at
-    FROM tablesync.run r WHERE r.replica = t.replica AND r.status = 'succeeded' ORDER BY r.run_id DESC LIMIT 1
+    FROM tablesync.run r
+    WHERE r.replica = t.replica AND r.status = 'succeeded' AND r.kind <> 'verify'
+    ORDER BY r.run_id DESC LIMIT 1
 ) success ON true
 CROSS JOIN LATERAL (
     SELECT 'stale' AS kind,
@@ -377,7 +379,7 @@ BEGIN
         WHEN 'tell' THEN PERFORM tablesync.start_alert_worker(replica);
     END CASE;
     RETURN step <> 'tell';
-EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+EXCEPTION WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
     RETURN false;
 END
 $$;
@@ -401,7 +403,7 @@ AS $$
     SELECT DISTINCT 'settle', a.replica, l.run_id
     FROM tablesync.alert a
     CROSS JOIN LATERAL (SELECT r.run_id, r.status FROM tablesync.run r
-                        WHERE r.replica = a.replica ORDER BY r.run_id DESC LIMIT 1) l
+                        WHERE r.replica = a.replica AND r.kind <> 'verify' ORDER BY r.run_id DESC LIMIT 1) l
     WHERE a.closed_at IS NULL AND a.kind <> 'drift' AND l.status = 'succeeded' AND a.run_id < l.run_id
     UNION ALL
     SELECT 'open', c.replica, NULL

@@ -55,7 +55,7 @@ BEGIN
     horizon := (SELECT tablesync.source_horizon(t.source) FROM tablesync.replica t WHERE t.replica = $1);
     SELECT r.source_horizon, r.newest_version INTO last_horizon, newest_version
     FROM tablesync.run r
-    WHERE r.replica = $1 AND r.status = 'succeeded'
+    WHERE r.replica = $1 AND r.status = 'succeeded' AND r.source_horizon IS NOT NULL
     ORDER BY r.run_id DESC LIMIT 1;
     went_back := coalesce(tablesync.xid_precedes(horizon, last_horizon), false);
 END
