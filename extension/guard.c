@@ -192,7 +192,8 @@ sql_set_back(TsyncRun *run)
 
 /*
  * Would rows that are staged for update lose a version newer than any that the
- * source has?  Keeps the newest version seen up to date by the way.
+ * source has?  Keeps the newest version seen up to date by the way: where it
+ * grows, which is what it mostly does, there is no need to look further.
  */
 static bool
 look_at_versions(TsyncRun *run)
@@ -205,13 +206,16 @@ look_at_versions(TsyncRun *run)
 	MemoryContextSwitchTo(run_context);
 	if (has_order(run->replica->version))
 	{
+		char	   *newest;
+
 		tsync_rowset_register(&stage->inserted);
 		tsync_rowset_register(&stage->updated);
 		tsync_rowset_register(&stage->deleted);
-		if (!run->force && run->newest_version &&
+		newest = select_text(sql_newest_version(run), 0, NULL, NULL);
+		if (run->newest_version && strcmp(newest, run->newest_version) == 0 &&
 			stage->deleted.count > 0 && stage->updated.count > 0)
 			set_back = select_text(sql_set_back(run), 0, NULL, NULL) != NULL;
-		run->newest_version = select_text(sql_newest_version(run), 0, NULL, NULL);
+		run->newest_version = newest;
 	}
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
