@@ -211,6 +211,22 @@ claim_alert(void)
 	return payload;
 }
 
+/* Refuse a handler that would bring somebody else the rights of the replica's owner. */
+static void
+check_handler(Form_pg_proc proc)
+{
+	if (proc->prokind != PROKIND_FUNCTION || proc->pronargs != 1 ||
+		proc->proargtypes.values[0] != JSONBOID)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("%s is not a function that takes one jsonb", tsync_alert_handler)));
+	if (proc->proowner != GetUserId() && !superuser_arg(proc->proowner) && !proc->prosecdef)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("%s belongs neither to the replica's owner nor to a superuser, and is not SECURITY DEFINER",
+						tsync_alert_handler)));
+}
+
 /* Find the handler, and quote its name for a call. */
 static char *
 handler_sql(void)
@@ -224,11 +240,7 @@ handler_sql(void)
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for function %u", function);
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
-	if (proc->prokind != PROKIND_FUNCTION || proc->pronargs != 1 ||
-		proc->proargtypes.values[0] != JSONBOID)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("%s is not a function that takes one jsonb", tsync_alert_handler)));
+	check_handler(proc);
 	sql = quote_qualified_identifier(get_namespace_name(proc->pronamespace), NameStr(proc->proname));
 	ReleaseSysCache(tuple);
 	return sql;

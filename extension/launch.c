@@ -436,7 +436,7 @@ report_backing_off(Oid relid)
 	MemoryContext caller = CurrentMemoryContext;
 	char	   *message = NULL;
 
-	if (query_latest("SELECT format('%s failures in a row, the next try is due at %s;"
+	if (query_latest("SELECT format('consecutive failures: %s; the next try is due at %s;"
 					 " tablesync_run(%L) does not wait',"
 					 " consecutive_failures, date_trunc('second', retry_after), replica)"
 					 " FROM tablesync.replica"

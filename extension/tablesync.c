@@ -50,6 +50,6 @@ _PG_init(void)
 							   "Function that is called when an alert opens or closes.",
 							   "Schema, name and argument type, such as \"public.page_us(jsonb)\"; it runs with the rights of the replica's owner.",
 							   &tsync_alert_handler,
-							   "", PGC_USERSET, 0, NULL, NULL, NULL);
+							   "", PGC_SUSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("tablesync");
 }

@@ -95,7 +95,7 @@ is(app_sql($target, q{SELECT state, retry_after > now() FROM tablesync_status WH
 my $last_run = app_sql($target, 'SELECT max(run_id) FROM tablesync_runs WHERE replica = \'items\'::regclass');
 $target->restart;
 is(app_sql($target, 'SELECT replica, status FROM tablesync_run() ORDER BY 1'), "items|backing off\nparts|succeeded", 'tablesync_run() leaves it alone, also after a restart');
-like(app_sql($target, q{CALL tablesync.run_scheduled('items')}), qr/^backing off\|2 failures in a row, the next try is due at 20/, 'so does a scheduled run');
+like(app_sql($target, q{CALL tablesync.run_scheduled('items')}), qr/^backing off\|consecutive failures: 2; the next try is due at 20/, 'so does a scheduled run');
 is(app_sql($target, "SELECT max(run_id) FROM tablesync_runs WHERE replica = 'items'::regclass"), $last_run, 'no run was made');
 like(app_fails($target, "SELECT tablesync_run('items')"), qr/refused/, 'a manual run does not wait');
 app_sql($target, q{UPDATE tablesync.replica SET retry_after = now()});
@@ -256,6 +256,9 @@ my $failed = qr/WARNING:  tablesync.alert_handler public/;
 with_handler('public.fails(jsonb)', qr/$failed.fails\(jsonb\) failed: no pager/);
 with_handler('public.missing(jsonb)', qr/$failed.missing\(jsonb\) failed: function "public.missing\(jsonb\)" does not exist/);
 with_handler('public.wrong(integer)', qr/$failed.wrong\(integer\) failed: public.wrong\(integer\) is not a function that takes one jsonb/);
+$target->safe_psql('postgres', 'CREATE FUNCTION foreign_one(jsonb) RETURNS void LANGUAGE sql AS $$$$; ALTER FUNCTION foreign_one(jsonb) OWNER TO other');
+with_handler('public.foreign_one(jsonb)', qr/$failed.foreign_one\(jsonb\) failed: public.foreign_one\(jsonb\) belongs neither to the replica's owner/);
+like(app_fails($target, q{LOAD 'tablesync'; ALTER ROLE app SET tablesync.alert_handler = 'public.on_alert(jsonb)'}), qr/42501/, 'only a superuser names the handler');
 with_handler('public.hangs(jsonb)', qr/$failed.hangs\(jsonb\) failed: canceling statement due to statement timeout/);
 
 # a handler set by a superuser for all has the owner's rights only
