@@ -145,7 +145,7 @@ check_column(TsyncReplica *replica, const char *problem)
 	if (problem == NULL)
 		return;
 	ereport(ERROR,
-			(errcode(ERRCODE_DATATYPE_MISMATCH),
+			(errcode(TSYNC_ERRCODE_SCHEMA_CHANGED),
 			 errmsg("replica %s no longer fits its source", replica->label),
 			 errdetail_internal("%s", problem),
 			 errhint("Undo the change, or remove the replica with tablesync_remove() and add it again.")));
@@ -443,7 +443,7 @@ void
 tsync_finish_run(TsyncRun *run)
 {
 	Oid			types[] = {INT8OID, INT8OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8OID,
-	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, TEXTOID};
+	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, TEXTOID, INT8OID, TEXTOID};
 	int			differing = 0;
 	char		nulls[lengthof(types) + 1];
 	ListCell   *lc;
@@ -464,19 +464,23 @@ tsync_finish_run(TsyncRun *run)
 		Int64GetDatum((int64) run->source.sum),
 		Int64GetDatum(run->result.rows),
 		Int64GetDatum((int64) run->result.sum),
+		(Datum) 0,
+		Int64GetDatum(run->source_horizon),
 		(Datum) 0
 	};
 
 	memset(nulls, ' ', lengthof(types));
 	nulls[lengthof(types)] = '\0';
 	values[12] = run_message(run, &nulls[12]);
+	values[14] = text_or_null(run->newest_version, &nulls[14]);
 
 	if (tsync_catalog_execute("UPDATE tablesync.run SET status = 'succeeded', finished_at = clock_timestamp(),"
 						" rows_scanned = $2, chunks = $3, chunks_differing = $4,"
 						" inserted = $5, updated = $6, deleted = $7,"
 						" source_time = $8 * interval '1 microsecond', consistency = $9,"
 						" source_rows = $2, source_digest = $10,"
-						" replica_rows = $11, replica_digest = $12, message = $13"
+						" replica_rows = $11, replica_digest = $12, message = $13,"
+						" source_horizon = nullif($14, 0), newest_version = $15"
 						" WHERE run_id = $1", lengthof(types), types, values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -487,7 +491,7 @@ tsync_finish_run(TsyncRun *run)
 /*
  * Record why a run has failed, in a transaction of its own, and notify
  * listeners.  Everybody may listen: messages of errors that may quote a value
- * (bad data, constraints, users' own) stay in the table.
+ * stay in the table.
  */
 void
 tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
@@ -514,7 +518,7 @@ tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
 					lengthof(types), types, values, nulls);
 	tsync_catalog_execute("SELECT pg_notify('tablesync', json_build_object('event', 'run_' || status,"
 					" 'run_id', run_id, 'replica', replica, 'sqlstate', sqlstate,"
-					" 'message', CASE WHEN sqlstate !~ '^(22|23|44|P0)' THEN left(message, 1000) END)::text)"
+					" 'message', tablesync.public_message(sqlstate, message))::text)"
 					" FROM tablesync.run WHERE run_id = $1",
 					1, types, values, NULL);
 	tsync_commit();

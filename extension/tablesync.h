@@ -191,6 +191,9 @@ typedef struct TsyncRun
 	double		source_estimate;	/* rows, by the source's catalog */
 	int64		source_blocks;	/* likewise; 0 when unknown */
 	bool		source_clustered;	/* rows lie about in the order of their keys */
+	int64		source_horizon; /* its transaction counter, 0 if unknown */
+	bool		went_back;		/* that was further in the last successful run */
+	char	   *newest_version; /* seen at the source so far, NULL if none */
 	bool		snapshot;		/* one source snapshot for the whole scan */
 	bool		snapshot_expired;	/* it took too long */
 	TimestampTz snapshot_taken;
@@ -248,6 +251,14 @@ typedef struct TsyncStart
 	int64		run_id;
 } TsyncStart;
 
+/*
+ * Errors with an alert of their own; tablesync.alert_kind() in alert.sql lists
+ * them all.  PostgreSQL leaves classes that begin with T to others.
+ */
+#define TSYNC_ERRCODE_DELETE_GUARD		MAKE_SQLSTATE('T', 'S', '0', '0', '1')
+#define TSYNC_ERRCODE_SOURCE_WENT_BACK	MAKE_SQLSTATE('T', 'S', '0', '0', '2')
+#define TSYNC_ERRCODE_SCHEMA_CHANGED	MAKE_SQLSTATE('T', 'S', '0', '0', '3')
+
 /* in tablesync.c */
 extern int	tsync_chunk_time;	/* ms */
 extern int	tsync_max_snapshot_age; /* ms */
@@ -262,6 +273,7 @@ extern Oid	tsync_check_owner(Oid relid);
 
 /* in check.c */
 extern PGDLLEXPORT void tsync_check_main(Datum main_arg);
+extern char *tsync_alert_handler;
 
 /* in worker.c */
 extern PGDLLEXPORT void tsync_worker_main(Datum main_arg);
@@ -276,6 +288,14 @@ extern BackgroundWorkerHandle *tsync_start_worker(TsyncStart *start, const char 
 /* in bulk.c */
 extern bool tsync_bulk_load(TsyncRun *run);
 extern void tsync_help_load(TsyncRun *run);
+
+/* in alert.c */
+extern PGDLLEXPORT void tsync_alert_main(Datum main_arg);
+extern void tsync_settle_run(int64 run_id);
+
+/* in guard.c */
+extern void tsync_read_source_time(TsyncRun *run);
+extern void tsync_check_guards(TsyncRun *run);
 
 /* in load.c */
 extern void tsync_load(TsyncRun *run);

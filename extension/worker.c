@@ -23,7 +23,6 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
-#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -31,9 +30,6 @@
 
 /* A run starts over when source or replica change under it. */
 #define ATTEMPTS 5
-
-/* Deletes below this number are never held back. */
-#define GUARD_MIN_DELETES 1000
 
 /* The source's own timeout comes first, if it is alive. */
 #define SOURCE_GRACE_MS 1000
@@ -162,6 +158,7 @@ open_source(TsyncRun *run)
 	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
 	tsync_limit_source(run, tsync_first_timeout(run->replica));
 	tsync_read_source(run);
+	tsync_read_source_time(run);
 	run->stage = tsync_stage_create(run->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
@@ -184,29 +181,6 @@ source_was_rewritten(TsyncRun *run)
 	return rewritten;
 }
 
-/* Stop before a large part of the replica is deleted, unless forced to. */
-static void
-check_delete_guard(TsyncRun *run)
-{
-	int64		deletes = run->stage->deleted.count;
-	int64		rows = 0;
-	ListCell   *lc;
-
-	foreach(lc, run->chunks)
-		rows += ((TsyncChunk *) lfirst(lc))->replica.rows;
-	if (run->force || deletes < GUARD_MIN_DELETES ||
-		deletes <= rows * run->replica->max_delete_fraction)
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("run would delete " INT64_FORMAT " of " INT64_FORMAT " rows of replica %s",
-					deletes, rows, run->replica->label),
-			 errdetail("max_delete_fraction allows %g; nothing was changed.",
-					   run->replica->max_delete_fraction),
-			 errhint("If the rows are really gone at the source, use tablesync_run(%s, force => true).",
-					 quote_literal_cstr(run->replica->label))));
-}
-
 /*
  * Rows that CONFIRM found again stay, which is right chunk by chunk but would
  * mix two instants where the whole scan was one snapshot.
@@ -224,9 +198,9 @@ synchronise(TsyncRun *run)
 	tsync_scan(run);
 	if (source_was_rewritten(run))
 		return false;
+	tsync_check_guards(run);
 	if (run->stage->deleted.count > 0)
 	{
-		check_delete_guard(run);
 		tsync_confirm(run);
 		if (source_was_rewritten(run) || !may_spare_reappeared(run))
 			return false;
@@ -355,6 +329,8 @@ tsync_worker_main(Datum main_arg)
 	record_start(run);
 	MemoryContextSwitchTo(run_context);
 	run_in_envelope(run);
+	MemoryContextSwitchTo(run_context);
+	tsync_settle_run(run->run_id);
 	tsync_prune_runs(run);
 	proc_exit(0);
 }

@@ -141,7 +141,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM tablesync.check_replica($1);
-    UPDATE tablesync.replica t SET enabled = true, home = tablesync.home() WHERE t.replica = $1;
+    UPDATE tablesync.replica t SET enabled = true, home = tablesync.home(), retry_after = NULL WHERE t.replica = $1;
 END
 $$;
-COMMENT ON FUNCTION tablesync_resume(regclass) IS 'lets a paused replica, or one restored from a dump, be run again';
+COMMENT ON FUNCTION tablesync_resume(regclass) IS 'lets a paused replica, or one restored from a dump, be run again; ends a back-off';

@@ -43,6 +43,8 @@ CREATE TABLE tablesync.replica (
     scan_rate double precision,
     counters jsonb,
     counters_at timestamptz,
+    consecutive_failures integer NOT NULL DEFAULT 0 CHECK (consecutive_failures >= 0),
+    retry_after timestamptz,
     home text NOT NULL DEFAULT tablesync.home(),
     added_at timestamptz NOT NULL DEFAULT now(),
     CHECK (fingerprint = 'row' OR version_column IS NOT NULL),
@@ -75,6 +77,8 @@ COMMENT ON COLUMN tablesync.replica.watermark IS 'versions below it were there b
 COMMENT ON COLUMN tablesync.replica.scan_rate IS 'rows per second that the source digested in the last runs';
 COMMENT ON COLUMN tablesync.replica.counters IS 'the source''s statistics counters before the last complete scan';
 COMMENT ON COLUMN tablesync.replica.counters_at IS 'when that scan began';
+COMMENT ON COLUMN tablesync.replica.consecutive_failures IS 'runs that have failed since the last success';
+COMMENT ON COLUMN tablesync.replica.retry_after IS 'scheduled runs wait until then; NULL when the last run was fine';
 COMMENT ON COLUMN tablesync.replica.home IS 'tablesync.home() of the database the replica was added or last resumed in';
 COMMENT ON COLUMN tablesync.replica.added_at IS 'when the replica was added';
 
@@ -97,15 +101,19 @@ CREATE TABLE tablesync.run (
     source_digest bigint,
     replica_rows bigint,
     replica_digest bigint,
+    source_horizon bigint,
+    newest_version text,
     sqlstate text,
     message text,
     detail text,
     hint text,
     pid integer NOT NULL DEFAULT pg_backend_pid(),
+    settled boolean NOT NULL DEFAULT false,
     CHECK ((status IN ('running', 'crashed')) = (finished_at IS NULL)),
     CHECK (status <> 'succeeded' OR (source_digest IS NOT NULL AND replica_digest IS NOT NULL))
 );
 CREATE UNIQUE INDEX run_one_active ON tablesync.run (replica) WHERE status = 'running';
+CREATE INDEX run_crashed_unsettled ON tablesync.run (replica) WHERE status = 'crashed' AND NOT settled;
 CREATE INDEX run_of_replica ON tablesync.run (replica, run_id DESC);
 COMMENT ON TABLE tablesync.run IS 'one row per run; read it through the view tablesync_runs';
 COMMENT ON COLUMN tablesync.run.kind IS 'load (first copy), sync or verify';
@@ -114,7 +122,10 @@ COMMENT ON COLUMN tablesync.run.source_time IS 'time spent waiting for statement
 COMMENT ON COLUMN tablesync.run.consistency IS 'how the source was read: in one snapshot, or in one per chunk';
 COMMENT ON COLUMN tablesync.run.source_digest IS 'sum modulo 2^64 of the fingerprints of all source rows';
 COMMENT ON COLUMN tablesync.run.replica_digest IS 'sum modulo 2^64 of the fingerprints of all replica rows after the run';
+COMMENT ON COLUMN tablesync.run.source_horizon IS 'transaction counter of the source when the run began';
+COMMENT ON COLUMN tablesync.run.newest_version IS 'newest value of the version column that any run up to this one has taken over';
 COMMENT ON COLUMN tablesync.run.pid IS 'process of the background worker';
+COMMENT ON COLUMN tablesync.run.settled IS 'whether the failure of the run has been made an alert';
 
 CREATE TABLE tablesync.chunk (
     replica regclass NOT NULL REFERENCES tablesync.replica ON DELETE CASCADE,

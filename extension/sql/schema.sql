@@ -34,7 +34,8 @@ BEGIN
             ('pg_settings', 'name text, setting text'),
             ('pg_stats', 'schemaname text, tablename text, attname text, inherited boolean, correlation real, histogram_bounds text'),
             ('pg_stat_user_tables', 'relid oid, n_tup_ins bigint, n_tup_upd bigint, n_tup_del bigint'),
-            ('pg_stat_database', 'datname text, stats_reset timestamptz')
+            ('pg_stat_database', 'datname text, stats_reset timestamptz'),
+            ('pg_stat_activity', 'backend_xmin bigint')
         ) AS v (name, columns)
         WHERE NOT EXISTS (SELECT FROM tablesync.source_catalogs c
                           WHERE c.server = $1 AND c.catalog = v.name)
@@ -508,7 +509,7 @@ BEGIN
     changes := tablesync.shape_changes(settings.shape, current_shape);
     IF changes IS NOT NULL THEN
         RAISE EXCEPTION 'the source of % has changed its shape', replica
-            USING ERRCODE = 'datatype_mismatch', DETAIL = changes || '.',
+            USING ERRCODE = 'TS003', DETAIL = changes || '.',
                   HINT = 'Change the foreign table and the replica alike, then remove the replica with tablesync_remove() and add it again. Its rows are kept; the first run compares every column.';
     END IF;
 END
