@@ -6,7 +6,7 @@ EXTENSION = tablesync
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" tablesync.control)
 MODULE_big = tablesync
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/*.c)))
-SQL_PARTS = $(addprefix extension/sql/,catalog.sql add.sql api.sql schema.sql views.sql)
+SQL_PARTS = $(addprefix extension/sql/,catalog.sql add.sql api.sql schema.sql dependents.sql plan.sql evolve.sql views.sql)
 BUILT_SQL = tablesync--$(EXTVERSION).sql
 DATA_built = $(BUILT_SQL)
 DATA = $(wildcard extension/updates/*.sql)

@@ -31,6 +31,7 @@ typedef struct TsyncColumn
 	Oid			type;
 	int32		typmod;
 	bool		nullable;
+	bool		refetch;		/* to be fetched for all rows, see evolve.c */
 } TsyncColumn;
 
 /* A replica with its settings, as read from tablesync.replica. */
@@ -126,7 +127,9 @@ typedef struct TsyncRun
 	bool		force;			/* override the delete guard */
 	TsyncReplica *replica;
 	int			source_version; /* server_version_num */
-	char	   *source_identity;	/* which files hold the source's rows */
+	char	   *source_identity;	/* which files hold the source's rows, and its columns */
+	char	   *new_shape;		/* of the source, NULL while it is the one known */
+	bool		paused;			/* by this run, because of the new shape */
 	double		source_estimate;	/* rows, by the source's catalog */
 	bool		snapshot;		/* one source snapshot for the whole scan */
 	List	   *chunks;			/* of TsyncChunk */
@@ -166,6 +169,10 @@ extern PGDLLEXPORT void tsync_worker_main(Datum main_arg);
 extern bool tsync_source_asked;
 extern void tsync_expect_source(bool waiting);
 
+/* in evolve.c */
+extern void tsync_evolve(TsyncRun *run);
+extern void tsync_refetch(TsyncRun *run);
+
 /* in load.c */
 extern void tsync_load(TsyncRun *run);
 
@@ -198,8 +205,11 @@ extern void tsync_fetch_rows(TsyncRun *run, TsyncRowSet *keys, TsyncRowSet *into
 /* in catalog.c */
 extern char *tsync_relation_label(Oid relid);
 extern TsyncReplica *tsync_read_replica(Oid relid);
+extern void tsync_read_columns(TsyncReplica *replica);
 extern void tsync_read_source(TsyncRun *run);
 extern char *tsync_source_identity(TsyncRun *run);
+extern bool tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint);
+extern void tsync_finish_refetch(TsyncRun *run);
 extern void tsync_start_run(TsyncRun *run);
 extern void tsync_finish_run(TsyncRun *run);
 extern void tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled);

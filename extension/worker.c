@@ -130,7 +130,12 @@ read_identity(TsyncRun *run)
 	return identity;
 }
 
-/* Read the replica's settings, connect to the source and check its shape. */
+/*
+ * Read the replica's settings, connect to the source and follow its shape.  The
+ * identity comes from the same snapshot as the shape, so that no change of
+ * columns after that escapes source_was_rewritten().  Our own transaction that
+ * changes columns begins when the source's has ended: it may wait for locks.
+ */
 static void
 open_source(TsyncRun *run)
 {
@@ -142,15 +147,28 @@ open_source(TsyncRun *run)
 	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
 	tsync_restrict_source_session(run->replica->label);
 	tsync_read_source(run);
+	run->source_identity = tsync_source_identity(run);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	if (run->new_shape != NULL)
+		tsync_evolve(run);
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	if (run->new_shape != NULL)
+		run->replica = tsync_read_replica(run->replica_oid);
+	tsync_read_columns(run->replica);
+	if (run->stage != NULL)
+		tsync_stage_clear(run->stage);
 	run->stage = tsync_stage_create(run->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
-	run->source_identity = read_identity(run);
 }
 
 /*
  * Was the source rewritten since the run began?  Then a snapshot of ours may
- * have missed its rows: absence proves nothing.
+ * have missed its rows: absence proves nothing.  Or were its columns changed?
+ * Then rows of this run may not fit each other.
  */
 static bool
 source_was_rewritten(TsyncRun *run)
@@ -199,6 +217,10 @@ may_spare_reappeared(TsyncRun *run)
 static bool
 synchronise(TsyncRun *run)
 {
+	open_source(run);
+	if (!run->replica->loaded)
+		tsync_load(run);
+	tsync_refetch(run);
 	tsync_scan(run);
 	if (source_was_rewritten(run))
 		return false;
@@ -212,14 +234,61 @@ synchronise(TsyncRun *run)
 	return tsync_apply(run);
 }
 
+/* May an error have come from columns that changed while we read them? */
+static bool
+may_be_new_shape(TsyncRun *run, int sqlerrcode)
+{
+	static const int categories[] = {
+		ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION, ERRCODE_DATA_EXCEPTION,
+		ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION, ERRCODE_FEATURE_NOT_SUPPORTED,
+		ERRCODE_FDW_ERROR, ERRCODE_INTERNAL_ERROR
+	};
+
+	if (run->source_identity == NULL || run->paused)
+		return false;
+	for (int i = 0; i < lengthof(categories); i++)
+		if (ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_TO_CATEGORY(categories[i]))
+			return true;
+	return false;
+}
+
+/* As synchronise(); an error that a change of the source explains means to start over, too. */
+static bool
+try_synchronise(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	ErrorData  *volatile edata = NULL;
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		done = synchronise(run);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(run_context);
+		edata = CopyErrorData();
+		if (!may_be_new_shape(run, edata->sqlerrcode))
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(run_context);
+	if (edata != NULL)
+	{
+		tsync_expect_source(false);
+		if (!source_was_rewritten(run))
+			ReThrowError(edata);
+	}
+	return done;
+}
+
 /* The story of a run. */
 static void
 perform_run(TsyncRun *run)
 {
-	open_source(run);
-	if (!run->replica->loaded)
-		tsync_load(run);
-	for (int attempt = 1; !synchronise(run); attempt++)
+	for (int attempt = 1; !try_synchronise(run); attempt++)
 		if (attempt >= ATTEMPTS)
 			ereport(ERROR,
 					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),

@@ -137,8 +137,8 @@ $$;
 COMMENT ON FUNCTION tablesync.source_relation(oid, text, text) IS 'a table''s row in the source''s pg_class';
 
 /*
- * Which files hold a source's rows.  TRUNCATE, a rewriting ALTER TABLE,
- * attached and detached partitions change it.
+ * Which files hold a source's rows, and what its columns are.  TRUNCATE, ALTER
+ * TABLE, attached and detached partitions change it.
  */
 CREATE FUNCTION tablesync.source_identity(source regclass)
 RETURNS text
@@ -151,7 +151,13 @@ DECLARE
     identity text := format('%s:%s', relation.relid, relation.relfilenode);
     parents oid[] := ARRAY[relation.relid];
     files text;
+    columns text;
 BEGIN
+    EXECUTE format('SELECT md5(string_agg(concat_ws('' '', attnum, atttypid, atttypmod, attnotnull, attname), '','' ORDER BY attnum)) '
+                   'FROM %s WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped',
+                   tablesync.source_catalog(target.server, 'pg_attribute'), relation.relid)
+    INTO columns;
+    identity := concat_ws(' ', identity, columns);
     WHILE relation.has_children AND cardinality(parents) > 0 LOOP
         EXECUTE format('SELECT array_agg(c.oid), string_agg(format(''%%s:%%s'', c.oid, c.relfilenode), '' '' ORDER BY c.oid) '
                        'FROM %s i JOIN %s c ON c.oid = i.inhrelid WHERE i.inhparent = ANY (%L::oid[])',
@@ -163,7 +169,7 @@ BEGIN
     RETURN identity;
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_identity(regclass) IS 'OIDs and file nodes of a source table and its partitions';
+COMMENT ON FUNCTION tablesync.source_identity(regclass) IS 'OIDs and file nodes of a source table and its partitions, and a digest of its columns';
 
 /* The local type for a column of the source, or why there is none. */
 CREATE FUNCTION tablesync.local_type(server oid, remote_type oid, remote_typmod integer,
@@ -215,7 +221,7 @@ COMMENT ON FUNCTION tablesync.local_type(oid, oid, integer) IS 'the local type t
 /* Columns of a source table as the source's catalogs have them. */
 CREATE FUNCTION tablesync.source_columns(server oid, schema_name text, table_name text)
 RETURNS TABLE (attnum smallint, remote_name text, type oid, typmod integer, "collation" oid,
-               not_null boolean, key_position integer, problem text)
+               not_null boolean, key_position integer, problem text, relid oid)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -241,6 +247,7 @@ BEGIN
         not_null := attribute.attnotnull;
         key_position := array_position(key_attnums, attribute.attnum);
         problem := local.problem;
+        relid := relation.relid;
         "collation" := NULL;
         IF attribute.attcollation NOT IN (0, 100) THEN     -- not the default collation
             EXECUTE format('SELECT l.oid, NOT r.collisdeterministic AS nondeterministic '
@@ -267,7 +274,10 @@ LANGUAGE C STABLE STRICT
 AS 'MODULE_PATHNAME', 'tsync_type_problem';
 COMMENT ON FUNCTION tablesync.type_problem(oid, boolean, boolean) IS 'why a column of a type can''t be replicated exactly, as part of a key, or compared by fingerprint; NULL if it can';
 
-/* The shape of a foreign table's source, for comparison between runs. */
+/*
+ * The shape of a foreign table's source, for comparison between runs.  The
+ * OID of the table tells whether column numbers of two shapes mean the same.
+ */
 CREATE FUNCTION tablesync.source_shape(source regclass)
 RETURNS jsonb
 LANGUAGE plpgsql
@@ -280,10 +290,15 @@ BEGIN
     SELECT jsonb_agg(jsonb_build_object(
                'column', coalesce(a.attname::text, c.remote_name),
                'remote', c.remote_name,
+               'table', c.relid::bigint,
                'attnum', c.attnum,
                'type', format_type(c.type, c.typmod),
+               'type_oid', c.type::bigint,
+               'typmod', c.typmod,
+               'collation', (SELECT co.collname FROM pg_collation co WHERE co.oid = c."collation"),
                'not_null', c.not_null,
-               'key', c.key_position) ORDER BY c.attnum)
+               'key', c.key_position,
+               'problem', c.problem) ORDER BY c.attnum)
     INTO shape
     FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
     LEFT JOIN pg_attribute a
@@ -293,35 +308,37 @@ BEGIN
     RETURN shape;
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_shape(regclass) IS 'names, types, NOT NULL and key of the source''s columns as jsonb';
+COMMENT ON FUNCTION tablesync.source_shape(regclass) IS 'names, types, collations, NOT NULL and key of the source''s columns as jsonb';
 
-/* How two shapes differ, for people; NULL when they do not. */
-CREATE FUNCTION tablesync.shape_changes(old jsonb, new jsonb)
-RETURNS text
-LANGUAGE sql STABLE
+/* The part of a shape whose change is a change of the source; the rest is for building columns here. */
+CREATE FUNCTION tablesync.shape_core(shape jsonb)
+RETURNS jsonb
+LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT string_agg(
-        CASE WHEN o IS NULL THEN format('column %I %s was added', n.n->>'remote', n.n->>'type')
-             WHEN n IS NULL THEN format('column %I was dropped', o.o->>'remote')
-             WHEN o.o->>'type' IS DISTINCT FROM n.n->>'type' THEN
-                 format('column %I changed its type from %s to %s', n.n->>'remote', o.o->>'type', n.n->>'type')
-             WHEN o.o->'attnum' IS DISTINCT FROM n.n->'attnum' THEN format('column %I was dropped and added again', n.n->>'remote')
-             WHEN o.o->'key' IS DISTINCT FROM n.n->'key' THEN
-                 format('the primary key changed in column %I', n.n->>'remote')
-             ELSE format('column %I %s NOT NULL', n.n->>'remote',
-                         CASE WHEN (n.n->>'not_null')::boolean THEN 'became' ELSE 'is no longer' END)
-        END, '; ' ORDER BY coalesce(n.n, o.o)->>'remote')
-    FROM jsonb_array_elements(old) o (o)
-    FULL JOIN jsonb_array_elements(new) n (n) ON o.o->>'remote' = n.n->>'remote'
-    WHERE o.o IS DISTINCT FROM n.n;
+    SELECT jsonb_agg(c.c - '{type_oid,typmod,problem}'::text[] ORDER BY c.n)
+    FROM jsonb_array_elements(shape) WITH ORDINALITY c (c, n);
 $$;
-COMMENT ON FUNCTION tablesync.shape_changes(jsonb, jsonb) IS 'what changed between two shapes of a source, in words';
+COMMENT ON FUNCTION tablesync.shape_core(jsonb) IS 'what two shapes of a source are compared by';
+
+/* With on_schema_change "ignore" new columns are none of our business; a renamed one is not new. */
+CREATE FUNCTION tablesync.known_shape(old jsonb, new jsonb)
+RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(jsonb_agg(n.n ORDER BY n.i), '[]')
+    FROM jsonb_array_elements(new) WITH ORDINALITY n (n, i)
+    WHERE EXISTS (SELECT FROM jsonb_array_elements(old) o (o)
+                  WHERE o.o->'remote' = n.n->'remote'
+                     OR (o.o->'table' = n.n->'table' AND o.o->'attnum' = n.n->'attnum'));
+$$;
+COMMENT ON FUNCTION tablesync.known_shape(jsonb, jsonb) IS 'a source''s new shape without the columns that the old one does not have';
 
 /* Columns that a replica has in common with its source. */
 CREATE FUNCTION tablesync.replica_columns(replica regclass)
 RETURNS TABLE (column_name name, type bigint, typmod integer, nullable boolean, key_position integer,
-               is_version boolean, problem text)
+               is_version boolean, problem text, refetch boolean)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -337,7 +354,8 @@ AS $$
                     format('Column %I has type %s in %s and type %s in foreign table %s.', s."column",
                            format_type(r.atttypid, r.atttypmod), t.replica,
                            format_type(f.atttypid, f.atttypmod), t.source)
-           END
+           END,
+           s."column" = ANY (t.refetch)
     FROM tablesync.replica t
     CROSS JOIN LATERAL ROWS FROM (
         jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean)
@@ -417,16 +435,15 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.check_source_session(regclass) IS 'an error if the session at the source is not restricted as a run needs it';
 
-/* What a run asks before it reads rows. */
-CREATE FUNCTION tablesync.open_source(replica regclass, OUT server_version integer, OUT estimated_rows double precision)
+/* What a run asks before it reads rows; "new_shape" is NULL while the source's shape is the one known. */
+CREATE FUNCTION tablesync.open_source(replica regclass, OUT server_version integer, OUT estimated_rows double precision,
+                                      OUT new_shape jsonb)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     settings tablesync.replica;
     target record;
-    current_shape jsonb;
-    changes text;
 BEGIN
     SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
     target := tablesync.source_target(settings.source);
@@ -434,18 +451,13 @@ BEGIN
     PERFORM tablesync.check_source_session(settings.source);
     SELECT r.estimated_rows INTO estimated_rows
     FROM tablesync.source_relation(target.server, target.schema_name, target.table_name) r;
-    current_shape := tablesync.source_shape(settings.source);
-    IF settings.on_schema_change = 'ignore' THEN    -- new columns are then none of our business
-        SELECT jsonb_agg(n) INTO current_shape
-        FROM jsonb_array_elements(current_shape) n
-        WHERE EXISTS (SELECT FROM jsonb_array_elements(settings.shape) o WHERE o->>'remote' = n->>'remote');
+    new_shape := tablesync.source_shape(settings.source);
+    IF settings.on_schema_change = 'ignore' THEN
+        new_shape := tablesync.known_shape(settings.shape, new_shape);
     END IF;
-    changes := tablesync.shape_changes(settings.shape, current_shape);
-    IF changes IS NOT NULL THEN
-        RAISE EXCEPTION 'the source of % has changed its shape', replica
-            USING ERRCODE = 'datatype_mismatch', DETAIL = changes || '.',
-                  HINT = 'Change the foreign table and the replica alike, then remove the replica with tablesync_remove() and add it again. Its rows are kept; the first run compares every column.';
+    IF tablesync.shape_core(new_shape) = tablesync.shape_core(settings.shape) THEN
+        new_shape := NULL;
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tablesync.open_source(regclass) IS 'version and estimated rows of the source; an error if a run must not start';
+COMMENT ON FUNCTION tablesync.open_source(regclass) IS 'version and estimated rows of the source, and its shape if that has changed';
