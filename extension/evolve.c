@@ -137,8 +137,11 @@ refetch_pages(TsyncRun *run)
 	char	  **position = NULL;
 	int			page = 0;
 
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
 	tsync_rowset_init(&keys, "tsync_refetch_keys", tsync_key_desc(run->replica, 0));
 	tsync_rowset_init(&rows, "tsync_refetched", tsync_row_desc(run->replica));
+	tsync_commit();
 	do
 	{
 		int64		busy = run->source_time;
