@@ -163,7 +163,7 @@ BEGIN
         refetch = ARRAY(SELECT (renamed->>k.k::text)::name FROM unnest(t.refetch) k (k) WHERE renamed ? k.k::text)
     WHERE t.replica = settings.replica;
     PERFORM tablesync.want_filled(settings, new_shape, ARRAY(SELECT s.column_name FROM unnest(steps) s WHERE s.fill),
-                                  NOT EXISTS (SELECT FROM unnest(steps) s WHERE s.fill AND s.action = 'ignored'));
+                                  NOT tablesync.lags_behind(settings.source, new_shape));
     PERFORM tablesync.log_steps(settings.replica, run_id, steps, false);
     PERFORM tablesync.note_schema_alert(settings.replica, NULL, NULL, run_id);
 END

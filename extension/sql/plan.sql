@@ -260,6 +260,20 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.plan_renamed(tablesync.replica, jsonb, jsonb) IS 'what to do about a column that has another name at the source';
 
+/* In words how a column's type has changed; it has not where only the foreign table's differs. */
+CREATE FUNCTION tablesync.describe_retyped(remote_name text, old_type text, new_type text, replaced boolean)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN replaced AND old_type IS NOT DISTINCT FROM new_type THEN format('column %I was dropped and added again', remote_name)
+                WHEN replaced THEN format('column %I %s was dropped and added again as %s', remote_name, old_type, v.new_type)
+                WHEN old_type IS NOT DISTINCT FROM new_type THEN format('column %I is of type %s', remote_name, v.new_type)
+                ELSE format('column %I changed its type from %s to %s', remote_name, old_type, v.new_type) END
+    FROM (SELECT coalesce(new_type, 'one that is unknown here')) v (new_type);
+$$;
+COMMENT ON FUNCTION tablesync.describe_retyped(text, text, text, boolean) IS 'how a column''s type has changed, in words';
+
 /* A column with another type, or another column under the same name ("replaced"). */
 CREATE FUNCTION tablesync.plan_retyped(settings tablesync.replica, old jsonb, new jsonb, replaced boolean)
 RETURNS tablesync.schema_step
@@ -269,11 +283,12 @@ AS $$
 DECLARE
     mine record := tablesync.local_column(settings.replica, new->>'column');
     is_key boolean := old->>'column' = ANY (settings.key_columns);
-    is_hashed boolean := settings.fingerprint = 'row'
+    is_hashed boolean := settings.fingerprint = 'row' OR settings.adopted
                          OR coalesce(old->>'column' = ANY (settings.key_columns || settings.version_column), false);
     alike boolean := mine.type_oid = (new->>'type_oid')::oid
                      OR (mine.type_oid IN ('text'::regtype, 'varchar'::regtype) AND (new->>'type_oid')::oid IN ('text'::regtype, 'varchar'::regtype));
     misfit text := coalesce(new->>'problem', tablesync.type_problem((new->>'type_oid')::oid, is_key, is_key OR is_hashed));
+    was text := CASE WHEN old->'type' = new->'type' THEN mine.type ELSE old->>'type' END;    -- or ignored then
     on_replica text := format('ALTER TABLE %s ALTER COLUMN %I TYPE %s%s', settings.replica, new->>'column', new->>'type',
                               CASE WHEN mine."collation" <> '' AND (new->>'type_oid')::oid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype)
                                    THEN mine."collation" END);
@@ -282,10 +297,7 @@ DECLARE
 BEGIN
     step.change := CASE WHEN replaced THEN 'replaced' ELSE 'retyped' END;
     step.column_name := new->>'column';
-    step.detail := concat_ws(' and ', CASE WHEN replaced THEN format('column %I was dropped and added again', new->>'remote') END,
-                             CASE WHEN old->'type' <> new->'type' THEN
-                                 format('column %I changed its type from %s to %s', new->>'remote', old->>'type',
-                                        coalesce(new->>'type', 'one that is unknown here')) END);
+    step.detail := tablesync.describe_retyped(new->>'remote', was, new->>'type', replaced);
     step.fill := true;
     step.statements := on_source;
     step.action := 'applied';
@@ -428,7 +440,8 @@ BEGIN
             RETURN NEXT step;
             CONTINUE WHEN step.problem IS NOT NULL;
         END IF;
-        IF m.replaced OR m.before->'type' <> m.after->'type' THEN
+        IF m.replaced OR m.before->'type' <> m.after->'type'
+           OR (settings.on_schema_change <> 'ignore' AND tablesync.lags_behind(settings.source, jsonb_build_array(m.after))) THEN
             RETURN NEXT tablesync.plan_retyped(settings, m.before, m.after, m.replaced);
         END IF;
         IF m.before->'not_null' <> m.after->'not_null' THEN

@@ -321,6 +321,18 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.shape_core(jsonb) IS 'what two shapes of a source are compared by';
 
+/* Did on_schema_change "ignore" leave a foreign table behind with the types that its source once had? */
+CREATE FUNCTION tablesync.lags_behind(source regclass, shape jsonb)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (SELECT FROM jsonb_to_recordset(shape) AS s ("column" name, type text)
+                   JOIN pg_attribute f ON f.attrelid = source AND f.attname = s."column" AND NOT f.attisdropped
+                   WHERE format_type(f.atttypid, f.atttypmod) <> s.type);
+$$;
+COMMENT ON FUNCTION tablesync.lags_behind(regclass, jsonb) IS 'whether a foreign table has other types than a shape of its source';
+
 /* With on_schema_change "ignore" new columns are none of our business; a renamed one is not new. */
 CREATE FUNCTION tablesync.known_shape(old jsonb, new jsonb)
 RETURNS jsonb
@@ -455,7 +467,8 @@ BEGIN
     IF settings.on_schema_change = 'ignore' THEN
         new_shape := tablesync.known_shape(settings.shape, new_shape);
     END IF;
-    IF tablesync.shape_core(new_shape) = tablesync.shape_core(settings.shape) THEN
+    IF tablesync.shape_core(new_shape) = tablesync.shape_core(settings.shape)
+       AND (settings.on_schema_change = 'ignore' OR NOT tablesync.lags_behind(settings.source, new_shape)) THEN
         new_shape := NULL;
     END IF;
 END
