@@ -378,6 +378,19 @@ app_sql($target, "ALTER TABLE parts RENAME mine TO my_own; SELECT tablesync_resu
 is(run_counts($target, 'parts'), 'succeeded|0|0|0', 'renamed');
 is($target->safe_psql('postgres', 'SELECT count(*) FROM parts WHERE my_own = 42 AND mine IS NULL'), 200, 'both are there');
 
+# a foreign table that belongs to somebody else
+at_source(q{CREATE TABLE lent (id integer PRIMARY KEY, note varchar(5)); INSERT INTO lent SELECT i, 'n' FROM generate_series(1, 10) i});
+$target->safe_psql('postgres', q{CREATE FOREIGN TABLE lent_source (id integer NOT NULL, note varchar(5)) SERVER src OPTIONS (table_name 'lent', fetch_size '10000');
+	GRANT SELECT ON lent_source TO app});
+app_sql($target, q{SELECT tablesync_add('lent', 'lent_source')});
+is(run_counts($target, 'lent'), 'succeeded|10|0|0', 'a foreign table of another role');
+at_source(q{ALTER TABLE lent ADD more integer DEFAULT 1, ALTER note TYPE text});
+$error = pauses('lent', 'column note changed its type from character varying\(5\) to text: must be owner of foreign table lent_source; column more integer was added: must be owner of foreign table lent_source', 'a foreign table that the owner may not alter');
+$error =~ /^HINT:  (.*?;)$/m;
+$target->safe_psql('postgres', $1);
+is(run_counts($target, 'lent'), 'succeeded|0|10|0', 'altered by somebody who may');
+is_replica($source, $target, 'lent', 'lent', 'exact');
+
 # --- locks: nobody waits at the source ---
 
 my $reader = session($target);
