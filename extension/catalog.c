@@ -152,13 +152,13 @@ check_column(TsyncReplica *replica, const char *problem)
 }
 
 /* Read the columns that both sides have in common, and the keys among them. */
-static void
-read_columns(TsyncReplica *replica)
+void
+tsync_read_columns(TsyncReplica *replica)
 {
 	int			bytes = 0;
 
 	replica->ncolumns = tsync_catalog_execute_oid("SELECT column_name, type, typmod, nullable,"
-											" key_position, is_version, problem"
+											" key_position, is_version, problem, refetch"
 											" FROM tablesync.replica_columns($1::regclass)",
 											replica->relid);
 	replica->columns = palloc0(Max(replica->ncolumns, 1) * sizeof(TsyncColumn));
@@ -175,6 +175,7 @@ read_columns(TsyncReplica *replica)
 		column->type = (Oid) tsync_result_int64(i, 2);
 		column->typmod = (int32) tsync_result_int64(i, 3);
 		column->nullable = tsync_result_bool(i, 4);
+		column->refetch = tsync_result_bool(i, 8);
 		if (key_position > 0 && key_position <= replica->ncolumns)
 		{
 			replica->keys[key_position - 1] = column;
@@ -204,7 +205,7 @@ read_columns(TsyncReplica *replica)
 		replica->nrange++;
 }
 
-/* Read a replica's settings and columns. */
+/* Read a replica's settings; its columns, when they are known to fit the source, are read next. */
 TsyncReplica *
 tsync_read_replica(Oid relid)
 {
@@ -257,25 +258,50 @@ tsync_read_replica(Oid relid)
 				 errmsg("the foreign table of replica %s does not exist any more", replica->label),
 				 errhint("Create it again and add the replica again with tablesync_add().")));
 	replica->source_sql = tsync_relation_label(replica->source);
-	read_columns(replica);
 	return replica;
 }
 
 /*
  * Ask the source for what a run must know before it reads rows; an error if
- * the session there is not restricted as it must be, or the source's shape
- * has changed.
+ * the session there is not restricted as it must be.
  */
 void
 tsync_read_source(TsyncRun *run)
 {
 	tsync_expect_source(true);
-	tsync_catalog_execute_oid("SELECT server_version, estimated_rows"
+	tsync_catalog_execute_oid("SELECT server_version, estimated_rows, new_shape"
 						" FROM tablesync.open_source($1::regclass)", run->replica->relid);
 	tsync_expect_source(false);
 	run->source_version = (int) tsync_result_int64(0, 1);
 	run->source_estimate = tsync_result_double(0, 2);
+	run->new_shape = tsync_result_text(0, 3);
 	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
+ * Let the replica follow the source's new shape.  Returns false, with the
+ * replica paused and a problem and a hint, where that is not to be done.
+ */
+bool
+tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint)
+{
+	Oid			types[] = {OIDOID, TEXTOID, INT8OID};
+	Datum		values[] = {ObjectIdGetDatum(run->replica_oid), CStringGetTextDatum(run->new_shape),
+	Int64GetDatum(run->run_id)};
+
+	tsync_catalog_execute("SELECT problem, hint FROM tablesync.evolve($1::regclass, $2::jsonb, $3)",
+					lengthof(types), types, values, NULL);
+	*problem = tsync_result_text(0, 1);
+	*hint = tsync_result_text(0, 2);
+	SPI_freetuptable(SPI_tuptable);
+	return *problem == NULL;
+}
+
+/* Note that the columns to be fetched for all rows have been. */
+void
+tsync_finish_refetch(TsyncRun *run)
+{
+	tsync_catalog_execute_oid("SELECT tablesync.finish_refetch($1::regclass)", run->replica_oid);
 }
 
 /* Which files hold the source's rows; a rewrite of the table changes it. */

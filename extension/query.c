@@ -395,7 +395,10 @@ static void
 end_counted(StringInfo buf, TsyncReplica *rep, int version)
 {
 	appendStringInfoString(buf, " RETURNING ");
-	tsync_append_fingerprint(buf, rep, version);
+	if (version == TSYNC_UNCOUNTED)
+		appendStringInfoString(buf, "0::pg_catalog.int8");
+	else
+		tsync_append_fingerprint(buf, rep, version);
 	appendStringInfoString(buf, ") SELECT pg_catalog.count(*), pg_catalog.sum(fingerprint) FROM changed");
 }
 

@@ -34,6 +34,7 @@ typedef struct TsyncColumn
 	Oid			type;
 	int32		typmod;
 	bool		nullable;
+	bool		refetch;		/* to be fetched for all rows, see evolve.c */
 } TsyncColumn;
 
 /* A replica with its settings, as read from tablesync.replica. */
@@ -187,7 +188,9 @@ typedef struct TsyncRun
 	bool		force;			/* override the delete guard */
 	TsyncReplica *replica;
 	int			source_version; /* server_version_num */
-	char	   *source_identity;	/* which files hold the source's rows */
+	char	   *source_identity;	/* which files hold the source's rows, and its columns */
+	char	   *new_shape;		/* of the source, NULL while it is the one known */
+	bool		paused;			/* by this run, because of the new shape */
 	double		source_estimate;	/* rows, by the source's catalog */
 	int64		source_blocks;	/* likewise; 0 when unknown */
 	bool		source_clustered;	/* rows lie about in the order of their keys */
@@ -297,6 +300,10 @@ extern void tsync_settle_run(int64 run_id);
 extern void tsync_read_source_time(TsyncRun *run);
 extern void tsync_check_guards(TsyncRun *run);
 
+/* in evolve.c */
+extern void tsync_evolve(TsyncRun *run);
+extern void tsync_refetch(TsyncRun *run);
+
 /* in load.c */
 extern void tsync_load(TsyncRun *run);
 
@@ -358,11 +365,14 @@ extern void tsync_fetch_rows(TsyncRun *run, TsyncRowSet *keys, TsyncRowSet *into
 /* in catalog.c */
 extern char *tsync_relation_label(Oid relid);
 extern TsyncReplica *tsync_read_replica(Oid relid);
+extern void tsync_read_columns(TsyncReplica *replica);
 extern void tsync_read_source(TsyncRun *run);
 extern char *tsync_source_identity(TsyncRun *run);
 extern void tsync_read_layout(TsyncRun *run);
 extern void tsync_disconnect_source(TsyncRun *run);
 extern bool tsync_source_unmoved(TsyncRun *run);
+extern bool tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint);
+extern void tsync_finish_refetch(TsyncRun *run);
 extern void tsync_start_run(TsyncRun *run);
 extern void tsync_finish_run(TsyncRun *run);
 extern void tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled);
@@ -412,6 +422,7 @@ extern char *tsync_sql_find_keys(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_page(TsyncReplica *rep, char **after, int prefix, bool keys_only, int64 limit);
 extern char *tsync_sql_boundary(TsyncReplica *rep, TsyncChunk *chunk, int64 rows);
 extern char *tsync_sql_key_span(TsyncReplica *rep, TsyncChunk *chunk);
+#define TSYNC_UNCOUNTED 0		/* as version: no digest of the rows is wanted */
 extern char *tsync_sql_insert(TsyncReplica *rep, const char *from, int version);
 extern char *tsync_sql_update(TsyncReplica *rep, const char *from, int version);
 extern char *tsync_sql_delete(TsyncReplica *rep, const char *keys, const char *except, int version);

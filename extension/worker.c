@@ -146,7 +146,12 @@ read_layout(TsyncRun *run)
 	MemoryContextSwitchTo(run_context);
 }
 
-/* Read the replica's settings, connect to the source and check its shape. */
+/*
+ * Read the replica's settings, connect to the source and follow its shape.  The
+ * identity comes from the same snapshot as the shape, so that no change of
+ * columns after that escapes source_was_rewritten().  Our own transaction that
+ * changes columns begins when the source's has ended: it may wait for locks.
+ */
 static void
 open_source(TsyncRun *run)
 {
@@ -155,21 +160,39 @@ open_source(TsyncRun *run)
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
 	run->replica = tsync_read_replica(run->replica_oid);
+	tsync_commit();
 	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
+	MemoryContextSwitchTo(run_context);
 	tsync_limit_source(run, tsync_first_timeout(run->replica));
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
 	tsync_read_source(run);
 	tsync_read_source_time(run);
+	run->source_identity = tsync_source_identity(run);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	if (run->new_shape != NULL)
+		tsync_evolve(run);
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	if (run->new_shape != NULL)
+		run->replica = tsync_read_replica(run->replica_oid);
+	tsync_read_columns(run->replica);
+	if (run->stage != NULL)
+		tsync_stage_clear(run->stage);
 	run->stage = tsync_stage_create(run->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
-	run->source_identity = read_identity(run);
 	if (run->source_estimate >= tsync_chunk_target(run->replica))
 		read_layout(run);
 }
 
 /*
  * Was the source rewritten since the run began?  Then a snapshot of ours may
- * have missed its rows: absence proves nothing.
+ * have missed its rows: absence proves nothing.  Or were its columns changed?
+ * Then rows of this run may not fit each other.
  */
 static bool
 source_was_rewritten(TsyncRun *run)
@@ -195,6 +218,12 @@ may_spare_reappeared(TsyncRun *run)
 static bool
 synchronise(TsyncRun *run)
 {
+	open_source(run);
+	if (!run->replica->loaded)
+		tsync_load(run);
+	else if (tsync_source_unmoved(run))
+		return true;
+	tsync_refetch(run);
 	tsync_scan(run);
 	if (source_was_rewritten(run))
 		return false;
@@ -208,16 +237,61 @@ synchronise(TsyncRun *run)
 	return tsync_apply(run);
 }
 
+/* May an error have come from columns that changed while we read them? */
+static bool
+may_be_new_shape(TsyncRun *run, int sqlerrcode)
+{
+	static const int categories[] = {
+		ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION, ERRCODE_DATA_EXCEPTION,
+		ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION, ERRCODE_FEATURE_NOT_SUPPORTED,
+		ERRCODE_FDW_ERROR, ERRCODE_INTERNAL_ERROR
+	};
+
+	if (run->source_identity == NULL || run->paused)
+		return false;
+	for (int i = 0; i < lengthof(categories); i++)
+		if (ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_TO_CATEGORY(categories[i]))
+			return true;
+	return false;
+}
+
+/* As synchronise(); an error that a change of the source explains means to start over, too. */
+static bool
+try_synchronise(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	ErrorData  *volatile edata = NULL;
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		done = synchronise(run);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(run_context);
+		edata = CopyErrorData();
+		if (!may_be_new_shape(run, edata->sqlerrcode))
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(run_context);
+	if (edata != NULL)
+	{
+		tsync_expect_source(false);
+		if (!source_was_rewritten(run))
+			ReThrowError(edata);
+	}
+	return done;
+}
+
 /* The story of a run. */
 static void
 perform_run(TsyncRun *run)
 {
-	open_source(run);
-	if (!run->replica->loaded)
-		tsync_load(run);
-	else if (tsync_source_unmoved(run))
-		return;
-	for (int attempt = 1; !synchronise(run); attempt++)
+	for (int attempt = 1; !try_synchronise(run); attempt++)
 		if (attempt >= ATTEMPTS)
 			ereport(ERROR,
 					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),

@@ -470,6 +470,11 @@ AS $$
 DECLARE
     report record;
 BEGIN
+    IF NOT EXISTS (SELECT FROM tablesync.due(replica)) THEN
+        status := 'not due';
+        message := 'a run has started since the schedule was last due';
+        RETURN;
+    END IF;
     SELECT r.* INTO report FROM tablesync.try_run(replica) r;
     status := report.status;
     message := report.message;
@@ -479,4 +484,4 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON PROCEDURE tablesync.run_scheduled(regclass, text, text) IS 'like tablesync_run() for one replica, but returns at once while the replica is backing off';
+COMMENT ON PROCEDURE tablesync.run_scheduled(regclass, text, text) IS 'what pg_cron calls: like tablesync_run() for one replica, but returns at once while it is backing off or not due';

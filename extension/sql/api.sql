@@ -18,6 +18,36 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.check_replica(regclass) IS 'an error unless a table is a replica and the current user a member of its owner';
 
+/*
+ * Refuse a fingerprint that can't cover the columns it would have to.  Asks
+ * only what is known here: a replica that is paused because its source has
+ * lost the version column gets another fingerprint this way.
+ */
+CREATE FUNCTION tablesync.check_comparable(settings tablesync.replica)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(settings.source);
+    misfit record;
+BEGIN
+    SELECT c.column_name, tablesync.type_problem(c.type::oid, false, true) AS problem INTO misfit
+    FROM tablesync.replica_columns(settings.replica) c
+    WHERE (settings.fingerprint = 'row' OR c.column_name = settings.version_column)
+      AND tablesync.type_problem(c.type::oid, false, true) IS NOT NULL
+    LIMIT 1;
+    IF FOUND THEN
+        PERFORM tablesync.refuse_column(quote_ident(misfit.column_name), format('%I.%I', target.schema_name, target.table_name),
+                                        misfit.problem,
+                                        CASE WHEN settings.fingerprint = 'row' THEN
+                                            'If the source sets a column on every change, name it as version_column.'
+                                        ELSE 'Choose another version column, or none.' END);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_comparable(tablesync.replica) IS 'an error if the fingerprint of a replica can''t cover its columns';
+
 CREATE FUNCTION tablesync_alter(
     replica regclass,
     version_column name DEFAULT NULL,
@@ -27,6 +57,7 @@ CREATE FUNCTION tablesync_alter(
     max_source_load double precision DEFAULT NULL,
     max_delete_fraction double precision DEFAULT NULL,
     on_schema_change text DEFAULT NULL,
+    drop_columns boolean DEFAULT NULL,
     freshness interval DEFAULT NULL,
     workers integer DEFAULT NULL,
     enabled boolean DEFAULT NULL,
@@ -47,25 +78,26 @@ BEGIN
     changed.max_source_load := coalesce($6, changed.max_source_load);
     changed.max_delete_fraction := coalesce($7, changed.max_delete_fraction);
     changed.on_schema_change := coalesce($8, changed.on_schema_change);
-    changed.freshness := coalesce($9, changed.freshness);
-    changed.workers := coalesce($10, changed.workers);
-    changed.enabled := coalesce($11, changed.enabled);
-    changed.trust_counters_for := coalesce($12, changed.trust_counters_for);
+    changed.drop_columns := coalesce($9, changed.drop_columns);
+    changed.freshness := coalesce($10, changed.freshness);
+    changed.workers := coalesce($11, changed.workers);
+    changed.enabled := coalesce($12, changed.enabled);
+    changed.trust_counters_for := coalesce($13, changed.trust_counters_for);
     PERFORM tablesync.check_settings(changed);
     IF $2 IS NOT NULL OR $3 IS NOT NULL THEN
-        PERFORM tablesync.check_source(changed.source, changed.key_columns, changed.version_column, changed.fingerprint);
+        PERFORM tablesync.check_comparable(changed);
     END IF;
     UPDATE tablesync.replica t
     SET (version_column, fingerprint, consistency, chunk_rows, max_source_load, max_delete_fraction,
-         on_schema_change, freshness, workers, enabled, trust_counters_for)
+         on_schema_change, drop_columns, freshness, workers, enabled, trust_counters_for)
         = (changed.version_column, changed.fingerprint, changed.consistency, changed.chunk_rows, changed.max_source_load,
-           changed.max_delete_fraction, changed.on_schema_change, changed.freshness, changed.workers, changed.enabled,
-           changed.trust_counters_for)
+           changed.max_delete_fraction, changed.on_schema_change, changed.drop_columns, changed.freshness,
+           changed.workers, changed.enabled, changed.trust_counters_for)
     WHERE t.replica = $1;
     RETURN NEXT changed;
 END
 $$;
-COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, interval, integer, boolean, interval)
+COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval)
     IS 'changes settings of a replica; NULL leaves one as it is';
 
 CREATE FUNCTION tablesync_remove(replica regclass, drop_replica boolean DEFAULT false)

@@ -27,6 +27,7 @@ CREATE TABLE tablesync.replica (
     max_source_load double precision NOT NULL DEFAULT 1.0 CHECK (max_source_load > 0 AND max_source_load <= 1),
     max_delete_fraction double precision NOT NULL DEFAULT 0.2 CHECK (max_delete_fraction >= 0 AND max_delete_fraction <= 1),
     on_schema_change text NOT NULL DEFAULT 'apply' CHECK (on_schema_change IN ('apply', 'pause', 'ignore')),
+    drop_columns boolean NOT NULL DEFAULT false,
     freshness interval CHECK (freshness > '0'),
     workers integer NOT NULL DEFAULT 2 CHECK (workers BETWEEN 1 AND 16),
     trust_counters_for interval CHECK (trust_counters_for > '0'),
@@ -35,6 +36,7 @@ CREATE TABLE tablesync.replica (
     source_created boolean NOT NULL DEFAULT false,
     loaded boolean NOT NULL DEFAULT false,
     adopted boolean NOT NULL DEFAULT false,
+    refetch name[] NOT NULL DEFAULT '{}',
     load_position text[],
     load_indexes text[],
     memory_key text,
@@ -61,6 +63,7 @@ COMMENT ON COLUMN tablesync.replica.chunk_rows IS 'rows per chunk; NULL lets tab
 COMMENT ON COLUMN tablesync.replica.max_source_load IS 'fraction of the time the source may be busy with a run, in (0, 1]';
 COMMENT ON COLUMN tablesync.replica.max_delete_fraction IS 'a run that would delete more than this fraction of the replica (and at least 1000 rows) stops';
 COMMENT ON COLUMN tablesync.replica.on_schema_change IS 'what a run does when the source''s columns have changed: apply, pause or ignore';
+COMMENT ON COLUMN tablesync.replica.drop_columns IS 'whether on_schema_change apply drops a column that the source has dropped; false keeps it, with the values it has';
 COMMENT ON COLUMN tablesync.replica.freshness IS 'age of the last success after which the replica counts as stale';
 COMMENT ON COLUMN tablesync.replica.workers IS 'background workers, each with a connection to the source, that a load may use';
 COMMENT ON COLUMN tablesync.replica.trust_counters_for IS 'how long after a scan a run may skip the next one while the source''s statistics counters have not moved; NULL never does';
@@ -69,6 +72,7 @@ COMMENT ON COLUMN tablesync.replica.shape IS 'columns of the source that the rep
 COMMENT ON COLUMN tablesync.replica.source_created IS 'true when tablesync_add created the foreign table';
 COMMENT ON COLUMN tablesync.replica.loaded IS 'false until the first load is complete';
 COMMENT ON COLUMN tablesync.replica.adopted IS 'true while the replica holds rows that no run has compared in every column';
+COMMENT ON COLUMN tablesync.replica.refetch IS 'columns whose values the next run fetches for all rows, because no fingerprint can compare them';
 COMMENT ON COLUMN tablesync.replica.load_position IS 'key of the last row that an unfinished load has committed';
 COMMENT ON COLUMN tablesync.replica.load_indexes IS 'statements that create the indexes again which a load has dropped; NULL when none are missing';
 COMMENT ON COLUMN tablesync.replica.memory_key IS 'what the digests in tablesync.chunk were made with: fingerprint and columns';
