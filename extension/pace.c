@@ -115,15 +115,19 @@ tsync_limit_source(TsyncRun *run, int timeout)
 	run->source_timeout = timeout;
 }
 
+static int
+limited_timeout(void)
+{
+	int			timeout = Max(tsync_chunk_time, 50) * 4;
+
+	return tsync_statement_timeout > 0 ? Min(timeout, tsync_statement_timeout) : timeout;
+}
+
 /* Longest time for a statement in chunk mode, ms; a single chunk may take long. */
 int
 tsync_chunk_timeout(TsyncReplica *replica)
 {
-	int			timeout = Max(tsync_chunk_time, 50) * 4;
-
-	if (replica->nrange == 0)
-		return tsync_statement_timeout;
-	return tsync_statement_timeout > 0 ? Min(timeout, tsync_statement_timeout) : timeout;
+	return replica->nrange == 0 ? tsync_statement_timeout : limited_timeout();
 }
 
 /* Longest time for a statement of a scan in one snapshot, ms. */
@@ -134,14 +138,17 @@ tsync_snapshot_timeout(void)
 		: tsync_max_snapshot_age;
 }
 
-/* The limit to connect with: what SCAN will ask for, most likely. */
+/*
+ * The limit to connect with: what SCAN will ask for, most likely.  The columns
+ * of the replica are not known yet.
+ */
 int
 tsync_first_timeout(TsyncReplica *replica)
 {
 	if (!replica->loaded)
 		return tsync_statement_timeout;
 	return tsync_use_snapshot(replica, replica->remembered_rows) ? tsync_snapshot_timeout()
-		: tsync_chunk_timeout(replica);
+		: limited_timeout();
 }
 
 static int64

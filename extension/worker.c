@@ -134,18 +134,6 @@ read_identity(TsyncRun *run)
 	return identity;
 }
 
-static void
-read_layout(TsyncRun *run)
-{
-	MemoryContext run_context = CurrentMemoryContext;
-
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	tsync_read_layout(run);
-	tsync_commit();
-	MemoryContextSwitchTo(run_context);
-}
-
 /*
  * Read the replica's settings, connect to the source and follow its shape.  The
  * identity comes from the same snapshot as the shape, so that no change of
@@ -169,6 +157,8 @@ open_source(TsyncRun *run)
 	MemoryContextSwitchTo(run_context);
 	tsync_read_source(run);
 	tsync_read_source_time(run);
+	if (run->source_estimate >= tsync_chunk_target(run->replica))
+		tsync_read_layout(run);
 	run->source_identity = tsync_source_identity(run);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
@@ -185,8 +175,6 @@ open_source(TsyncRun *run)
 	run->stage = tsync_stage_create(run->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
-	if (run->source_estimate >= tsync_chunk_target(run->replica))
-		read_layout(run);
 }
 
 /*
