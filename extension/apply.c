@@ -192,44 +192,72 @@ is_proved(TsyncRun *run)
 		(run->result.rows == run->source.rows && run->result.sum == run->source.sum);
 }
 
-/* One attempt of APPLY; false when the replica is not as SCAN took it to be. */
+static void
+unregister_stage(TsyncStage *stage)
+{
+	SPI_unregister_relation(stage->inserted.name);
+	SPI_unregister_relation(stage->updated.name);
+	SPI_unregister_relation(stage->deleted.name);
+	SPI_unregister_relation(stage->reappeared.name);
+}
+
+static int64
+staged_rows(TsyncRun *run)
+{
+	return run->stage->deleted.count + run->stage->updated.count + run->stage->inserted.count;
+}
+
+/* Merge the stage of one run; false when somebody else has written to the replica. */
 static bool
-apply_once(TsyncRun *run)
+apply_run(TsyncRun *run)
 {
 	TsyncStage *stage = run->stage;
-	bool		written = false;
 	ListCell   *lc;
 
 	run->result = (TsyncDigest) {0, 0};
 	foreach(lc, run->chunks)
-	{
-		run->result.rows += ((TsyncChunk *) lfirst(lc))->replica.rows;
-		run->result.sum += ((TsyncChunk *) lfirst(lc))->replica.sum;
-	}
+		add(run, ((TsyncChunk *) lfirst(lc))->replica);
+	if (staged_rows(run) == 0)
+		return true;
+	lock_replica(run->replica);
+	if (tsync_was_written_to(run))
+		return false;
+	register_stage(stage);
+	if (run->replica->wide)
+		avoid_large_joins();
+	merge_stage(run);
+	if (run->replica->version)
+		tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
+	unregister_stage(stage);
+	return true;
+}
+
+/* One attempt of APPLY; false when a replica is not as SCAN took it to be. */
+static bool
+apply_once(List *runs)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	ListCell   *lc;
+
 	tsync_begin();
-	if (stage->deleted.count + stage->updated.count + stage->inserted.count > 0)
+	foreach(lc, runs)
 	{
-		lock_replica(run->replica);
-		written = tsync_was_written_to(run);
-		if (!written)
-		{
-			register_stage(stage);
-			if (run->replica->wide)
-				avoid_large_joins();
-			merge_stage(run);
-			if (run->replica->version)
-				tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
-		}
-	}
-	if (written || !is_proved(run))
-	{
+		TsyncRun   *run = lfirst(lc);
+		bool		applied = apply_run(run);
+
+		if (applied && is_proved(run))
+			continue;
 		AbortOutOfAnyTransaction();
-		if (!written)
+		MemoryContextSwitchTo(caller);
+		if (applied)
 			tsync_distrust_memory(run);
 		return false;
 	}
-	tsync_save_memory(run);
-	tsync_finish_run(run);
+	foreach(lc, runs)
+	{
+		tsync_save_memory(lfirst(lc));
+		tsync_finish_run(lfirst(lc));
+	}
 	tsync_commit();
 	return true;
 }
@@ -241,13 +269,15 @@ is_lock_trouble(int sqlerrcode)
 }
 
 /*
- * APPLY the stage and record the run as succeeded.  Returns false, with
- * nothing changed, when the replica has changed since SCAN.  A lock that is
+ * APPLY what the runs have staged and record them as succeeded, all in one
+ * transaction.  Returns false, with nothing changed, when a replica has
+ * changed since SCAN.  A lock that is
  * held by others, or a deadlock with them, is tried again a few times.
  */
 bool
-tsync_apply(TsyncRun *run)
+tsync_apply(List *runs)
 {
+	TsyncRun   *first = linitial(runs);
 	MemoryContext run_context = CurrentMemoryContext;
 	volatile bool applied = false;
 
@@ -255,12 +285,11 @@ tsync_apply(TsyncRun *run)
 	{
 		volatile bool retry = false;
 
-		tsync_progress_phase(TSYNC_PHASE_APPLY, 0,
-							 run->stage->deleted.count + run->stage->updated.count +
-							 run->stage->inserted.count);
+		tsync_progress_run(first);
+		tsync_progress_phase(TSYNC_PHASE_APPLY, 0, staged_rows(first));
 		PG_TRY();
 		{
-			applied = apply_once(run);
+			applied = apply_once(runs);
 		}
 		PG_CATCH();
 		{

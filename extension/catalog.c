@@ -393,22 +393,45 @@ tsync_source_unmoved(TsyncRun *run)
 	return unmoved;
 }
 
+/* The replicas that are run together with one, by OID; NIL if it has no group. */
+List *
+tsync_group_members(Oid replica)
+{
+	List	   *members = NIL;
+	uint64		nmembers = tsync_catalog_execute_oid("SELECT m::oid FROM tablesync.group_members($1::regclass) m ORDER BY 1",
+													 replica);
+
+	for (uint64 i = 0; i < nmembers; i++)
+		members = lappend_oid(members, (Oid) tsync_result_int64(i, 1));
+	SPI_freetuptable(SPI_tuptable);
+	return members;
+}
+
 /*
  * Record that a run has started, and that earlier ones which never finished
  * have crashed: the caller holds the replica's run lock, they don't.
  */
 void
-tsync_start_run(TsyncRun *run)
+tsync_start_run(TsyncRun *run, int64 group_run_id)
 {
-	Oid			types[] = {INT8OID, OIDOID};
-	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica_oid)};
+	Oid			types[] = {INT8OID, OIDOID, INT8OID};
+	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica_oid),
+	Int64GetDatum(group_run_id)};
+	const char *nulls = group_run_id > 0 ? NULL : "  n";
+
+	if (run->run_id == 0)
+	{
+		tsync_catalog_execute("SELECT nextval('tablesync.run_run_id_seq')", 0, NULL, NULL, NULL);
+		run->run_id = tsync_result_int64(0, 1);
+		values[0] = Int64GetDatum(run->run_id);
+	}
 
 	tsync_catalog_execute_oid("UPDATE tablesync.run SET status = 'crashed'"
 						" WHERE replica = $1::regclass AND status = 'running'", run->replica_oid);
-	if (tsync_catalog_execute("INSERT INTO tablesync.run (run_id, replica, kind)"
-						" SELECT $1, replica, CASE WHEN loaded THEN 'sync' ELSE 'load' END"
+	if (tsync_catalog_execute("INSERT INTO tablesync.run (run_id, replica, kind, group_run_id)"
+						" SELECT $1, replica, CASE WHEN loaded THEN 'sync' ELSE 'load' END, $3"
 						" FROM tablesync.replica WHERE replica = $2::regclass",
-						2, types, values, NULL) != 1)
+						lengthof(types), types, values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("table with OID %u is not a replica of a role that %s is a member of",

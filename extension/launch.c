@@ -527,6 +527,36 @@ enabled_replicas(void)
 	return replicas;
 }
 
+/* The replicas of a group other than one, with their runs of that worker. */
+static List *
+group_reports(Oid relid, int64 run_id)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *replicas = NIL;
+	List	   *run_ids = NIL;
+	List	   *reports = NIL;
+	ListCell   *lc;
+	ListCell   *lc2;
+
+	query_latest("SELECT replica::oid, run_id FROM tablesync.run"
+				 " WHERE group_run_id = $1 AND run_id <> $1 ORDER BY run_id", INT8OID, Int64GetDatum(run_id));
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		Datum		replica = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		int64		member_run = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull));
+		MemoryContext spi = MemoryContextSwitchTo(caller);
+
+		replicas = lappend_oid(replicas, DatumGetObjectId(replica));
+		run_ids = lappend(run_ids, memcpy(palloc(sizeof(int64)), &member_run, sizeof(int64)));
+		MemoryContextSwitchTo(spi);
+	}
+	SPI_finish();
+	forboth(lc, replicas, lc2, run_ids)
+		reports = lappend(reports, report_ended(lfirst_oid(lc), *(int64 *) lfirst(lc2)));
+	return reports;
+}
+
 /* tablesync_run(replica, wait, force) */
 Datum
 tsync_run(PG_FUNCTION_ARGS)
@@ -537,6 +567,7 @@ tsync_run(PG_FUNCTION_ARGS)
 	bool		force = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2);
 	List	   *replicas;
 	List	   *no_worker = NIL;
+	List	   *done = NIL;
 	ListCell   *lc;
 
 	check_callable();
@@ -544,14 +575,27 @@ tsync_run(PG_FUNCTION_ARGS)
 	replicas = all ? enabled_replicas() : list_make1_oid(PG_GETARG_OID(0));
 	foreach(lc, replicas)
 	{
-		RunReport  *report = all ? run_if_due(lfirst_oid(lc), wait, force)
-			: run_one(lfirst_oid(lc), wait, force);
+		RunReport  *report;
+		ListCell   *member;
 
+		if (list_member_oid(done, lfirst_oid(lc)))
+			continue;			/* as a member of a group */
+		report = all ? run_if_due(lfirst_oid(lc), wait, force)
+			: run_one(lfirst_oid(lc), wait, force);
 		if (has_failed(report))
 			raise_report(report, all ? WARNING : ERROR);
 		if (report->no_worker)
 			no_worker = lappend(no_worker, report);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, report->values, report->nulls);
+		if (!wait || report->nulls[1])
+			continue;
+		foreach(member, group_reports(lfirst_oid(lc), DatumGetInt64(report->values[1])))
+		{
+			RunReport  *other = lfirst(member);
+
+			done = lappend_oid(done, DatumGetObjectId(other->values[0]));
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, other->values, other->nulls);
+		}
 	}
 	foreach(lc, no_worker)
 		alert_no_worker(lfirst(lc));

@@ -107,12 +107,14 @@ tsync_restrict_source_session(const char *label, int timeout)
 void
 tsync_limit_source(TsyncRun *run, int timeout)
 {
-	if (run->source_timeout == timeout)
+	static int	current = -1;
+
+	if (current == timeout)
 		return;
 	tsync_restrict_source_session(run->replica->label, timeout);
-	if (run->source_timeout >= 0)
+	if (current >= 0)
 		tsync_disconnect_source(run);
-	run->source_timeout = timeout;
+	current = timeout;
 }
 
 static int

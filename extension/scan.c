@@ -30,8 +30,10 @@
 
 typedef struct ScanState
 {
+	TsyncRun   *run;
 	TsyncResolver *resolver;
 	MemoryContext chunk_context;
+	int64		expected_rows;
 	TimestampTz locked_since;	/* 0: the source's table is not locked */
 } ScanState;
 
@@ -258,24 +260,17 @@ scan_all_buckets(TsyncRun *run, ScanState *state)
 	return all != NULL;
 }
 
-/* Scan all chunks in one transaction of the source. */
+/* Scan all chunks in a transaction of the source that the caller ends. */
 static void
-scan_snapshot(TsyncRun *run, ScanState *state)
+scan_in_snapshot(TsyncRun *run, ScanState *state)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	bool		by_blocks = list_length(run->chunks) > 1 && run->source_blocks > 0 &&
 		run->source_version >= BLOCKS_VERSION;
 	bool		quiet_equal;
 	ListCell   *lc;
 
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
-	run->snapshot_taken = GetCurrentTimestamp();
 	if (by_blocks && want_all_buckets(run) && scan_all_buckets(run, state))
-	{
-		tsync_commit();
 		return;
-	}
 	quiet_equal = by_blocks && quiet_chunks_equal(run, state);
 	foreach(lc, run->chunks)
 	{
@@ -288,12 +283,35 @@ scan_snapshot(TsyncRun *run, ScanState *state)
 			scan_chunk(run, state, chunk);
 		finish_chunk(run, chunk);
 	}
+}
+
+/* Scan the sources of some runs in one transaction. */
+static void
+scan_snapshot(List *states)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	TimestampTz now;
+	ListCell   *lc;
+
+	tsync_begin();
+	now = GetCurrentTimestamp();
+	foreach(lc, states)
+	{
+		ScanState  *state = lfirst(lc);
+
+		MemoryContextSwitchTo(caller);
+		state->run->snapshot_taken = now;
+		tsync_progress_run(state->run);
+		tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(state->run->chunks), state->expected_rows);
+		scan_in_snapshot(state->run, state);
+	}
 	tsync_commit();
+	MemoryContextSwitchTo(caller);
 }
 
 /*
- * Scan all chunks in one transaction of the source.  Returns false if that
- * takes too long, and a transaction for each chunk will do.
+ * Scan all chunks of a source in one transaction.  Returns false if that takes
+ * too long, and a transaction for each chunk will do.
  */
 static bool
 try_scan_snapshot(TsyncRun *run, ScanState *state)
@@ -301,10 +319,9 @@ try_scan_snapshot(TsyncRun *run, ScanState *state)
 	MemoryContext caller = CurrentMemoryContext;
 	volatile bool done = true;
 
-	tsync_limit_source(run, tsync_snapshot_timeout());
 	PG_TRY();
 	{
-		scan_snapshot(run, state);
+		scan_snapshot(list_make1(state));
 	}
 	PG_CATCH();
 	{
@@ -438,35 +455,49 @@ prepare_scan(TsyncRun *run)
 	}
 }
 
-/*
- * SCAN: compare source and replica and stage the differences.  The source sees
- * one transaction for all chunks, or one for each.
- */
-void
-tsync_scan(TsyncRun *run)
+/* Plan a run's scan, and make what it needs. */
+static ScanState *
+scan_state_create(TsyncRun *run)
 {
 	MemoryContext run_context = CurrentMemoryContext;
-	ScanState	state = {0};
-	int64		busy = run->source_time;
-	int64		expected = 0;
-	bool		done;
+	ScanState  *state = palloc0(sizeof(ScanState));
 	ListCell   *lc;
 
+	state->run = run;
 	prepare_scan(run);
 	foreach(lc, run->chunks)
-		expected += ((TsyncChunk *) lfirst(lc))->expected_rows;
+		state->expected_rows += ((TsyncChunk *) lfirst(lc))->expected_rows;
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	state.resolver = tsync_resolver_create(run->replica);
+	state->resolver = tsync_resolver_create(run->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
-	state.chunk_context = AllocSetContextCreate(run_context, "tablesync chunk", ALLOCSET_DEFAULT_SIZES);
+	state->chunk_context = AllocSetContextCreate(run_context, "tablesync chunk", ALLOCSET_DEFAULT_SIZES);
+	return state;
+}
 
-	run->snapshot = !run->snapshot_expired && tsync_use_snapshot(run->replica, expected);
-	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(run->chunks), expected);
+static void
+scan_state_destroy(ScanState *state)
+{
+	tsync_resolver_destroy(state->resolver);
+	MemoryContextDelete(state->chunk_context);
+	pfree(state);
+}
+
+/* One attempt to scan a source in one transaction, or one for each chunk; false to start over. */
+static bool
+try_scan(TsyncRun *run)
+{
+	ScanState  *state = scan_state_create(run);
+	int64		busy = run->source_time;
+	bool		done;
+
+	run->snapshot = !run->snapshot_expired && tsync_use_snapshot(run->replica, state->expected_rows);
+	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(run->chunks), state->expected_rows);
 	if (run->snapshot)
 	{
-		done = try_scan_snapshot(run, &state);
+		tsync_limit_source(run, tsync_snapshot_timeout());
+		done = try_scan_snapshot(run, state);
 		run->snapshot_expired = !done;
 		/* not earlier: the source would be idle in a transaction of ours */
 		tsync_rest(run, run->source_time - busy, 0);
@@ -474,12 +505,46 @@ tsync_scan(TsyncRun *run)
 	else
 	{
 		tsync_limit_source(run, tsync_chunk_timeout(run->replica));
-		done = scan_chunks(run, &state);
+		done = scan_chunks(run, state);
 	}
-	tsync_resolver_destroy(state.resolver);
-	MemoryContextDelete(state.chunk_context);
-	if (!done)
-		tsync_scan(run);		/* with smaller chunks */
+	scan_state_destroy(state);
+	return done;
+}
+
+/* Scan the sources of a group in one transaction. */
+static void
+scan_group(List *runs)
+{
+	List	   *states = NIL;
+	ListCell   *lc;
+
+	foreach(lc, runs)
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		tsync_progress_run(run);
+		states = lappend(states, scan_state_create(run));
+		run->snapshot = true;
+	}
+	tsync_limit_source(linitial(runs), tsync_snapshot_timeout());
+	scan_snapshot(states);
+	foreach(lc, states)
+		scan_state_destroy(lfirst(lc));
+}
+
+/*
+ * SCAN: compare sources and replicas and stage the differences.  The source of
+ * a single run sees one transaction for all chunks, or one for each; those of
+ * a group see one for all.
+ */
+void
+tsync_scan(List *runs)
+{
+	if (list_length(runs) > 1)
+		scan_group(runs);
+	else
+		while (!try_scan(linitial(runs)))
+			;					/* with smaller chunks */
 }
 
 /* Note which of some keys to be deleted the source still has. */

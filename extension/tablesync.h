@@ -186,6 +186,7 @@ typedef struct TsyncRun
 	int64		run_id;
 	Oid			replica_oid;
 	bool		force;			/* override the delete guard */
+	bool		skipped;		/* the source has not moved */
 	TsyncReplica *replica;
 	int			source_version; /* server_version_num */
 	char	   *source_identity;	/* which files hold the source's rows, and its columns */
@@ -200,7 +201,6 @@ typedef struct TsyncRun
 	bool		snapshot;		/* one source snapshot for the whole scan */
 	bool		snapshot_expired;	/* it took too long */
 	TimestampTz snapshot_taken;
-	int			source_timeout;	/* ms, of the session at the source; -1: not set yet */
 	char	   *counters;		/* of the source before the scan, NULL: don't matter */
 	TimestampTz counters_at;
 	int64		chunk_target;	/* rows, while the source is slow; 0: it is not */
@@ -308,11 +308,11 @@ extern void tsync_refetch(TsyncRun *run);
 extern void tsync_load(TsyncRun *run);
 
 /* in scan.c */
-extern void tsync_scan(TsyncRun *run);
+extern void tsync_scan(List *runs);
 extern void tsync_confirm(TsyncRun *run);
 
 /* in apply.c */
-extern bool tsync_apply(TsyncRun *run);
+extern bool tsync_apply(List *runs);
 
 /* in blocks.c */
 extern bool tsync_next_blocks(TsyncRun *run, TsyncChunk *range, int64 rows);
@@ -373,7 +373,8 @@ extern void tsync_disconnect_source(TsyncRun *run);
 extern bool tsync_source_unmoved(TsyncRun *run);
 extern bool tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint);
 extern void tsync_finish_refetch(TsyncRun *run);
-extern void tsync_start_run(TsyncRun *run);
+extern List *tsync_group_members(Oid replica);
+extern void tsync_start_run(TsyncRun *run, int64 group_run_id);
 extern void tsync_finish_run(TsyncRun *run);
 extern void tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled);
 extern void tsync_prune_runs(TsyncRun *run);
@@ -470,6 +471,7 @@ extern double tsync_learned_rate(TsyncRun *run);
 
 /* in progress.c */
 extern void tsync_progress_start(int64 run_id, Oid replica);
+extern void tsync_progress_run(TsyncRun *run);
 extern void tsync_progress_phase(TsyncPhase phase, int64 chunks_total, int64 rows_estimated);
 extern void tsync_progress_step(int64 chunks, int64 rows);
 extern void tsync_progress_set(int64 chunks, int64 chunks_total, int64 rows);

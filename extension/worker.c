@@ -192,37 +192,82 @@ source_was_rewritten(TsyncRun *run)
 	return rewritten;
 }
 
-/*
- * Rows that CONFIRM found again stay, which is right chunk by chunk but would
- * mix two instants where the whole scan was one snapshot.
- */
 static bool
-may_spare_reappeared(TsyncRun *run)
+any_was_rewritten(List *runs)
 {
-	return run->stage->reappeared.count == 0 || !run->snapshot;
+	bool		rewritten = false;
+	ListCell   *lc;
+
+	foreach(lc, runs)
+		rewritten |= source_was_rewritten(lfirst(lc));
+	return rewritten;
 }
 
-/* One attempt to find and apply the differences; false to start over. */
+/*
+ * CONFIRM the deletes of all runs; false to start over.  Rows that are found
+ * again stay, which is right chunk by chunk but would mix two instants where
+ * the whole scan was one snapshot.
+ */
 static bool
-synchronise(TsyncRun *run)
+confirm_deletes(List *runs)
 {
-	open_source(run);
-	if (!run->replica->loaded)
-		tsync_load(run);
-	else if (tsync_source_unmoved(run))
-		return true;
-	tsync_refetch(run);
-	tsync_scan(run);
-	if (source_was_rewritten(run))
-		return false;
-	tsync_check_guards(run);
-	if (run->stage->deleted.count > 0)
+	bool		confirmed = false;
+	ListCell   *lc;
+
+	foreach(lc, runs)
 	{
+		TsyncRun   *run = lfirst(lc);
+
+		if (run->stage->deleted.count == 0)
+			continue;
+		tsync_progress_run(run);
 		tsync_confirm(run);
-		if (source_was_rewritten(run) || !may_spare_reappeared(run))
+		confirmed = true;
+		if (run->stage->reappeared.count > 0 && run->snapshot)
 			return false;
 	}
-	return tsync_apply(run);
+	return !confirmed || !any_was_rewritten(runs);
+}
+
+/* Open the sources of all runs, and load replicas that were not. */
+static void
+open_sources(List *runs)
+{
+	ListCell   *lc;
+
+	foreach(lc, runs)
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		tsync_progress_run(run);
+		open_source(run);
+		if (!run->replica->loaded)
+			tsync_load(run);
+		else if (list_length(runs) == 1 && tsync_source_unmoved(run))
+			run->skipped = true;
+		else
+			tsync_refetch(run);
+	}
+}
+
+/*
+ * One attempt to find and apply the differences of a run, or of a group of
+ * runs that share a snapshot and a transaction; false to start over.
+ */
+static bool
+synchronise(List *runs)
+{
+	ListCell   *lc;
+
+	open_sources(runs);
+	if (((TsyncRun *) linitial(runs))->skipped)
+		return true;
+	tsync_scan(runs);
+	if (any_was_rewritten(runs))
+		return false;
+	foreach(lc, runs)
+		tsync_check_guards(lfirst(lc));
+	return confirm_deletes(runs) && tsync_apply(runs);
 }
 
 /* May an error have come from columns that changed while we read them? */
@@ -243,9 +288,20 @@ may_be_new_shape(TsyncRun *run, int sqlerrcode)
 	return false;
 }
 
+static bool
+may_be_new_shapes(List *runs, int sqlerrcode)
+{
+	ListCell   *lc;
+
+	foreach(lc, runs)
+		if (!may_be_new_shape(lfirst(lc), sqlerrcode))
+			return false;
+	return true;
+}
+
 /* As synchronise(); an error that a change of the source explains means to start over, too. */
 static bool
-try_synchronise(TsyncRun *run)
+try_synchronise(List *runs)
 {
 	MemoryContext run_context = CurrentMemoryContext;
 	ErrorData  *volatile edata = NULL;
@@ -253,13 +309,13 @@ try_synchronise(TsyncRun *run)
 
 	PG_TRY();
 	{
-		done = synchronise(run);
+		done = synchronise(runs);
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(run_context);
 		edata = CopyErrorData();
-		if (!may_be_new_shape(run, edata->sqlerrcode))
+		if (!may_be_new_shapes(runs, edata->sqlerrcode))
 			PG_RE_THROW();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
@@ -269,69 +325,24 @@ try_synchronise(TsyncRun *run)
 	if (edata != NULL)
 	{
 		tsync_expect_source(false);
-		if (!source_was_rewritten(run))
+		if (!any_was_rewritten(runs))
 			ReThrowError(edata);
 	}
 	return done;
 }
 
-/* The story of a run. */
+/* The story of a run, or of a group. */
 static void
-perform_run(TsyncRun *run)
+perform_runs(List *runs)
 {
-	for (int attempt = 1; !try_synchronise(run); attempt++)
+	for (int attempt = 1; !try_synchronise(runs); attempt++)
 		if (attempt >= ATTEMPTS)
 			ereport(ERROR,
 					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 					 errmsg("source or replica of %s kept changing during the run",
-							run->replica->label),
+							((TsyncRun *) linitial(runs))->replica->label),
 					 errdetail("%d attempts were made; nothing was changed.", ATTEMPTS),
 					 errhint("Run again when TRUNCATE, VACUUM FULL, CLUSTER or ALTER TABLE is over at the source, and nobody writes to the replica; if the source keeps moving rows between keys, use consistency chunk.")));
-}
-
-static void
-record_start(TsyncRun *run)
-{
-	tsync_begin();
-	tsync_start_run(run);
-	tsync_commit();
-	tsync_progress_start(run->run_id, run->replica_oid);
-}
-
-/* Perform a run and record how it ends. */
-static void
-run_in_envelope(TsyncRun *run)
-{
-	MemoryContext run_context = CurrentMemoryContext;
-	ErrorData  *volatile edata = NULL;
-
-	PG_TRY();
-	{
-		perform_run(run);
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(run_context);
-		edata = CopyErrorData();
-		EmitErrorReport();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();	/* subtransactions too */
-	}
-	PG_END_TRY();
-
-	if (edata != NULL)
-	{
-		MemoryContextSwitchTo(run_context);
-		tsync_expect_source(false);
-		QueryCancelPending = false;
-		if (source_silent && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		{
-			edata->sqlerrcode = ERRCODE_CONNECTION_FAILURE;
-			edata->message = psprintf("the source did not answer within %d ms",
-									  tsync_statement_timeout + SOURCE_GRACE_MS);
-		}
-		tsync_fail_run(run, edata, cancel_requested && edata->sqlerrcode == ERRCODE_QUERY_CANCELED);
-	}
 }
 
 /* Make the run that a worker is started with, in a context of its own. */
@@ -346,8 +357,107 @@ make_run(TsyncStart *start)
 	run->run_id = start->run_id;
 	run->replica_oid = start->replica;
 	run->force = start->force;
-	run->source_timeout = -1;
 	return run;
+}
+
+/*
+ * The runs of this worker: one, or those of a group.  NIL if another worker was
+ * faster: the launcher sees that we left no trace.  All lock in the same order,
+ * so one of those who start at the same time gets all of a group.
+ */
+static List *
+make_runs(TsyncStart *start)
+{
+	TsyncRun   *first = make_run(start);
+	MemoryContext run_context = CurrentMemoryContext;
+	List	   *runs = list_make1(first);
+	List	   *members;
+	ListCell   *lc;
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	members = tsync_group_members(start->replica);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	if (members == NIL)
+		members = list_make1_oid(start->replica);
+	foreach(lc, members)
+	{
+		TsyncRun   *member;
+
+		if (!tsync_lock_run(lfirst_oid(lc)))
+			return NIL;
+		if (lfirst_oid(lc) == start->replica)
+			continue;
+		member = palloc0(sizeof(TsyncRun));
+		member->replica_oid = lfirst_oid(lc);
+		member->force = start->force;
+		runs = lappend(runs, member);
+	}
+	return runs;
+}
+
+static void
+record_starts(List *runs)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	TsyncRun   *first = linitial(runs);
+	ListCell   *lc;
+
+	tsync_begin();
+	foreach(lc, runs)
+		tsync_start_run(lfirst(lc), list_length(runs) > 1 ? first->run_id : 0);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	tsync_progress_start(first->run_id, first->replica_oid);
+}
+
+/* Record that all runs of a worker have failed. */
+static void
+record_failure(List *runs, ErrorData *edata)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	ListCell   *lc;
+
+	tsync_expect_source(false);
+	QueryCancelPending = false;
+	if (source_silent && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+	{
+		edata->sqlerrcode = ERRCODE_CONNECTION_FAILURE;
+		edata->message = psprintf("the source did not answer within %d ms",
+								  tsync_statement_timeout + SOURCE_GRACE_MS);
+	}
+	foreach(lc, runs)
+	{
+		tsync_fail_run(lfirst(lc), edata,
+					   cancel_requested && edata->sqlerrcode == ERRCODE_QUERY_CANCELED);
+		MemoryContextSwitchTo(run_context);
+	}
+}
+
+/* Perform runs and record how they end. */
+static void
+run_in_envelope(List *runs)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	ErrorData  *volatile edata = NULL;
+
+	PG_TRY();
+	{
+		perform_runs(runs);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(run_context);
+		edata = CopyErrorData();
+		EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();	/* subtransactions too */
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(run_context);
+	if (edata != NULL)
+		record_failure(runs, edata);
 }
 
 /* Help another worker with its load; an error is the server log's. */
@@ -362,7 +472,8 @@ void
 tsync_worker_main(Datum main_arg)
 {
 	TsyncStart	start;
-	TsyncRun   *run;
+	List	   *runs;
+	ListCell   *lc;
 
 	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
 	pqsignal(SIGTERM, handle_cancel);
@@ -379,20 +490,21 @@ tsync_worker_main(Datum main_arg)
 		proc_exit(0);
 	}
 
-	/* another worker was faster: the launcher sees that we left no trace */
-	if (!tsync_lock_run(start.replica))
+	if ((runs = make_runs(&start)) == NIL)
 		proc_exit(0);
-
-	run = make_run(&start);
 
 	MemoryContext run_context = CurrentMemoryContext;
 
 	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
-	record_start(run);
-	MemoryContextSwitchTo(run_context);
-	run_in_envelope(run);
-	MemoryContextSwitchTo(run_context);
-	tsync_settle_run(run->run_id);
-	tsync_prune_runs(run);
+	record_starts(runs);
+	run_in_envelope(runs);
+	foreach(lc, runs)
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		MemoryContextSwitchTo(run_context);
+		tsync_settle_run(run->run_id);
+		tsync_prune_runs(run);
+	}
 	proc_exit(0);
 }

@@ -372,6 +372,12 @@ BEGIN
         RAISE EXCEPTION 'invalid value for %: %', setting, coalesce(quote_literal(value), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = format('It must be %s.', wanted);
     END IF;
+    IF settings.sync_group IS NOT NULL AND settings.consistency <> 'snapshot' THEN
+        RAISE EXCEPTION 'a sync_group needs consistency snapshot'
+            USING ERRCODE = 'invalid_parameter_value',
+                  DETAIL = 'Its replicas are read in one snapshot of the source, and changed in one transaction here.',
+                  HINT = 'Set consistency => ''snapshot'' as well.';
+    END IF;
     IF settings.fingerprint = 'version' AND settings.version_column IS NULL THEN
         RAISE EXCEPTION 'fingerprint version needs a version column'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Name one as version_column, or use fingerprint row.';
@@ -486,10 +492,10 @@ BEGIN
 
     INSERT INTO tablesync.replica (replica, source, key_columns, version_column, fingerprint, consistency, chunk_rows,
                                    max_source_load, max_delete_fraction, on_schema_change, drop_columns, freshness, workers, enabled,
-                                   trust_counters_for, shape, source_created, loaded, adopted)
+                                   trust_counters_for, sync_group, shape, source_created, loaded, adopted)
     VALUES (wanted.replica, wanted.source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.consistency,
             wanted.chunk_rows, wanted.max_source_load, wanted.max_delete_fraction, wanted.on_schema_change, wanted.drop_columns,
-            wanted.freshness, wanted.workers, wanted.enabled, wanted.trust_counters_for, wanted.shape, wanted.source_created, has_rows, has_rows);
+            wanted.freshness, wanted.workers, wanted.enabled, wanted.trust_counters_for, wanted.sync_group, wanted.shape, wanted.source_created, has_rows, has_rows);
 
     -- fires whatever session_replication_role is
     EXECUTE format('CREATE TRIGGER tablesync_note_write AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
@@ -594,7 +600,8 @@ CREATE FUNCTION tablesync_add(
     freshness interval DEFAULT NULL,
     workers integer DEFAULT 2,
     enabled boolean DEFAULT true,
-    trust_counters_for interval DEFAULT NULL)
+    trust_counters_for interval DEFAULT NULL,
+    sync_group text DEFAULT NULL)
 RETURNS regclass
 LANGUAGE sql
 AS $$
@@ -603,9 +610,9 @@ AS $$
             'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
             'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
             'drop_columns', drop_columns, 'freshness', freshness, 'workers', workers, 'enabled', enabled,
-            'trust_counters_for', trust_counters_for));
+            'trust_counters_for', trust_counters_for, 'sync_group', sync_group));
 $$;
-COMMENT ON FUNCTION tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval)
+COMMENT ON FUNCTION tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text)
     IS 'makes a table the replica of an existing foreign table; creates it if it does not exist';
 
 CREATE FUNCTION tablesync_add(
@@ -624,7 +631,8 @@ CREATE FUNCTION tablesync_add(
     freshness interval DEFAULT NULL,
     workers integer DEFAULT 2,
     enabled boolean DEFAULT true,
-    trust_counters_for interval DEFAULT NULL)
+    trust_counters_for interval DEFAULT NULL,
+    sync_group text DEFAULT NULL)
 RETURNS regclass
 LANGUAGE sql
 AS $$
@@ -634,7 +642,7 @@ AS $$
             'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
             'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
             'drop_columns', drop_columns, 'freshness', freshness, 'workers', workers, 'enabled', enabled,
-            'trust_counters_for', trust_counters_for));
+            'trust_counters_for', trust_counters_for, 'sync_group', sync_group));
 $$;
-COMMENT ON FUNCTION tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval)
+COMMENT ON FUNCTION tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text)
     IS 'makes a table the replica of schema.table on a server; creates the foreign table <replica>_source too';

@@ -61,7 +61,8 @@ CREATE FUNCTION tablesync_alter(
     freshness interval DEFAULT NULL,
     workers integer DEFAULT NULL,
     enabled boolean DEFAULT NULL,
-    trust_counters_for interval DEFAULT NULL)
+    trust_counters_for interval DEFAULT NULL,
+    sync_group text DEFAULT NULL)
 RETURNS SETOF tablesync.replica
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -82,23 +83,24 @@ BEGIN
     changed.freshness := coalesce($10, changed.freshness);
     changed.workers := coalesce($11, changed.workers);
     changed.enabled := coalesce($12, changed.enabled);
-    changed.trust_counters_for := coalesce($13, changed.trust_counters_for);
+    changed.trust_counters_for := nullif(coalesce($13, changed.trust_counters_for), '0');
+    changed.sync_group := nullif(coalesce($14, changed.sync_group), '');
     PERFORM tablesync.check_settings(changed);
     IF $2 IS NOT NULL OR $3 IS NOT NULL THEN
         PERFORM tablesync.check_comparable(changed);
     END IF;
     UPDATE tablesync.replica t
     SET (version_column, fingerprint, consistency, chunk_rows, max_source_load, max_delete_fraction,
-         on_schema_change, drop_columns, freshness, workers, enabled, trust_counters_for)
+         on_schema_change, drop_columns, freshness, workers, enabled, trust_counters_for, sync_group)
         = (changed.version_column, changed.fingerprint, changed.consistency, changed.chunk_rows, changed.max_source_load,
            changed.max_delete_fraction, changed.on_schema_change, changed.drop_columns, changed.freshness,
-           changed.workers, changed.enabled, changed.trust_counters_for)
+           changed.workers, changed.enabled, changed.trust_counters_for, changed.sync_group)
     WHERE t.replica = $1;
     RETURN NEXT changed;
 END
 $$;
-COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval)
-    IS 'changes settings of a replica; NULL leaves one as it is';
+COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text)
+    IS 'changes settings of a replica; NULL leaves one as it is, 0 ends trust_counters_for, an empty text leaves a sync_group';
 
 CREATE FUNCTION tablesync_remove(replica regclass, drop_replica boolean DEFAULT false)
 RETURNS void
@@ -177,3 +179,21 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tablesync_resume(regclass) IS 'lets a paused replica, or one restored from a dump, be run again; ends a back-off';
+
+/* The replicas that are run together with one: those of its group with the same server and owner that may be run now. */
+CREATE FUNCTION tablesync.group_members(replica regclass)
+RETURNS SETOF regclass
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT m.replica
+    FROM tablesync.replica t
+    JOIN pg_class tc ON tc.oid = t.replica
+    JOIN pg_foreign_table tf ON tf.ftrelid = t.source
+    JOIN tablesync.replica m ON m.sync_group = t.sync_group
+    JOIN pg_class mc ON mc.oid = m.replica AND mc.relowner = tc.relowner
+    JOIN pg_foreign_table mf ON mf.ftrelid = m.source AND mf.ftserver = tf.ftserver
+    WHERE t.replica = $1
+      AND (m.replica = $1 OR m.enabled AND m.home = tablesync.home());
+$$;
+COMMENT ON FUNCTION tablesync.group_members(regclass) IS 'the replicas that are run together with one, itself included; none if it has no sync_group';

@@ -31,6 +31,7 @@ CREATE TABLE tablesync.replica (
     freshness interval CHECK (freshness > '0'),
     workers integer NOT NULL DEFAULT 2 CHECK (workers BETWEEN 1 AND 16),
     trust_counters_for interval CHECK (trust_counters_for > '0'),
+    sync_group text CHECK (sync_group <> ''),
     enabled boolean NOT NULL DEFAULT true,
     shape jsonb NOT NULL,
     source_created boolean NOT NULL DEFAULT false,
@@ -66,6 +67,7 @@ COMMENT ON COLUMN tablesync.replica.on_schema_change IS 'what a run does when th
 COMMENT ON COLUMN tablesync.replica.drop_columns IS 'whether on_schema_change apply drops a column that the source has dropped; false keeps it, with the values it has';
 COMMENT ON COLUMN tablesync.replica.freshness IS 'age of the last success after which the replica counts as stale';
 COMMENT ON COLUMN tablesync.replica.workers IS 'background workers, each with a connection to the source, that a load may use';
+COMMENT ON COLUMN tablesync.replica.sync_group IS 'replicas of the same group, server and owner are run together: one snapshot of the source, one transaction here';
 COMMENT ON COLUMN tablesync.replica.trust_counters_for IS 'how long after a scan a run may skip the next one while the source''s statistics counters have not moved; NULL never does';
 COMMENT ON COLUMN tablesync.replica.enabled IS 'false while paused';
 COMMENT ON COLUMN tablesync.replica.shape IS 'columns of the source that the replica was built for';
@@ -112,12 +114,14 @@ CREATE TABLE tablesync.run (
     detail text,
     hint text,
     pid integer NOT NULL DEFAULT pg_backend_pid(),
+    group_run_id bigint,
     settled boolean NOT NULL DEFAULT false,
     CHECK ((status IN ('running', 'crashed')) = (finished_at IS NULL)),
     CHECK (status <> 'succeeded' OR (source_digest IS NOT NULL AND replica_digest IS NOT NULL))
 );
 CREATE UNIQUE INDEX run_one_active ON tablesync.run (replica) WHERE status = 'running';
 CREATE INDEX run_crashed_unsettled ON tablesync.run (replica) WHERE status = 'crashed' AND NOT settled;
+CREATE INDEX run_of_group ON tablesync.run (group_run_id) WHERE group_run_id IS NOT NULL;
 CREATE INDEX run_of_replica ON tablesync.run (replica, run_id DESC);
 COMMENT ON TABLE tablesync.run IS 'one row per run; read it through the view tablesync_runs';
 COMMENT ON COLUMN tablesync.run.kind IS 'load (first copy), sync or verify';
@@ -128,6 +132,7 @@ COMMENT ON COLUMN tablesync.run.source_digest IS 'sum modulo 2^64 of the fingerp
 COMMENT ON COLUMN tablesync.run.replica_digest IS 'sum modulo 2^64 of the fingerprints of all replica rows after the run';
 COMMENT ON COLUMN tablesync.run.source_horizon IS 'transaction counter of the source when the run began';
 COMMENT ON COLUMN tablesync.run.newest_version IS 'newest value of the version column that any run up to this one has taken over';
+COMMENT ON COLUMN tablesync.run.group_run_id IS 'first run of the group that this run was part of; NULL if it was alone';
 COMMENT ON COLUMN tablesync.run.pid IS 'process of the background worker';
 COMMENT ON COLUMN tablesync.run.settled IS 'whether the failure of the run has been made an alert';
 
