@@ -226,6 +226,7 @@ tsync_help_load(TsyncRun *run)
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
 	run->replica = tsync_read_replica(run->replica_oid);
+	tsync_read_columns(run->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 	tsync_limit_source(run, tsync_statement_timeout);

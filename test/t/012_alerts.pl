@@ -145,21 +145,22 @@ is(handled(), 'alert_closed run_failed', 'the handler is called');
 
 sub opens_and_closes
 {
-	my ($kind, $break, $mend, $error, $force) = @_;
+	my ($kind, $break, $mend, $error, $force, $pauses) = @_;
 	$source->safe_psql('postgres', $break);
 	like(app_fails($target, "SELECT tablesync_run('items')"), $error, "$kind: run fails");
 	app_fails($target, "SELECT tablesync_run('items')");
 	is(open_alerts(), "items|$kind|critical", "$kind: one alert");
-	is(app_sql($target, 'SELECT occurrences FROM tablesync.alert WHERE closed_at IS NULL'), 2, "$kind: seen twice");
+	is(app_sql($target, 'SELECT occurrences FROM tablesync.alert WHERE closed_at IS NULL'), $pauses ? 1 : 2, "$kind: seen " . ($pauses ? 'once, for runs are paused' : 'twice'));
 	is(handled(), "alert_opened $kind", "$kind: the handler is called once");
 	$source->safe_psql('postgres', $mend) if $mend;
+	app_sql($target, "SELECT tablesync_resume('items')") if $pauses;
 	like(run_counts($target, 'items', $force), qr/^succeeded/, "$kind: mended");
 	is(open_alerts(), '', "$kind: closed");
 	is(handled(), "alert_closed $kind", "$kind: the handler is called");
 	return;
 }
 opens_and_closes('delete_guard', 'DELETE FROM items WHERE id > 1500', undef, qr/ERROR:  TS001: run would delete 1500/, ', force => true');
-opens_and_closes('schema_changed', 'ALTER TABLE items ALTER note TYPE varchar(50)', 'ALTER TABLE items ALTER note TYPE text', qr/ERROR:  TS003: /);
+opens_and_closes('schema_changed', 'ALTER TABLE items ALTER note TYPE varchar(50)', 'ALTER TABLE items ALTER note TYPE text', qr/ERROR:  TS003: /, undef, 1);
 
 # --- what only a person can mend ---
 

@@ -57,7 +57,7 @@ sub pauses
 	my $rows = $target->safe_psql('postgres', "SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM $replica t");
 	my $columns = columns_of($replica) . columns_of("${replica}_source");
 	my $error = app_fails($target, "SELECT tablesync_run('$replica')");
-	like($error, qr/ERROR:  42804: the source of public.$replica has changed its shape\nDETAIL:  $detail\. The replica is paused\.\n/, $name);
+	like($error, qr/ERROR:  TS003: the source of public.$replica has changed its shape\nDETAIL:  $detail\. The replica is paused\.\n/, $name);
 	is($target->safe_psql('postgres', "SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM $replica t"), $rows, "$name: the replica stays");
 	is(columns_of($replica) . columns_of("${replica}_source"), $columns, "$name: nothing is half done");
 	is(app_sql($target, "SELECT state FROM tablesync_status WHERE replica = '$replica'::regclass"), 'paused', "$name: paused");
