@@ -170,8 +170,18 @@ merge_and_digest(TsyncRun *run)
 	count_rows(run, &stage->reappeared, &run->result, 1);
 	count_rows(run, &stage->updated, &run->result, 1);
 	count_rows(run, &stage->inserted, &run->result, 1);
-	if (run->replica->version)
-		tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
+	tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
+}
+
+/* The digest of the whole replica, where somebody may have written unnoticed. */
+static void
+digest_all(TsyncRun *run)
+{
+	TsyncChunk	everything = {0};
+
+	run->result = tsync_select_digest(run, TSYNC_REPLICA,
+									  tsync_sql_digest(run->replica, TSYNC_REPLICA, &everything,
+													   run->source_version));
 }
 
 /* Did the replica become what the source was? */

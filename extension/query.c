@@ -460,7 +460,7 @@ tsync_sql_watermark(TsyncReplica *rep, const char *rows, const char *more)
 					 timestamp ? " OPERATOR(pg_catalog.-) '1 minute'::pg_catalog.interval" : "", column, rows);
 	if (more)
 		appendStringInfo(&buf, " UNION ALL SELECT %s FROM %s", column, more);
-	appendStringInfo(&buf, ") u%s", timestamp ? " WHERE pg_catalog.isfinite(v)" : "");
+	appendStringInfo(&buf, ") u%s", timestamp ? " WHERE pg_catalog.isfinite(v) AND v OPERATOR(pg_catalog.>) '0001-01-01'" : "");
 	return buf.data;
 }
 

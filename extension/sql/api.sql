@@ -60,7 +60,9 @@ BEGIN
          on_schema_change, freshness, workers, enabled, trust_counters_for)
         = (changed.version_column, changed.fingerprint, changed.consistency, changed.chunk_rows, changed.max_source_load,
            changed.max_delete_fraction, changed.on_schema_change, changed.freshness, changed.workers, changed.enabled,
-           changed.trust_counters_for)
+           changed.trust_counters_for),
+        watermark = CASE WHEN t.version_column = changed.version_column THEN t.watermark END,
+        counters = CASE WHEN (t.version_column, t.fingerprint) IS NOT DISTINCT FROM (changed.version_column, changed.fingerprint) THEN t.counters END
     WHERE t.replica = $1;
     RETURN NEXT changed;
 END
