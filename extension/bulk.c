@@ -21,6 +21,7 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "compat.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/guc.h"
@@ -55,10 +56,10 @@ typedef struct HeapWriter
 } HeapWriter;
 
 static void
-writer_open(HeapWriter *writer, Oid relid)
+writer_open(HeapWriter *writer, Relation rel)
 {
 	memset(writer, 0, sizeof(HeapWriter));
-	writer->rel = table_open(relid, RowExclusiveLock);
+	writer->rel = rel;
 	writer->bistate = GetBulkInsertState();
 	writer->cid = GetCurrentCommandId(true);
 	writer->insert_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync bulk insert",
@@ -90,7 +91,6 @@ writer_close(HeapWriter *writer)
 		ExecDropSingleTupleTableSlot(writer->slots[i]);
 	FreeBulkInsertState(writer->bistate);
 	table_finish_bulk_insert(writer->rel, 0);
-	table_close(writer->rel, NoLock);	/* until the transaction ends */
 	MemoryContextDelete(writer->insert_context);
 }
 
@@ -126,24 +126,51 @@ write_row(TupleTableSlot *slot, void *arg)
 		writer_flush(writer);
 }
 
+/* Put the rows of a range into the heap; returns how many. */
+static int64
+write_range(TsyncRun *run, TsyncChunk *range, Relation rel)
+{
+	HeapWriter *writer = palloc(sizeof(HeapWriter));
+
+	writer_open(writer, rel);
+	tsync_select_each(run, TSYNC_SOURCE, tsync_sql_range(run->replica, range), write_row, writer);
+	writer_close(writer);
+	return writer->rows;
+}
+
+/* Insert the rows of a range, where somebody has given the replica an index or a trigger meanwhile. */
+static int64
+insert_range(TsyncRun *run, TsyncChunk *range)
+{
+	TsyncRowSet rows;
+	int64		inserted;
+
+	tsync_rowset_init(&rows, "tsync_range", tsync_row_desc(run->replica));
+	tsync_select_into(run, TSYNC_SOURCE, tsync_sql_range(run->replica, range), &rows);
+	tsync_rowset_register(&rows);
+	inserted = tsync_modify(run, tsync_sql_insert(run->replica, rows.name));
+	SPI_unregister_relation(rows.name);
+	tuplestore_end(rows.rows);
+	return inserted;
+}
+
 /* Load the next range; false if nobody has left one. */
 static bool
 load_range(TsyncRun *run, MemoryContext range_context)
 {
 	TsyncChunk *range;
-	HeapWriter *writer;
+	Relation	rel;
+	bool		plain;
 
 	tsync_begin();
 	MemoryContextSwitchTo(range_context);
-	range = tsync_claim_range(run->replica);
+	/* first: from here on nobody can add an index that misses our rows */
+	rel = table_open(run->replica->relid, RowExclusiveLock);
+	range = tsync_claim_range(run->replica, &plain);
 	if (range != NULL)
-	{
-		writer = palloc(sizeof(HeapWriter));
-		writer_open(writer, run->replica->relid);
-		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_range(run->replica, range), write_row, writer);
-		writer_close(writer);
-		tsync_finish_range(run->replica, range, writer->rows);
-	}
+		tsync_finish_range(run->replica, range,
+						   plain ? write_range(run, range, rel) : insert_range(run, range));
+	table_close(rel, NoLock);	/* until the transaction ends */
 	tsync_commit();
 	return range != NULL;
 }
@@ -261,23 +288,45 @@ load_with_helpers(TsyncRun *run, int nranges)
 	PG_END_TRY();
 }
 
-/* Build the indexes that were dropped before. */
-static void
+/*
+ * Build the indexes that were dropped before.  Returns false if they refuse
+ * rows: somebody else has inserted some, or unique values have moved at the
+ * source between two ranges.
+ */
+static bool
 build_indexes(TsyncRun *run)
 {
 	MemoryContext run_context = CurrentMemoryContext;
+	volatile bool built = false;
 
 	tsync_progress_phase(TSYNC_PHASE_INDEX, 0, run->loaded_rows);
-	tsync_begin();
-	(void) set_config_option("maintenance_work_mem", INDEX_MEMORY, PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
-	tsync_end_bulk_load(run);
-	tsync_commit();
+	PG_TRY();
+	{
+		tsync_begin();
+		(void) set_config_option("maintenance_work_mem", INDEX_MEMORY, PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+		tsync_end_bulk_load(run);
+		tsync_commit();
+		built = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(run_context);
+		edata = CopyErrorData();
+		if (!tsync_is_uniqueness_violation(edata))
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
 	MemoryContextSwitchTo(run_context);
+	return built;
 }
 
 /*
- * Load the replica in bulk.  Returns false, with nothing done, where that is
+ * Load the replica in bulk.  Returns false, and leaves it empty, where that is
  * not possible or not worth it.
  */
 bool
@@ -294,6 +343,8 @@ tsync_bulk_load(TsyncRun *run)
 			return false;
 	}
 	load_with_helpers(run, tsync_ranges_left(run));
-	build_indexes(run);
-	return true;
+	if (build_indexes(run))
+		return true;
+	tsync_undo_bulk_load(run);
+	return false;
 }

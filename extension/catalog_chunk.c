@@ -265,11 +265,11 @@ tsync_begin_bulk_load(TsyncRun *run, int64 range_rows)
 
 /* Take the next range of a load for this transaction, NULL if there is none. */
 TsyncChunk *
-tsync_claim_range(TsyncReplica *replica)
+tsync_claim_range(TsyncReplica *replica, bool *plain)
 {
 	TsyncChunk *range;
 
-	if (tsync_catalog_execute_oid("SELECT chunk_no, lower_key, upper_key"
+	if (tsync_catalog_execute_oid("SELECT chunk_no, lower_key, upper_key, plain"
 								  " FROM tablesync.claim_range($1::regclass)", replica->relid) != 1)
 		return NULL;
 	range = palloc0(sizeof(TsyncChunk));
@@ -289,6 +289,7 @@ tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, int64 rows)
 
 	tsync_catalog_execute("UPDATE tablesync.chunk SET rows = $3 WHERE replica = $1::regclass AND chunk_no = $2",
 						  lengthof(types), types, values, NULL);
+	*plain = tsync_result_bool(0, 4);
 }
 
 /* Ranges that a load has not loaded yet. */
@@ -329,3 +330,18 @@ tsync_end_bulk_load(TsyncRun *run)
 {
 	tsync_catalog_execute_oid("SELECT tablesync.end_bulk_load($1::regclass)", run->replica->relid);
 }
+	tsync_catalog_execute_oid("UPDATE tablesync.replica SET loaded = true WHERE replica = $1::regclass",
+							  run->replica->relid);
+}
+
+/* Empty the replica and create the indexes, in a transaction of its own. */
+void
+tsync_undo_bulk_load(TsyncRun *run)
+{
+	MemoryContext caller = CurrentMemoryContext;
+
+	tsync_begin();
+	tsync_catalog_execute_oid("SELECT tablesync.undo_bulk_load($1::regclass)", run->replica->relid);
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+	run->loaded_before = run->loaded_rows = 0;

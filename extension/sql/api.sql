@@ -83,7 +83,9 @@ BEGIN
         RAISE EXCEPTION 'a run for replica % is going on', $1
             USING ERRCODE = 'object_in_use', HINT = format('Wait for it, or use tablesync_cancel(%L).', $1);
     END IF;
-    PERFORM tablesync.end_bulk_load($1);
+    IF NOT drop_replica THEN
+        PERFORM tablesync.abandon_bulk_load($1);
+    END IF;
     DELETE FROM tablesync.replica t WHERE t.replica = $1 RETURNING * INTO settings;
     EXECUTE format('DROP TRIGGER IF EXISTS tablesync_note_write ON %s', $1);
     IF settings.source_created AND EXISTS (SELECT FROM pg_class WHERE oid = settings.source)
