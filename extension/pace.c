@@ -88,7 +88,7 @@ restrict_source_session(const char *label, int timeout)
 					   " -c jit=off"
 					   " -c lc_monetary=C",
 					   timeout,
-					   timeout > 0 && timeout < tsync_lock_timeout ? timeout * 3 / 4 : tsync_lock_timeout,
+					   timeout > 0 && (tsync_lock_timeout == 0 || timeout < tsync_lock_timeout) ? timeout / 4 * 3 : tsync_lock_timeout,
 					   tsync_statement_timeout);
 	if (setenv("PGOPTIONS", options, 1) != 0 ||
 		setenv("PGCONNECT_TIMEOUT", "20", 0) != 0)

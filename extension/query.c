@@ -667,16 +667,16 @@ tsync_sql_page(TsyncReplica *rep, char **after, int prefix, bool keys_only, int6
 	return buf.data;
 }
 
-/* The key so many of the replica's rows above the lower bound of a chunk. */
+/* The key so many of a side's rows above the lower bound of a chunk. */
 char *
-tsync_sql_boundary(TsyncReplica *rep, TsyncChunk *chunk, int64 rows)
+tsync_sql_boundary(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int64 rows)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	append_keys(&buf, rep, 0, rep->nrange, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", rep->replica_sql);
+	appendStringInfo(&buf, " FROM %s WHERE ", relation_sql(rep, side));
 	append_range(&buf, rep, chunk, true);
 	appendStringInfoString(&buf, " ORDER BY ");
 	append_keys(&buf, rep, 0, rep->nrange, "");

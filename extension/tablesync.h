@@ -368,7 +368,7 @@ extern char *tsync_sql_bytes_of_keys(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_bytes_of_page(TsyncReplica *rep, char **after, char **last);
 extern char *tsync_sql_find_keys(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_page(TsyncReplica *rep, char **after, int prefix, bool keys_only, int64 limit);
-extern char *tsync_sql_boundary(TsyncReplica *rep, TsyncChunk *chunk, int64 rows);
+extern char *tsync_sql_boundary(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int64 rows);
 extern char *tsync_sql_key_span(TsyncReplica *rep, TsyncChunk *chunk);
 extern char *tsync_sql_insert(TsyncReplica *rep, const char *from);
 extern char *tsync_sql_update(TsyncReplica *rep, const char *from);
