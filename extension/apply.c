@@ -213,6 +213,8 @@ apply_once(TsyncRun *run)
 		written = tsync_was_written_to(run);
 		if (!written)
 			merge_and_digest(run);
+		if (!written && !run->watched)
+			digest_all(run);
 	}
 	if (written || !is_proved(run))
 	{
@@ -234,6 +236,17 @@ is_lock_trouble(int sqlerrcode)
 }
 
 /*
+ * May an error come from rows that are, or are not, in the replica against
+ * what we remember of it?  Once in a run we look again before we believe it.
+ */
+static bool
+is_memory_trouble(TsyncRun *run, ErrorData *edata)
+{
+	return !run->distrusted &&
+		(edata->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE || tsync_is_uniqueness_violation(edata));
+}
+
+/*
  * APPLY the stage and record the run as succeeded.  Returns false, with
  * nothing changed, when the replica has changed since SCAN.  A lock that is
  * held by others, or a deadlock with them, is tried again a few times.
@@ -247,6 +260,7 @@ tsync_apply(TsyncRun *run)
 	for (volatile int attempt = 1;; attempt++)
 	{
 		volatile bool retry = false;
+		volatile bool doubtful = false;
 
 		tsync_progress_phase(TSYNC_PHASE_APPLY, 0,
 							 run->stage->deleted.count + run->stage->updated.count +
@@ -261,15 +275,22 @@ tsync_apply(TsyncRun *run)
 
 			MemoryContextSwitchTo(run_context);
 			edata = CopyErrorData();
-			if (!is_lock_trouble(edata->sqlerrcode) || attempt >= LOCK_ATTEMPTS)
+			doubtful = is_memory_trouble(run, edata);
+			retry = is_lock_trouble(edata->sqlerrcode) && attempt < LOCK_ATTEMPTS;
+			if (!retry && !doubtful)
 				PG_RE_THROW();
 			FreeErrorData(edata);
 			FlushErrorState();
 			AbortOutOfAnyTransaction();
-			retry = true;
 		}
 		PG_END_TRY();
 		MemoryContextSwitchTo(run_context);
+		if (doubtful)
+		{
+			run->distrusted = true;
+			tsync_distrust_memory(run);
+			MemoryContextSwitchTo(run_context);
+		}
 		if (!retry)
 			return applied;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

@@ -161,13 +161,16 @@ tsync_plan_chunks(TsyncRun *run)
 		tsync_write_plan(run->replica, run->chunks);
 }
 
-/* Replace a chunk by pieces of about so many rows, in a transaction of its own. */
+/* Put pieces in the place of a chunk, and learn what the replica holds in each. */
 static void
 replace_chunk(TsyncRun *run, int position, List *pieces)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	List	   *chunks = list_copy_head(run->chunks, position);
 
+	if (list_length(pieces) < 2)
+		return;
+	run->chunks = list_concat(list_concat(list_copy_head(run->chunks, position), pieces),
+							  list_copy_tail(run->chunks, position + 1));
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
 	tsync_write_plan(run->replica, run->chunks);
@@ -176,9 +179,6 @@ replace_chunk(TsyncRun *run, int position, List *pieces)
 	tsync_know_replica(run);
 }
 
-/* The chunk at a position, cut so that the source can answer in time now. */
-TsyncChunk *
-tsync_fit_chunk(TsyncRun *run, int position)
 /* Replace a chunk by pieces of about so many rows of the replica. */
 static void
 split_chunk(TsyncRun *run, int position, int64 target)
@@ -239,6 +239,9 @@ split_chunk_by_source(TsyncRun *run, int position, int64 target)
 	replace_chunk(run, position, lappend(pieces, chunk));
 }
 
+/* The chunk at a position, cut so that the source can answer in time now. */
+TsyncChunk *
+tsync_fit_chunk(TsyncRun *run, int position)
 {
 	int64		target = tsync_current_target(run);
 	TsyncChunk *chunk = list_nth(run->chunks, position);
@@ -248,12 +251,18 @@ split_chunk_by_source(TsyncRun *run, int position, int64 target)
 	return list_nth(run->chunks, position);
 }
 
-/* Halve a chunk for which the source took too long; an error if that can't be. */
+/*
+ * Cut a chunk for which the source took too long; an error if that can't be.
+ * It may be large at the source only: new rows mostly come at an open end, or
+ * where we have none to cut at.
+ */
 void
 tsync_halve_chunk(TsyncRun *run, int position)
 {
 	TsyncChunk *chunk = list_nth(run->chunks, position);
 	int			before = list_length(run->chunks);
+	bool		divisible = chunk->expected_rows >= MIN_CHUNK_ROWS * 2;
+	int64		target = divisible ? (chunk->expected_rows - 1) / 2 : tsync_current_target(run);
 
 	if (run->replica->nrange > 0 && chunk->upper == NULL)
 		split_chunk_by_source(run, position, target);
@@ -265,8 +274,6 @@ tsync_halve_chunk(TsyncRun *run, int position)
 		ereport(ERROR,
 				(errcode(ERRCODE_QUERY_CANCELED),
 				 errmsg("the source of %s can't answer for " INT64_FORMAT " rows within %d ms",
-	bool		divisible = chunk->expected_rows >= MIN_CHUNK_ROWS * 2;
-	int64		target = divisible ? (chunk->expected_rows - 1) / 2 : tsync_current_target(run);
 						run->replica->label, chunk->expected_rows, tsync_chunk_timeout(run->replica)),
 				 errdetail("The chunk can't be made smaller."),
 				 errhint("Increase tablesync.chunk_time, or run when the source is less busy.")));

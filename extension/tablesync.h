@@ -197,6 +197,8 @@ typedef struct TsyncRun
 	int64		inserted;
 	int64		deleted;
 	int			drifted;		/* chunks that somebody else has changed */
+	bool		distrusted;		/* memory led to an APPLY that failed */
+	bool		watched;		/* no write to the replica goes unnoticed */
 	TsyncDigest source;
 	TsyncDigest result;			/* of the replica after the run */
 	int64		source_time;	/* microseconds spent waiting for the source */
@@ -342,9 +344,9 @@ extern void tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, int64 r
 extern int	tsync_ranges_left(TsyncRun *run);
 extern void tsync_report_load(TsyncRun *run);
 extern void tsync_end_bulk_load(TsyncRun *run);
+extern void tsync_undo_bulk_load(TsyncRun *run);
 extern bytea *tsync_read_buckets(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing);
 extern void tsync_write_memory(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing,
-extern void tsync_undo_bulk_load(TsyncRun *run);
 							   bytea *buckets);
 extern void tsync_write_digest(TsyncReplica *replica, TsyncChunk *chunk);
 

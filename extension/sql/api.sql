@@ -145,7 +145,10 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM tablesync.check_replica($1);
-    UPDATE tablesync.replica t SET enabled = true, home = tablesync.home() WHERE t.replica = $1;
+    UPDATE tablesync.replica t
+    SET enabled = true, home = tablesync.home(),
+        memory_file = CASE WHEN t.home = tablesync.home() THEN t.memory_file END    -- numbers of files mean nothing elsewhere
+    WHERE t.replica = $1;
 END
 $$;
 COMMENT ON FUNCTION tablesync_resume(regclass) IS 'lets a paused replica, or one restored from a dump, be run again';

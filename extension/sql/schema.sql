@@ -544,7 +544,7 @@ BEGIN
         ON r.source_rows = r.replica_rows AND r.source_digest = r.replica_digest
     WHERE t.replica = $1 AND t.counters = $2 AND t.loaded AND NOT t.adopted
       AND clock_timestamp() < t.counters_at + t.trust_counters_for
-      AND t.memory_file = pg_relation_filenode($1)
+      AND t.memory_file = pg_relation_filenode($1) AND tablesync.is_watched($1)
       AND NOT EXISTS (SELECT FROM tablesync.stray_write w WHERE w.replica = $1)
       AND NOT EXISTS (SELECT FROM tablesync.chunk c WHERE c.replica = $1 AND (c.stale OR c.digest IS NULL));
     IF NOT FOUND THEN
