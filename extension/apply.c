@@ -184,6 +184,17 @@ merge_stage(TsyncRun *run)
 	tsync_progress_step(0, run->deleted + run->updated + run->inserted);
 }
 
+/* The digest of the whole replica, where somebody may have written unnoticed. */
+static void
+digest_all(TsyncRun *run)
+{
+	TsyncChunk	everything = {0};
+
+	run->result = tsync_select_digest(run, TSYNC_REPLICA,
+									  tsync_sql_digest(run->replica, TSYNC_REPLICA, &everything,
+													   run->source_version));
+}
+
 /* Did the replica become what the source was? */
 static bool
 is_proved(TsyncRun *run)
@@ -226,9 +237,10 @@ apply_run(TsyncRun *run)
 	if (run->replica->wide)
 		avoid_large_joins();
 	merge_stage(run);
-	if (run->replica->version)
-		tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
+	tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
 	unregister_stage(stage);
+	if (!run->watched)
+		digest_all(run);
 	return true;
 }
 
@@ -269,6 +281,31 @@ is_lock_trouble(int sqlerrcode)
 }
 
 /*
+ * May an error come from rows that are, or are not, in the replica against
+ * what we remember of it?  Once in a run we look again before we believe it.
+ */
+static bool
+is_memory_trouble(TsyncRun *run, ErrorData *edata)
+{
+	return !run->distrusted &&
+		(edata->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE || tsync_is_uniqueness_violation(edata));
+}
+
+static void
+distrust(List *runs)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	ListCell   *lc;
+
+	foreach(lc, runs)
+	{
+		((TsyncRun *) lfirst(lc))->distrusted = true;
+		tsync_distrust_memory(lfirst(lc));
+		MemoryContextSwitchTo(run_context);
+	}
+}
+
+/*
  * APPLY what the runs have staged and record them as succeeded, all in one
  * transaction.  Returns false, with nothing changed, when a replica has
  * changed since SCAN.  A lock that is
@@ -284,6 +321,7 @@ tsync_apply(List *runs)
 	for (volatile int attempt = 1;; attempt++)
 	{
 		volatile bool retry = false;
+		volatile bool doubtful = false;
 
 		tsync_progress_run(first);
 		tsync_progress_phase(TSYNC_PHASE_APPLY, 0, staged_rows(first));
@@ -297,15 +335,18 @@ tsync_apply(List *runs)
 
 			MemoryContextSwitchTo(run_context);
 			edata = CopyErrorData();
-			if (!is_lock_trouble(edata->sqlerrcode) || attempt >= LOCK_ATTEMPTS)
+			doubtful = is_memory_trouble(first, edata);
+			retry = is_lock_trouble(edata->sqlerrcode) && attempt < LOCK_ATTEMPTS;
+			if (!retry && !doubtful)
 				PG_RE_THROW();
 			FreeErrorData(edata);
 			FlushErrorState();
 			AbortOutOfAnyTransaction();
-			retry = true;
 		}
 		PG_END_TRY();
 		MemoryContextSwitchTo(run_context);
+		if (doubtful)
+			distrust(runs);
 		if (!retry)
 			return applied;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

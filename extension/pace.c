@@ -92,7 +92,7 @@ tsync_restrict_source_session(const char *label, int timeout)
 					   " -c enable_sort=off"
 					   " -c lc_monetary=C",
 					   timeout,
-					   timeout > 0 && timeout < tsync_lock_timeout ? timeout * 3 / 4 : tsync_lock_timeout,
+					   timeout > 0 && (tsync_lock_timeout == 0 || timeout < tsync_lock_timeout) ? timeout / 4 * 3 : tsync_lock_timeout,
 					   tsync_statement_timeout);
 	if (setenv("PGOPTIONS", options, 1) != 0 ||
 		setenv("PGCONNECT_TIMEOUT", "20", 0) != 0)

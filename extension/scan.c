@@ -342,11 +342,13 @@ try_scan_snapshot(TsyncRun *run, ScanState *state)
 	return done;
 }
 
-/* Rows in the stage. */
+/* Rows in the stage, also those of a statement that did not get to its end. */
 static int64
 staged_rows(TsyncRun *run)
 {
-	return run->stage->inserted.count + run->stage->updated.count + run->stage->deleted.count;
+	return tuplestore_tuple_count(run->stage->inserted.rows) +
+		tuplestore_tuple_count(run->stage->updated.rows) +
+		tuplestore_tuple_count(run->stage->deleted.rows);
 }
 
 /* What an error of the source means for a chunk; CHUNK_DONE: nothing we can mend. */
@@ -363,7 +365,8 @@ judge_error(ScanState *state, ErrorData *edata)
 		return CHUNK_DONE;
 	if (state->locked_since == 0)
 		state->locked_since = now;
-	return TimestampDifferenceExceeds(state->locked_since, now, tsync_lock_timeout) ? CHUNK_DONE : CHUNK_LOCKED;
+	return tsync_lock_timeout > 0 && TimestampDifferenceExceeds(state->locked_since, now, tsync_lock_timeout)
+		? CHUNK_DONE : CHUNK_LOCKED;
 }
 
 /* Scan a chunk in a transaction of its own. */

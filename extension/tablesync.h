@@ -213,6 +213,8 @@ typedef struct TsyncRun
 	int64		inserted;
 	int64		deleted;
 	int			drifted;		/* chunks that somebody else has changed */
+	bool		distrusted;		/* memory led to an APPLY that failed */
+	bool		watched;		/* no write to the replica goes unnoticed */
 	TsyncDigest source;
 	TsyncDigest result;			/* of the replica after the run */
 	int64		source_time;	/* microseconds spent waiting for the source */
@@ -389,11 +391,12 @@ extern void tsync_distrust_memory(TsyncRun *run);
 extern List *tsync_read_chunks(TsyncReplica *replica);
 extern void tsync_write_plan(TsyncReplica *replica, List *chunks);
 extern bool tsync_begin_bulk_load(TsyncRun *run, int64 range_rows);
-extern TsyncChunk *tsync_claim_range(TsyncReplica *replica);
+extern TsyncChunk *tsync_claim_range(TsyncReplica *replica, bool *plain);
 extern void tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, int64 rows);
 extern int	tsync_ranges_left(TsyncRun *run);
 extern void tsync_report_load(TsyncRun *run);
 extern void tsync_end_bulk_load(TsyncRun *run);
+extern void tsync_undo_bulk_load(TsyncRun *run);
 extern bytea *tsync_read_buckets(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing);
 extern void tsync_write_memory(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing,
 							   bytea *buckets);
@@ -421,7 +424,7 @@ extern char *tsync_sql_bytes_of_range(TsyncReplica *rep, TsyncChunk *range);
 extern char *tsync_sql_middle(TsyncReplica *rep, TsyncChunk *range, int64 rows);
 extern char *tsync_sql_find_keys(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_page(TsyncReplica *rep, char **after, int prefix, bool keys_only, int64 limit);
-extern char *tsync_sql_boundary(TsyncReplica *rep, TsyncChunk *chunk, int64 rows);
+extern char *tsync_sql_boundary(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int64 rows);
 extern char *tsync_sql_key_span(TsyncReplica *rep, TsyncChunk *chunk);
 #define TSYNC_UNCOUNTED 0		/* as version: no digest of the rows is wanted */
 extern char *tsync_sql_insert(TsyncReplica *rep, const char *from, int version);

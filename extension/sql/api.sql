@@ -94,7 +94,9 @@ BEGIN
          on_schema_change, drop_columns, freshness, workers, enabled, trust_counters_for, sync_group)
         = (changed.version_column, changed.fingerprint, changed.consistency, changed.chunk_rows, changed.max_source_load,
            changed.max_delete_fraction, changed.on_schema_change, changed.drop_columns, changed.freshness,
-           changed.workers, changed.enabled, changed.trust_counters_for, changed.sync_group)
+           changed.workers, changed.enabled, changed.trust_counters_for, changed.sync_group),
+        watermark = CASE WHEN t.version_column = changed.version_column THEN t.watermark END,
+        counters = CASE WHEN (t.version_column, t.fingerprint) IS NOT DISTINCT FROM (changed.version_column, changed.fingerprint) THEN t.counters END
     WHERE t.replica = $1;
     RETURN NEXT changed;
 END
@@ -115,7 +117,9 @@ BEGIN
         RAISE EXCEPTION 'a run for replica % is going on', $1
             USING ERRCODE = 'object_in_use', HINT = format('Wait for it, or use tablesync_cancel(%L).', $1);
     END IF;
-    PERFORM tablesync.end_bulk_load($1);
+    IF NOT drop_replica THEN
+        PERFORM tablesync.abandon_bulk_load($1);
+    END IF;
     DELETE FROM tablesync.replica t WHERE t.replica = $1 RETURNING * INTO settings;
     EXECUTE format('DROP TRIGGER IF EXISTS tablesync_note_write ON %s', $1);
     IF settings.source_created AND EXISTS (SELECT FROM pg_class WHERE oid = settings.source)
@@ -175,7 +179,10 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM tablesync.check_replica($1);
-    UPDATE tablesync.replica t SET enabled = true, home = tablesync.home(), retry_after = NULL WHERE t.replica = $1;
+    UPDATE tablesync.replica t
+    SET enabled = true, home = tablesync.home(), retry_after = NULL,
+        memory_file = CASE WHEN t.home = tablesync.home() THEN t.memory_file END    -- numbers of files mean nothing elsewhere
+    WHERE t.replica = $1;
 END
 $$;
 COMMENT ON FUNCTION tablesync_resume(regclass) IS 'lets a paused replica, or one restored from a dump, be run again; ends a back-off';

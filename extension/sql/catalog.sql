@@ -271,13 +271,36 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON tablesync.replica, tablesync.run, tables
 GRANT SELECT, DELETE ON tablesync.stray_write TO PUBLIC;
 GRANT USAGE ON SEQUENCE tablesync.run_run_id_seq TO PUBLIC;
 
-/* Fires for every statement that writes to a replica, also under logical replication. */
+/* Fires after every statement on a replica, whatever session_replication_role is. */
 CREATE FUNCTION tablesync.note_write()
 RETURNS trigger
 LANGUAGE C SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tsync_note_write';
 COMMENT ON FUNCTION tablesync.note_write() IS 'trigger: notes that somebody else than a run has written to a replica';
+
+/*
+ * Does every write to a replica leave a note?  Not where rows come through
+ * another table (a parent, a partition), from a subscription, whose worker
+ * fires no statement triggers, or go by a cascade of a run's own deletes.  And
+ * a crash empties an unlogged table.
+ */
+CREATE FUNCTION tablesync.is_watched(replica regclass)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT c.relkind = 'r' AND c.relpersistence = 'p'
+       AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid)
+       AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid)
+       AND NOT EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid)
+       AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND k.confrelid = c.oid AND k.confdeltype IN ('c', 'n', 'd'))
+       AND EXISTS (SELECT FROM pg_trigger g
+                   WHERE g.tgrelid = c.oid AND g.tgfoid = 'tablesync.note_write'::regproc
+                     AND g.tgenabled = 'A' AND g.tgqual IS NULL AND g.tgtype & 61 = 60)    -- each statement, all four kinds
+    FROM pg_class c WHERE c.oid = $1;
+$$;
+COMMENT ON FUNCTION tablesync.is_watched(regclass) IS 'whether every write to a replica leaves a note in tablesync.stray_write';
 
 SELECT pg_catalog.pg_extension_config_dump('tablesync.replica', '');
 SELECT pg_catalog.pg_extension_config_dump('tablesync.run', '');

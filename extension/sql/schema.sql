@@ -35,7 +35,8 @@ BEGIN
             ('pg_stats', 'schemaname text, tablename text, attname text, inherited boolean, correlation real, histogram_bounds text'),
             ('pg_stat_user_tables', 'relid oid, n_tup_ins bigint, n_tup_upd bigint, n_tup_del bigint'),
             ('pg_stat_database', 'datname text, stats_reset timestamptz'),
-            ('pg_stat_activity', 'backend_xmin bigint')
+            ('pg_stat_activity', 'backend_xmin bigint'),
+            ('pg_stat_bgwriter', 'stats_reset timestamptz')
         ) AS v (name, columns)
         WHERE NOT EXISTS (SELECT FROM tablesync.source_catalogs c
                           WHERE c.server = $1 AND c.catalog = v.name)
@@ -208,8 +209,10 @@ $$;
 COMMENT ON FUNCTION tablesync.source_layout(regclass) IS 'blocks of a replica''s source, and whether its rows lie in the order of their keys';
 
 /*
- * What moves when a source changes: statistics counters, their resets, and
- * the files that hold the rows.  NULL where the counters do not tell.
+ * What moves when a source changes: statistics counters, their resets (a crash
+ * is one, and shows in pg_stat_bgwriter), and the files that hold the rows.
+ * NULL where the counters do not tell: a standby's never move, and before
+ * PostgreSQL 14 a source does not say whether it is one.
  */
 CREATE FUNCTION tablesync.source_counters(source regclass)
 RETURNS jsonb
@@ -221,14 +224,19 @@ DECLARE
     relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
     counters record;
     resets text;
+    standby text;
 BEGIN
+    EXECUTE format('SELECT setting FROM %s WHERE name = ''in_hot_standby''', tablesync.source_catalog(target.server, 'pg_settings'))
+    INTO standby;
     EXECUTE format('SELECT n_tup_ins, n_tup_upd, n_tup_del FROM %s WHERE relid = %s',
                    tablesync.source_catalog(target.server, 'pg_stat_user_tables'), relation.relid)
     INTO counters;
-    EXECUTE format('SELECT string_agg(extract(epoch FROM stats_reset)::text, '' '' ORDER BY datname) FROM %s WHERE stats_reset IS NOT NULL',
-                   tablesync.source_catalog(target.server, 'pg_stat_database'))
+    EXECUTE format('SELECT string_agg(concat_ws('' '', datname, extract(epoch FROM stats_reset)), '' '' ORDER BY datname) '
+                   'FROM (SELECT datname, stats_reset FROM %s UNION ALL SELECT NULL, stats_reset FROM %s) s WHERE stats_reset IS NOT NULL',
+                   tablesync.source_catalog(target.server, 'pg_stat_database'),
+                   tablesync.source_catalog(target.server, 'pg_stat_bgwriter'))
     INTO resets;
-    IF relation.has_children OR relation.relkind <> 'r' OR counters.n_tup_ins IS NULL THEN
+    IF standby IS DISTINCT FROM 'off' OR relation.has_children OR relation.relkind <> 'r' OR counters.n_tup_ins IS NULL THEN
         RETURN NULL;
     END IF;
     RETURN jsonb_build_object('inserted', counters.n_tup_ins, 'updated', counters.n_tup_upd, 'deleted', counters.n_tup_del,
@@ -563,7 +571,7 @@ BEGIN
         ON r.source_rows = r.replica_rows AND r.source_digest = r.replica_digest
     WHERE t.replica = $1 AND t.counters = $2 AND t.loaded AND NOT t.adopted AND t.refetch = '{}'
       AND clock_timestamp() < t.counters_at + t.trust_counters_for
-      AND t.memory_file = pg_relation_filenode($1)
+      AND t.memory_file = pg_relation_filenode($1) AND tablesync.is_watched($1)
       AND NOT EXISTS (SELECT FROM tablesync.stray_write w WHERE w.replica = $1)
       AND NOT EXISTS (SELECT FROM tablesync.chunk c WHERE c.replica = $1 AND (c.stale OR c.digest IS NULL));
     IF NOT FOUND THEN
