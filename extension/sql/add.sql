@@ -446,6 +446,7 @@ BEGIN
     wanted.source := source;
     wanted.source_created := source_created;
     wanted.shape := tablesync.source_shape(source);
+    wanted.drop_columns := coalesce(wanted.drop_columns, false);
     wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
     wanted.key_columns := tablesync.source_key(source, wanted.key_columns);
     PERFORM tablesync.check_settings(wanted);
