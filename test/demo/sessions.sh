@@ -120,9 +120,25 @@ password_rotated() {
     reports "SELECT * FROM tablesync_health()"
 }
 
+verify() {
+    title "Proof"
+    reports "SELECT tablesync_unschedule('media')"
+    shop "UPDATE media SET type = 2, updated_at = now() WHERE id = 20; UPDATE media SET type = 3 WHERE id = 30"
+    reports "UPDATE media SET s3_path = 'mine' WHERE id = 40"
+    reports "SELECT key, difference, source->'type' AS source, replica_row->'type' AS here, replica_row->'s3_path' = source->'s3_path' AS same_path FROM tablesync_verify('media')"
+    reports "SELECT key, difference FROM tablesync_verify('media', repair => true)"
+    reports "SELECT run_id, kind, status, duration, inserted, updated, deleted, proof->'equal' AS equal, message FROM tablesync_runs WHERE kind = 'verify' ORDER BY run_id" -x
+    reports "SELECT count(*) FROM tablesync_verify('media')"
+    reports "SELECT replica, state, oldest_proof FROM tablesync_status"
+    title "proof in passing"
+    reports "SELECT replica, verify_fraction FROM tablesync_alter('media', verify_fraction => 0.25)"
+    admin "ALTER TABLE media DISABLE TRIGGER tablesync_note_write; UPDATE media SET s3_path = 'oops' WHERE id = 77; ALTER TABLE media ENABLE ALWAYS TRIGGER tablesync_note_write"
+    reports "SELECT status, updated, duration, message FROM tablesync_run('media')" -x
+    reports "SELECT kind, severity, message FROM tablesync_alerts"
+}
+
 schema_change() {
     title "A schema change"
-    reports "SELECT tablesync_unschedule('media')"
     reports "CREATE VIEW per_format AS SELECT format, count(*) FROM media GROUP BY format"
     shop "ALTER TABLE media ADD width integer NOT NULL DEFAULT 640, ALTER format TYPE varchar(10), ALTER type TYPE integer"
     reports "SELECT status, rows, inserted, updated, deleted, duration FROM tablesync_run('media')"
@@ -166,6 +182,7 @@ groups() {
 prepare
 healthy_day
 password_rotated
+verify
 schema_change
 small_table
 groups
