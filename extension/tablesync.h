@@ -391,7 +391,7 @@ extern void tsync_distrust_memory(TsyncRun *run);
 extern List *tsync_read_chunks(TsyncReplica *replica);
 extern void tsync_write_plan(TsyncReplica *replica, List *chunks);
 extern bool tsync_begin_bulk_load(TsyncRun *run, int64 range_rows);
-extern TsyncChunk *tsync_claim_range(TsyncReplica *replica, bool *plain);
+extern TsyncChunk *tsync_claim_range(TsyncReplica *replica);
 extern void tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, int64 rows);
 extern int	tsync_ranges_left(TsyncRun *run);
 extern void tsync_report_load(TsyncRun *run);
