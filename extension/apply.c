@@ -79,8 +79,8 @@ update_in_place(TsyncRun *run, TsyncDigest *changed)
  * Look rows without bound up one by one: a hash or merge join would keep
  * whole rows in memory.
  */
-static void
-avoid_large_joins(void)
+void
+tsync_avoid_large_joins(void)
 {
 	static const char *const joins[] = {"enable_hashjoin", "enable_mergejoin"};
 
@@ -103,8 +103,8 @@ expect_rows(TsyncRun *run, const char *verb, int64 expected, int64 actual)
 }
 
 /* Let statements of this transaction see the stage. */
-static void
-register_stage(TsyncStage *stage)
+void
+tsync_register_stage(TsyncStage *stage)
 {
 	tsync_rowset_register(&stage->inserted);
 	tsync_rowset_register(&stage->updated);
@@ -184,6 +184,17 @@ merge_stage(TsyncRun *run)
 	tsync_progress_step(0, run->deleted + run->updated + run->inserted);
 }
 
+/* What the replica holds before APPLY. */
+void
+tsync_add_up_replica(TsyncRun *run)
+{
+	ListCell   *lc;
+
+	run->result = (TsyncDigest) {0, 0};
+	foreach(lc, run->chunks)
+		add(run, ((TsyncChunk *) lfirst(lc))->replica);
+}
+
 /* Did the replica become what the source was? */
 static bool
 is_proved(TsyncRun *run)
@@ -198,14 +209,8 @@ apply_once(TsyncRun *run)
 {
 	TsyncStage *stage = run->stage;
 	bool		written = false;
-	ListCell   *lc;
 
-	run->result = (TsyncDigest) {0, 0};
-	foreach(lc, run->chunks)
-	{
-		run->result.rows += ((TsyncChunk *) lfirst(lc))->replica.rows;
-		run->result.sum += ((TsyncChunk *) lfirst(lc))->replica.sum;
-	}
+	tsync_add_up_replica(run);
 	tsync_begin();
 	if (stage->deleted.count + stage->updated.count + stage->inserted.count > 0)
 	{
@@ -213,9 +218,10 @@ apply_once(TsyncRun *run)
 		written = tsync_was_written_to(run);
 		if (!written)
 		{
-			register_stage(stage);
+			tsync_register_stage(stage);
 			if (run->replica->wide)
-				avoid_large_joins();
+				tsync_avoid_large_joins();
+			tsync_record_differences(run);
 			merge_stage(run);
 			if (run->replica->version)
 				tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
@@ -228,7 +234,9 @@ apply_once(TsyncRun *run)
 			tsync_distrust_memory(run);
 		return false;
 	}
-	tsync_save_memory(run);
+	if (!run->verify)
+		tsync_save_memory(run);
+	tsync_save_verified(run);
 	tsync_finish_run(run);
 	tsync_commit();
 	return true;

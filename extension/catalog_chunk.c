@@ -17,7 +17,8 @@
 
 /*
  * Find out whether what is remembered of the replica still holds.  "key" tells
- * what the digests are made of: with another one they are worthless.  They are
+ * what the digests are made of: with another one they are worthless (NULL: they
+ * are not going to be used, and stay what they are).  They are
  * stale when the replica was written to by others (whose notes are consumed
  * here), was rewritten, or has lost the trigger that would tell.
  */
@@ -25,17 +26,17 @@ void
 tsync_open_memory(TsyncRun *run, const char *key)
 {
 	Oid			types[] = {OIDOID, TEXTOID};
-	Datum		values[] = {ObjectIdGetDatum(run->replica->relid), CStringGetTextDatum(key)};
+	Datum		values[] = {ObjectIdGetDatum(run->replica->relid), key ? CStringGetTextDatum(key) : (Datum) 0};
 
 	tsync_catalog_execute("WITH stray AS (DELETE FROM tablesync.stray_write WHERE replica = $1::regclass RETURNING 1),"
 						  " now AS (SELECT pg_relation_filenode($1::regclass) AS file,"
 						  "  EXISTS (SELECT FROM stray) OR NOT EXISTS (SELECT FROM pg_trigger"
 						  "   WHERE tgrelid = $1::regclass AND tgfoid = 'tablesync.note_write'::regproc AND tgenabled = 'A') AS written)"
-						  " UPDATE tablesync.replica t SET memory_key = $2, memory_file = now.file"
+						  " UPDATE tablesync.replica t SET memory_key = coalesce($2, t.memory_key), memory_file = now.file"
 						  " FROM now, tablesync.replica old WHERE t.replica = $1::regclass AND old.replica = t.replica"
-						  " RETURNING old.memory_key IS DISTINCT FROM $2,"
+						  " RETURNING old.memory_key IS DISTINCT FROM coalesce($2, old.memory_key),"
 						  " now.written OR now.file IS NULL OR old.memory_file IS DISTINCT FROM now.file",
-						  2, types, values, NULL);
+						  2, types, values, key ? NULL : " n");
 	if (SPI_processed == 1 && tsync_result_bool(0, 1))
 		tsync_catalog_execute_oid("UPDATE tablesync.chunk SET digest = NULL, stale = false,"
 								  " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"
@@ -78,7 +79,8 @@ tsync_read_chunks(TsyncReplica *replica)
 	List	   *chunks = NIL;
 	TsyncChunk *previous = NULL;
 	uint64		nchunks = tsync_catalog_execute_oid("SELECT lower_key, rows, differed, digest, stale,"
-													" buckets IS NOT NULL, digest IS NOT NULL, bucket_mask = -1 FROM tablesync.chunk"
+													" buckets IS NOT NULL, digest IS NOT NULL, bucket_mask = -1, verified_at"
+													" FROM tablesync.chunk"
 													" WHERE replica = $1::regclass ORDER BY chunk_no",
 													replica->relid);
 
@@ -95,6 +97,9 @@ tsync_read_chunks(TsyncReplica *replica)
 		chunk->has_buckets = tsync_result_bool(i, 6);
 		chunk->known = !chunk->stale && tsync_result_bool(i, 7);
 		chunk->has_bitmaps = tsync_result_bool(i, 8);
+		chunk->proved = tsync_result_bool(i, 7);
+		chunk->remembered = chunk->replica;
+		chunk->verified_at = tsync_result_timestamp(i, 9);
 		if (previous)
 			previous->upper = chunk->lower;
 		chunks = lappend(chunks, chunk);
@@ -108,7 +113,7 @@ tsync_read_chunks(TsyncReplica *replica)
 void
 tsync_write_plan(TsyncReplica *replica, List *chunks)
 {
-	Oid			types[] = {OIDOID, INT4OID, INT4OID, TEXTARRAYOID, INT8OID, BOOLOID, BOOLOID, INT8OID, BOOLOID};
+	Oid			types[] = {OIDOID, INT4OID, INT4OID, TEXTARRAYOID, INT8OID, BOOLOID, BOOLOID, INT8OID, TIMESTAMPTZOID};
 	ListCell   *lc;
 
 	/* kept ones out of the way, below zero, before the others are removed */
@@ -141,16 +146,18 @@ tsync_write_plan(TsyncReplica *replica, List *chunks)
 			Int64GetDatum(chunk->expected_rows),
 			BoolGetDatum(chunk->differed),
 			BoolGetDatum(chunk->stale),
-			Int64GetDatum((int64) chunk->replica.sum)
+			Int64GetDatum((int64) chunk->replica.sum),
+			TimestampTzGetDatum(chunk->verified_at)
 		};
 
 		chunk->number = foreach_current_index(lc);
 		nulls[2] = 'n';
 		nulls[3] = chunk->lower ? ' ' : 'n';
 		nulls[7] = chunk->known || chunk->stale ? ' ' : 'n';
+		nulls[8] = chunk->verified_at != 0 ? ' ' : 'n';
 		if (chunk->planned)
-			tsync_catalog_execute("INSERT INTO tablesync.chunk (replica, chunk_no, lower_key, rows, differed, stale, digest)"
-								  " VALUES ($1::regclass, $2, $4, $5, $6, $7, $8)", 8, types, values, nulls);
+			tsync_catalog_execute("INSERT INTO tablesync.chunk (replica, chunk_no, lower_key, rows, differed, stale, digest, verified_at)"
+								  " VALUES ($1::regclass, $2, $4, $5, $6, $7, $8, $9)", lengthof(types), types, values, nulls);
 		chunk->planned = false;
 	}
 }

@@ -159,6 +159,7 @@ open_source(TsyncRun *run)
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
 	run->replica = tsync_read_replica(run->replica_oid);
+	tsync_prepare_verify(run);
 	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
 	tsync_limit_source(run, tsync_first_timeout(run->replica));
 	tsync_read_source(run);
@@ -226,12 +227,14 @@ synchronise(TsyncRun *run)
 		return false;
 	if (run->stage->deleted.count > 0)
 	{
-		check_delete_guard(run);
+		if (!tsync_reports_only(run))
+			check_delete_guard(run);
 		tsync_confirm(run);
 		if (source_was_rewritten(run) || !may_spare_reappeared(run))
 			return false;
 	}
-	return tsync_apply(run);
+	tsync_judge_chunks(run);
+	return tsync_reports_only(run) ? tsync_report(run) : tsync_apply(run);
 }
 
 /* The story of a run. */
@@ -241,7 +244,7 @@ perform_run(TsyncRun *run)
 	open_source(run);
 	if (!run->replica->loaded)
 		tsync_load(run);
-	else if (tsync_source_unmoved(run))
+	else if (!run->verify && tsync_source_unmoved(run))
 		return;
 	for (int attempt = 1; !synchronise(run); attempt++)
 		if (attempt >= ATTEMPTS)
@@ -310,6 +313,8 @@ make_run(TsyncStart *start)
 	run->run_id = start->run_id;
 	run->replica_oid = start->replica;
 	run->force = start->force;
+	run->verify = start->verify;
+	run->repair = start->repair;
 	run->source_timeout = -1;
 	return run;
 }

@@ -363,6 +363,7 @@ BEGIN
         ('on_schema_change', settings.on_schema_change, 'apply, pause or ignore', settings.on_schema_change IN ('apply', 'pause', 'ignore')),
         ('freshness', settings.freshness::text, 'greater than 0', coalesce(settings.freshness > '0', true)),
         ('trust_counters_for', settings.trust_counters_for::text, 'greater than 0', coalesce(settings.trust_counters_for > '0', true)),
+        ('verify_fraction', settings.verify_fraction::text, 'between 0 and 1', coalesce(settings.verify_fraction BETWEEN 0 AND 1, true)),
         ('workers', settings.workers::text, 'between 1 and 16', settings.workers BETWEEN 1 AND 16),
         ('enabled', settings.enabled::text, 'true or false', settings.enabled IS NOT NULL)
     ) v (setting, value, wanted, valid)
@@ -485,10 +486,11 @@ BEGIN
 
     INSERT INTO tablesync.replica (replica, source, key_columns, version_column, fingerprint, consistency, chunk_rows,
                                    max_source_load, max_delete_fraction, on_schema_change, freshness, workers, enabled,
-                                   trust_counters_for, shape, source_created, loaded, adopted)
+                                   trust_counters_for, verify_fraction, shape, source_created, loaded, adopted)
     VALUES (wanted.replica, wanted.source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.consistency,
             wanted.chunk_rows, wanted.max_source_load, wanted.max_delete_fraction, wanted.on_schema_change, wanted.freshness,
-            wanted.workers, wanted.enabled, wanted.trust_counters_for, wanted.shape, wanted.source_created, has_rows, has_rows);
+            wanted.workers, wanted.enabled, wanted.trust_counters_for, wanted.verify_fraction, wanted.shape, wanted.source_created,
+            has_rows, has_rows);
 
     -- fires whatever session_replication_role is
     EXECUTE format('CREATE TRIGGER tablesync_note_write AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
@@ -592,7 +594,8 @@ CREATE FUNCTION tablesync_add(
     freshness interval DEFAULT NULL,
     workers integer DEFAULT 2,
     enabled boolean DEFAULT true,
-    trust_counters_for interval DEFAULT NULL)
+    trust_counters_for interval DEFAULT NULL,
+    verify_fraction double precision DEFAULT NULL)
 RETURNS regclass
 LANGUAGE sql
 AS $$
@@ -601,9 +604,9 @@ AS $$
             'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
             'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
             'freshness', freshness, 'workers', workers, 'enabled', enabled,
-            'trust_counters_for', trust_counters_for));
+            'trust_counters_for', trust_counters_for, 'verify_fraction', verify_fraction));
 $$;
-COMMENT ON FUNCTION tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean, interval)
+COMMENT ON FUNCTION tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean, interval, double precision)
     IS 'makes a table the replica of an existing foreign table; creates it if it does not exist';
 
 CREATE FUNCTION tablesync_add(
@@ -621,7 +624,8 @@ CREATE FUNCTION tablesync_add(
     freshness interval DEFAULT NULL,
     workers integer DEFAULT 2,
     enabled boolean DEFAULT true,
-    trust_counters_for interval DEFAULT NULL)
+    trust_counters_for interval DEFAULT NULL,
+    verify_fraction double precision DEFAULT NULL)
 RETURNS regclass
 LANGUAGE sql
 AS $$
@@ -631,7 +635,7 @@ AS $$
             'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
             'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
             'freshness', freshness, 'workers', workers, 'enabled', enabled,
-            'trust_counters_for', trust_counters_for));
+            'trust_counters_for', trust_counters_for, 'verify_fraction', verify_fraction));
 $$;
-COMMENT ON FUNCTION tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean, interval)
+COMMENT ON FUNCTION tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean, interval, double precision)
     IS 'makes a table the replica of schema.table on a server; creates the foreign table <replica>_source too';

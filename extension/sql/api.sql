@@ -30,7 +30,8 @@ CREATE FUNCTION tablesync_alter(
     freshness interval DEFAULT NULL,
     workers integer DEFAULT NULL,
     enabled boolean DEFAULT NULL,
-    trust_counters_for interval DEFAULT NULL)
+    trust_counters_for interval DEFAULT NULL,
+    verify_fraction double precision DEFAULT NULL)
 RETURNS SETOF tablesync.replica
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -51,21 +52,22 @@ BEGIN
     changed.workers := coalesce($10, changed.workers);
     changed.enabled := coalesce($11, changed.enabled);
     changed.trust_counters_for := coalesce($12, changed.trust_counters_for);
+    changed.verify_fraction := coalesce($13, changed.verify_fraction);
     PERFORM tablesync.check_settings(changed);
     IF $2 IS NOT NULL OR $3 IS NOT NULL THEN
         PERFORM tablesync.check_source(changed.source, changed.key_columns, changed.version_column, changed.fingerprint);
     END IF;
     UPDATE tablesync.replica t
     SET (version_column, fingerprint, consistency, chunk_rows, max_source_load, max_delete_fraction,
-         on_schema_change, freshness, workers, enabled, trust_counters_for)
+         on_schema_change, freshness, workers, enabled, trust_counters_for, verify_fraction)
         = (changed.version_column, changed.fingerprint, changed.consistency, changed.chunk_rows, changed.max_source_load,
            changed.max_delete_fraction, changed.on_schema_change, changed.freshness, changed.workers, changed.enabled,
-           changed.trust_counters_for)
+           changed.trust_counters_for, changed.verify_fraction)
     WHERE t.replica = $1;
     RETURN NEXT changed;
 END
 $$;
-COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, interval, integer, boolean, interval)
+COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, interval, integer, boolean, interval, double precision)
     IS 'changes settings of a replica; NULL leaves one as it is';
 
 CREATE FUNCTION tablesync_remove(replica regclass, drop_replica boolean DEFAULT false)
