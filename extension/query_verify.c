@@ -11,10 +11,14 @@
 #include "tablesync.h"
 #include "query.h"
 
+#include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
 
 #define NEWER "'newer at source'"
+
+/* A value whose text form has more bytes is described instead. */
+#define MAX_VALUE_BYTES "1048576"
 
 /* Append the condition that a row's key is in one of some ranges. */
 static void
@@ -42,6 +46,41 @@ append_json_key(StringInfo buf, TsyncReplica *rep, const char *prefix)
 	appendStringInfoChar(buf, ')');
 }
 
+/*
+ * Append a value as jsonb.  No value may make that fail: not every json is
+ * jsonb, and others' casts to json are not ours to call.
+ */
+static void
+append_json_value(StringInfo buf, TsyncColumn *column, const char *prefix)
+{
+	char	   *value = psprintf("%s%s", prefix, column->quoted);
+
+	if (tsync_max_bytes(column->type, column->typmod) >= 0)
+	{
+		appendStringInfo(buf, "%s", value);
+		return;
+	}
+	appendStringInfo(buf, "CASE WHEN pg_catalog.octet_length(%s::pg_catalog.text) OPERATOR(pg_catalog.>) " MAX_VALUE_BYTES
+					 " THEN pg_catalog.to_jsonb(pg_catalog.format('%%s bytes, md5 %%s',"
+					 " pg_catalog.octet_length(%s::pg_catalog.text), pg_catalog.md5(%s::pg_catalog.text)))"
+					 " ELSE pg_catalog.to_jsonb(%s%s) END", value, value, value, value,
+					 column->type == JSONOID || column->type >= FirstNormalObjectId ? "::pg_catalog.text" : "");
+}
+
+/* Append a whole row as jsonb. */
+static void
+append_json_row(StringInfo buf, TsyncReplica *rep, const char *prefix)
+{
+	appendStringInfoString(buf, "(SELECT pg_catalog.to_jsonb(j.*) FROM (SELECT ");
+	for (int i = 0; i < rep->ncolumns; i++)
+	{
+		appendStringInfoString(buf, i > 0 ? ", " : "");
+		append_json_value(buf, &rep->columns[i], prefix);
+		appendStringInfo(buf, " AS %s", rep->columns[i].quoted);
+	}
+	appendStringInfoString(buf, ") j)");
+}
+
 /* Append a staged row set as "s", and the replica's rows with its keys as "r". */
 static void
 append_pairs(StringInfo buf, TsyncReplica *rep, const char *staged, bool keys_only, List *ranges)
@@ -65,15 +104,18 @@ append_verdict_of_pair(StringInfo buf, TsyncRun *run, bool touched)
 {
 	TsyncColumn *version = run->replica->version;
 
+	if (run->rules_by_row && (!touched || !version))
+	{
+		appendStringInfoString(buf, touched ? "'different'" : NEWER);
+		return;
+	}
 	appendStringInfoString(buf, "CASE");
 	if (!run->rules_by_row)
 		appendStringInfo(buf, " WHEN s.%s IS NOT DISTINCT FROM r.%s THEN 'different'", version->quoted, version->quoted);
-	if (!touched)
-		appendStringInfoString(buf, " WHEN true THEN " NEWER);
-	else if (version)
+	if (touched)
 		appendStringInfo(buf, " WHEN s.%s OPERATOR(pg_catalog.>) r.%s OR (s.%s IS NOT NULL AND r.%s IS NULL) THEN " NEWER,
 						 version->quoted, version->quoted, version->quoted, version->quoted);
-	appendStringInfoString(buf, " ELSE 'different' END");
+	appendStringInfo(buf, " ELSE %s END", touched ? "'different'" : NEWER);
 }
 
 /*
@@ -116,21 +158,28 @@ tsync_sql_differences(TsyncRun *run, List *ranges, bool touched)
 	append_json_key(&buf, rep, "s.");
 	appendStringInfoString(&buf, " AS key, ");
 	append_verdict_of_pair(&buf, run, touched);
-	appendStringInfoString(&buf, " AS difference, pg_catalog.to_jsonb(s.*) AS source, pg_catalog.to_jsonb(r.*) AS replica_row");
+	appendStringInfoString(&buf, " AS difference, ");
+	append_json_row(&buf, rep, "s.");
+	appendStringInfoString(&buf, " AS source, ");
+	append_json_row(&buf, rep, "r.");
+	appendStringInfoString(&buf, " AS replica_row");
 	append_pairs(&buf, rep, stage->updated.name, false, ranges);
 
 	appendStringInfoString(&buf, " UNION ALL SELECT ");
 	append_json_key(&buf, rep, "s.");
 	appendStringInfoString(&buf, ", ");
 	append_verdict_of_source(&buf, rep, touched);
-	appendStringInfoString(&buf, ", pg_catalog.to_jsonb(s.*), NULL FROM (SELECT ");
+	appendStringInfoString(&buf, ", ");
+	append_json_row(&buf, rep, "s.");
+	appendStringInfoString(&buf, ", NULL FROM (SELECT ");
 	tsync_append_columns(&buf, rep, "");
 	appendStringInfo(&buf, " FROM %s WHERE ", stage->inserted.name);
 	append_ranges(&buf, rep, ranges);
 	appendStringInfoString(&buf, ") s UNION ALL SELECT ");
 
 	append_json_key(&buf, rep, "r.");
-	appendStringInfo(&buf, ", %s, NULL, pg_catalog.to_jsonb(r.*)", touched ? "'missing at source'" : NEWER);
+	appendStringInfo(&buf, ", %s, NULL, ", touched ? "'missing at source'" : NEWER);
+	append_json_row(&buf, rep, "r.");
 	append_pairs(&buf, rep, stage->deleted.name, true, ranges);
 	appendStringInfo(&buf, " WHERE NOT EXISTS (SELECT FROM %s e WHERE ", stage->reappeared.name);
 	tsync_append_keys_equal(&buf, rep, "e.", "s.");

@@ -265,7 +265,6 @@ tsync_fetch_rows(TsyncRun *run, TsyncRowSet *keys, TsyncRowSet *into)
 void
 tsync_advance_watermark(TsyncRun *run, const char *rows, const char *more)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	char	   *watermark;
 
 	if (tsync_select(run, TSYNC_REPLICA,
@@ -273,6 +272,6 @@ tsync_advance_watermark(TsyncRun *run, const char *rows, const char *more)
 		return;
 	watermark = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	if (watermark != NULL)
-		run->replica->watermark = MemoryContextStrdup(caller, watermark);
+		run->replica->watermark = MemoryContextStrdup(GetMemoryChunkContext(run->replica), watermark);
 	SPI_freetuptable(SPI_tuptable);
 }

@@ -259,12 +259,10 @@ is_memory_proved(TsyncRun *run)
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
 	proved = tsync_read_proof(run, &proof, &memory_key);
+	run->memory_by_row = memory_key && memory_is_by(run, memory_key, true);
+	run->memory_usable = run->memory_by_row || (memory_key && memory_is_by(run, memory_key, false));
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
-	if (memory_key == NULL)
-		return false;
-	run->memory_by_row = memory_is_by(run, memory_key, true);
-	run->memory_usable = run->memory_by_row || memory_is_by(run, memory_key, false);
 	foreach(lc, run->remembered)
 	{
 		remembered.rows += ((TsyncChunk *) lfirst(lc))->remembered.rows;
