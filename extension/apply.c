@@ -195,6 +195,17 @@ tsync_add_up_replica(TsyncRun *run)
 		add(run, ((TsyncChunk *) lfirst(lc))->replica);
 }
 
+/* The digest of the whole replica, where somebody may have written unnoticed. */
+static void
+digest_all(TsyncRun *run)
+{
+	TsyncChunk	everything = {0};
+
+	run->result = tsync_select_digest(run, TSYNC_REPLICA,
+									  tsync_sql_digest(run->replica, TSYNC_REPLICA, &everything,
+													   run->source_version));
+}
+
 /* Did the replica become what the source was? */
 static bool
 is_proved(TsyncRun *run)
@@ -203,41 +214,74 @@ is_proved(TsyncRun *run)
 		(run->result.rows == run->source.rows && run->result.sum == run->source.sum);
 }
 
-/* One attempt of APPLY; false when the replica is not as SCAN took it to be. */
+static void
+unregister_stage(TsyncStage *stage)
+{
+	SPI_unregister_relation(stage->inserted.name);
+	SPI_unregister_relation(stage->updated.name);
+	SPI_unregister_relation(stage->deleted.name);
+	SPI_unregister_relation(stage->reappeared.name);
+}
+
+static int64
+staged_rows(TsyncRun *run)
+{
+	return run->stage->deleted.count + run->stage->updated.count + run->stage->inserted.count;
+}
+
+/* Merge the stage of one run; false when somebody else has written to the replica. */
 static bool
-apply_once(TsyncRun *run)
+apply_run(TsyncRun *run)
 {
 	TsyncStage *stage = run->stage;
-	bool		written = false;
-
 	tsync_add_up_replica(run);
+	if (staged_rows(run) == 0)
+		return true;
+	lock_replica(run->replica);
+	if (tsync_was_written_to(run))
+		return false;
+	tsync_register_stage(stage);
+	if (run->replica->wide)
+		tsync_avoid_large_joins();
+	tsync_record_differences(run);
+	merge_stage(run);
+	tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
+	unregister_stage(stage);
+	if (!run->watched)
+		digest_all(run);
+	return true;
+}
+
+/* One attempt of APPLY; false when a replica is not as SCAN took it to be. */
+static bool
+apply_once(List *runs)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	ListCell   *lc;
+
 	tsync_begin();
-	if (stage->deleted.count + stage->updated.count + stage->inserted.count > 0)
+	foreach(lc, runs)
 	{
-		lock_replica(run->replica);
-		written = tsync_was_written_to(run);
-		if (!written)
-		{
-			tsync_register_stage(stage);
-			if (run->replica->wide)
-				tsync_avoid_large_joins();
-			tsync_record_differences(run);
-			merge_stage(run);
-			if (run->replica->version)
-				tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
-		}
-	}
-	if (written || !is_proved(run))
-	{
+		TsyncRun   *run = lfirst(lc);
+		bool		applied = apply_run(run);
+
+		if (applied && is_proved(run))
+			continue;
 		AbortOutOfAnyTransaction();
-		if (!written)
+		MemoryContextSwitchTo(caller);
+		if (applied)
 			tsync_distrust_memory(run);
 		return false;
 	}
-	if (!run->verify)
-		tsync_save_memory(run);
-	tsync_save_verified(run);
-	tsync_finish_run(run);
+	foreach(lc, runs)
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		if (!run->verify)
+			tsync_save_memory(run);
+		tsync_save_verified(run);
+		tsync_finish_run(run);
+	}
 	tsync_commit();
 	return true;
 }
@@ -249,26 +293,53 @@ is_lock_trouble(int sqlerrcode)
 }
 
 /*
- * APPLY the stage and record the run as succeeded.  Returns false, with
- * nothing changed, when the replica has changed since SCAN.  A lock that is
+ * May an error come from rows that are, or are not, in the replica against
+ * what we remember of it?  Once in a run we look again before we believe it.
+ */
+static bool
+is_memory_trouble(TsyncRun *run, ErrorData *edata)
+{
+	return !run->distrusted &&
+		(edata->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE || tsync_is_uniqueness_violation(edata));
+}
+
+static void
+distrust(List *runs)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	ListCell   *lc;
+
+	foreach(lc, runs)
+	{
+		((TsyncRun *) lfirst(lc))->distrusted = true;
+		tsync_distrust_memory(lfirst(lc));
+		MemoryContextSwitchTo(run_context);
+	}
+}
+
+/*
+ * APPLY what the runs have staged and record them as succeeded, all in one
+ * transaction.  Returns false, with nothing changed, when a replica has
+ * changed since SCAN.  A lock that is
  * held by others, or a deadlock with them, is tried again a few times.
  */
 bool
-tsync_apply(TsyncRun *run)
+tsync_apply(List *runs)
 {
+	TsyncRun   *first = linitial(runs);
 	MemoryContext run_context = CurrentMemoryContext;
 	volatile bool applied = false;
 
 	for (volatile int attempt = 1;; attempt++)
 	{
 		volatile bool retry = false;
+		volatile bool doubtful = false;
 
-		tsync_progress_phase(TSYNC_PHASE_APPLY, 0,
-							 run->stage->deleted.count + run->stage->updated.count +
-							 run->stage->inserted.count);
+		tsync_progress_run(first);
+		tsync_progress_phase(TSYNC_PHASE_APPLY, 0, staged_rows(first));
 		PG_TRY();
 		{
-			applied = apply_once(run);
+			applied = apply_once(runs);
 		}
 		PG_CATCH();
 		{
@@ -276,15 +347,18 @@ tsync_apply(TsyncRun *run)
 
 			MemoryContextSwitchTo(run_context);
 			edata = CopyErrorData();
-			if (!is_lock_trouble(edata->sqlerrcode) || attempt >= LOCK_ATTEMPTS)
+			doubtful = is_memory_trouble(first, edata);
+			retry = is_lock_trouble(edata->sqlerrcode) && attempt < LOCK_ATTEMPTS;
+			if (!retry && !doubtful)
 				PG_RE_THROW();
 			FreeErrorData(edata);
 			FlushErrorState();
 			AbortOutOfAnyTransaction();
-			retry = true;
 		}
 		PG_END_TRY();
 		MemoryContextSwitchTo(run_context);
+		if (doubtful)
+			distrust(runs);
 		if (!retry)
 			return applied;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

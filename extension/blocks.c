@@ -18,6 +18,9 @@
 /* Most buckets that are kept in memory at once, 24 bytes each. */
 #define MAX_ALL_BUCKETS 1750000
 
+/* Rows whose buckets fit into the source's caches: more take a quarter longer each. */
+#define BUCKETED_ROWS 500000
+
 /* Bitmaps of the whole source, in an array without gaps. */
 typedef struct PlainBucket
 {
@@ -49,11 +52,14 @@ rows_of_blocks(TsyncRun *run, TsyncChunk *range)
 	return (int64) ((end - range->first_block) * rows_per_block(run));
 }
 
-/* The next range of the source's blocks; false after the last one, which is open. */
+/*
+ * The next range of the source's blocks with about so many rows; false after
+ * the last one, which is open.
+ */
 bool
-tsync_next_blocks(TsyncRun *run, TsyncChunk *range)
+tsync_next_blocks(TsyncRun *run, TsyncChunk *range, int64 rows)
 {
-	int64		step = Max((int64) (tsync_statement_rows(run->replica) / rows_per_block(run)), 1);
+	int64		step = Max((int64) (rows / rows_per_block(run)), 1);
 
 	if (range->blocks && range->end_block < 0)
 		return false;
@@ -160,7 +166,8 @@ tsync_read_all_buckets(TsyncRun *run)
 	all->hint = tsync_hint(run->replica);
 	tsync_key_span(run, &range, &first, &last);
 	all->overflow = !reach(all, first >> TSYNC_BITMAP_SHIFT, (last >> TSYNC_BITMAP_SHIFT) + 1);
-	while (!all->overflow && tsync_next_blocks(run, &range))
+	while (!all->overflow &&
+		   tsync_next_blocks(run, &range, Min(tsync_statement_rows(run->replica), BUCKETED_ROWS)))
 	{
 		int64		before = run->source_time;
 

@@ -22,6 +22,7 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "compat.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/guc.h"
@@ -66,10 +67,10 @@ typedef struct KeyTarget
 } KeyTarget;
 
 static void
-writer_open(HeapWriter *writer, Oid relid)
+writer_open(HeapWriter *writer, Relation rel)
 {
 	memset(writer, 0, sizeof(HeapWriter));
-	writer->rel = table_open(relid, RowExclusiveLock);
+	writer->rel = rel;
 	writer->bistate = GetBulkInsertState();
 	writer->cid = GetCurrentCommandId(true);
 	writer->insert_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync bulk insert",
@@ -101,7 +102,6 @@ writer_close(HeapWriter *writer)
 		ExecDropSingleTupleTableSlot(writer->slots[i]);
 	FreeBulkInsertState(writer->bistate);
 	table_finish_bulk_insert(writer->rel, 0);
-	table_close(writer->rel, NoLock);	/* until the transaction ends */
 	MemoryContextDelete(writer->insert_context);
 }
 
@@ -146,32 +146,69 @@ take_key(TupleTableSlot *slot, void *arg)
 }
 
 /*
- * Read a range into the heap: rows without bound in pieces of so few bytes
- * that postgres_fdw can hold them.
+ * Read a range and hand its rows over: rows without bound in pieces of so few
+ * bytes that postgres_fdw can hold them.
  */
 static void
-load_piece(TsyncRun *run, TsyncChunk *piece, HeapWriter *writer)
+read_range(TsyncRun *run, TsyncChunk *range, TsyncRowFunction function, void *arg)
 {
 	TsyncReplica *replica = run->replica;
 	TsyncDigest bytes = {0, 0};
 	KeyTarget	middle = {.replica = replica};
-	TsyncChunk	half = *piece;
+	TsyncChunk	half = *range;
 
 	if (replica->wide)
-		bytes = tsync_select_digest(run, TSYNC_SOURCE, tsync_sql_bytes_of_range(replica, piece));
+		bytes = tsync_select_digest(run, TSYNC_SOURCE, tsync_sql_bytes_of_range(replica, range));
 	if (bytes.rows > 1 && bytes.sum > PIECE_BYTES)
-		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_middle(replica, piece, bytes.rows / 2),
+		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_middle(replica, range, bytes.rows / 2),
 						  take_key, &middle);
 	if (middle.key == NULL)
 	{
-		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_range(replica, piece), write_row, writer);
+		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_range(replica, range), function, arg);
 		return;
 	}
 	half.upper = middle.key;
-	load_piece(run, &half, writer);
+	read_range(run, &half, function, arg);
 	half.lower = middle.key;
-	half.upper = piece->upper;
-	load_piece(run, &half, writer);
+	half.upper = range->upper;
+	read_range(run, &half, function, arg);
+}
+
+/* Put the rows of a range into the heap; returns how many. */
+static int64
+write_range(TsyncRun *run, TsyncChunk *range, Relation rel)
+{
+	HeapWriter *writer = palloc(sizeof(HeapWriter));
+
+	writer_open(writer, rel);
+	read_range(run, range, write_row, writer);
+	writer_close(writer);
+	return writer->rows;
+}
+
+static void
+keep_row(TupleTableSlot *slot, void *arg)
+{
+	TsyncRowSet *set = arg;
+
+	tuplestore_puttupleslot(set->rows, slot);
+	set->count++;
+}
+
+/* Insert the rows of a range, where somebody has given the replica an index or a trigger meanwhile. */
+static int64
+insert_range(TsyncRun *run, TsyncChunk *range)
+{
+	TsyncRowSet rows;
+	int64		inserted;
+
+	tsync_rowset_init(&rows, "tsync_range", tsync_row_desc(run->replica));
+	read_range(run, range, keep_row, &rows);
+	tsync_rowset_register(&rows);
+	inserted = tsync_modify(run, tsync_sql_insert(run->replica, rows.name, TSYNC_UNCOUNTED)).rows;
+	SPI_unregister_relation(rows.name);
+	tuplestore_end(rows.rows);
+	return inserted;
 }
 
 /* Load the next range; false if nobody has left one. */
@@ -179,19 +216,18 @@ static bool
 load_range(TsyncRun *run, MemoryContext range_context)
 {
 	TsyncChunk *range;
-	HeapWriter *writer;
+	Relation	rel;
+	bool		plain;
 
 	tsync_begin();
 	MemoryContextSwitchTo(range_context);
-	range = tsync_claim_range(run->replica);
+	/* first: from here on nobody can add an index that misses our rows */
+	rel = table_open(run->replica->relid, RowExclusiveLock);
+	range = tsync_claim_range(run->replica, &plain);
 	if (range != NULL)
-	{
-		writer = palloc(sizeof(HeapWriter));
-		writer_open(writer, run->replica->relid);
-		load_piece(run, range, writer);
-		writer_close(writer);
-		tsync_finish_range(run->replica, range, writer->rows);
-	}
+		tsync_finish_range(run->replica, range,
+						   plain ? write_range(run, range, rel) : insert_range(run, range));
+	table_close(rel, NoLock);	/* until the transaction ends */
 	tsync_commit();
 	return range != NULL;
 }
@@ -226,6 +262,7 @@ tsync_help_load(TsyncRun *run)
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
 	run->replica = tsync_read_replica(run->replica_oid);
+	tsync_read_columns(run->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 	tsync_limit_source(run, tsync_statement_timeout);
@@ -309,19 +346,41 @@ load_with_helpers(TsyncRun *run, int nranges)
 	PG_END_TRY();
 }
 
-/* Build the indexes that were dropped before. */
-static void
+/*
+ * Build the indexes that were dropped before.  Returns false if they refuse
+ * rows: somebody else has inserted some, or unique values have moved at the
+ * source between two ranges.
+ */
+static bool
 build_indexes(TsyncRun *run)
 {
 	MemoryContext run_context = CurrentMemoryContext;
+	volatile bool built = false;
 
 	tsync_progress_phase(TSYNC_PHASE_INDEX, 0, run->loaded_rows);
-	tsync_begin();
-	(void) set_config_option("maintenance_work_mem", INDEX_MEMORY, PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
-	tsync_end_bulk_load(run);
-	tsync_commit();
+	PG_TRY();
+	{
+		tsync_begin();
+		(void) set_config_option("maintenance_work_mem", INDEX_MEMORY, PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+		tsync_end_bulk_load(run);
+		tsync_commit();
+		built = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(run_context);
+		edata = CopyErrorData();
+		if (!tsync_is_uniqueness_violation(edata))
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
 	MemoryContextSwitchTo(run_context);
+	return built;
 }
 
 /* Can rows of any size be read in pieces of few bytes? */
@@ -335,7 +394,7 @@ can_limit_bytes(TsyncReplica *replica)
 }
 
 /*
- * Load the replica in bulk.  Returns false, with nothing done, where that is
+ * Load the replica in bulk.  Returns false, and leaves it empty, where that is
  * not possible or not worth it.
  */
 bool
@@ -352,6 +411,8 @@ tsync_bulk_load(TsyncRun *run)
 			return false;
 	}
 	load_with_helpers(run, tsync_ranges_left(run));
-	build_indexes(run);
-	return true;
+	if (build_indexes(run))
+		return true;
+	tsync_undo_bulk_load(run);
+	return false;
 }

@@ -155,20 +155,20 @@ check_column(TsyncReplica *replica, const char *problem)
 	if (problem == NULL)
 		return;
 	ereport(ERROR,
-			(errcode(ERRCODE_DATATYPE_MISMATCH),
+			(errcode(TSYNC_ERRCODE_SCHEMA_CHANGED),
 			 errmsg("replica %s no longer fits its source", replica->label),
 			 errdetail_internal("%s", problem),
 			 errhint("Undo the change, or remove the replica with tablesync_remove() and add it again.")));
 }
 
 /* Read the columns that both sides have in common, and the keys among them. */
-static void
-read_columns(TsyncReplica *replica)
+void
+tsync_read_columns(TsyncReplica *replica)
 {
 	int			bytes = 0;
 
 	replica->ncolumns = tsync_catalog_execute_oid("SELECT column_name, type, typmod, nullable,"
-											" key_position, is_version, problem"
+											" key_position, is_version, problem, refetch"
 											" FROM tablesync.replica_columns($1::regclass)",
 											replica->relid);
 	replica->columns = palloc0(Max(replica->ncolumns, 1) * sizeof(TsyncColumn));
@@ -185,6 +185,7 @@ read_columns(TsyncReplica *replica)
 		column->type = (Oid) tsync_result_int64(i, 2);
 		column->typmod = (int32) tsync_result_int64(i, 3);
 		column->nullable = tsync_result_bool(i, 4);
+		column->refetch = tsync_result_bool(i, 8);
 		if (key_position > 0 && key_position <= replica->ncolumns)
 		{
 			replica->keys[key_position - 1] = column;
@@ -214,7 +215,7 @@ read_columns(TsyncReplica *replica)
 		replica->nrange++;
 }
 
-/* Read a replica's settings and columns. */
+/* Read a replica's settings; its columns, when they are known to fit the source, are read next. */
 TsyncReplica *
 tsync_read_replica(Oid relid)
 {
@@ -269,25 +270,50 @@ tsync_read_replica(Oid relid)
 				 errmsg("the foreign table of replica %s does not exist any more", replica->label),
 				 errhint("Create it again and add the replica again with tablesync_add().")));
 	replica->source_sql = tsync_relation_label(replica->source);
-	read_columns(replica);
 	return replica;
 }
 
 /*
  * Ask the source for what a run must know before it reads rows; an error if
- * the session there is not restricted as it must be, or the source's shape
- * has changed.
+ * the session there is not restricted as it must be.
  */
 void
 tsync_read_source(TsyncRun *run)
 {
 	tsync_expect_source(true);
-	tsync_catalog_execute_oid("SELECT server_version, estimated_rows"
+	tsync_catalog_execute_oid("SELECT server_version, estimated_rows, new_shape"
 						" FROM tablesync.open_source($1::regclass)", run->replica->relid);
 	tsync_expect_source(false);
 	run->source_version = (int) tsync_result_int64(0, 1);
 	run->source_estimate = tsync_result_double(0, 2);
+	run->new_shape = tsync_result_text(0, 3);
 	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
+ * Let the replica follow the source's new shape.  Returns false, with the
+ * replica paused and a problem and a hint, where that is not to be done.
+ */
+bool
+tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint)
+{
+	Oid			types[] = {OIDOID, TEXTOID, INT8OID};
+	Datum		values[] = {ObjectIdGetDatum(run->replica_oid), CStringGetTextDatum(run->new_shape),
+	Int64GetDatum(run->run_id)};
+
+	tsync_catalog_execute("SELECT problem, hint FROM tablesync.evolve($1::regclass, $2::jsonb, $3)",
+					lengthof(types), types, values, NULL);
+	*problem = tsync_result_text(0, 1);
+	*hint = tsync_result_text(0, 2);
+	SPI_freetuptable(SPI_tuptable);
+	return *problem == NULL;
+}
+
+/* Note that the columns to be fetched for all rows have been. */
+void
+tsync_finish_refetch(TsyncRun *run)
+{
+	tsync_catalog_execute_oid("SELECT tablesync.finish_refetch($1::regclass)", run->replica_oid);
 }
 
 /* Which files hold the source's rows; a rewrite of the table changes it. */
@@ -379,22 +405,45 @@ tsync_source_unmoved(TsyncRun *run)
 	return unmoved;
 }
 
+/* The replicas that are run together with one, by OID; NIL if it has no group. */
+List *
+tsync_group_members(Oid replica)
+{
+	List	   *members = NIL;
+	uint64		nmembers = tsync_catalog_execute_oid("SELECT m::oid FROM tablesync.group_members($1::regclass) m ORDER BY 1",
+													 replica);
+
+	for (uint64 i = 0; i < nmembers; i++)
+		members = lappend_oid(members, (Oid) tsync_result_int64(i, 1));
+	SPI_freetuptable(SPI_tuptable);
+	return members;
+}
+
 /*
  * Record that a run has started, and that earlier ones which never finished
  * have crashed: the caller holds the replica's run lock, they don't.
  */
 void
-tsync_start_run(TsyncRun *run)
+tsync_start_run(TsyncRun *run, int64 group_run_id)
 {
-	Oid			types[] = {INT8OID, OIDOID, BOOLOID};
-	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica_oid), BoolGetDatum(run->verify)};
+	Oid			types[] = {INT8OID, OIDOID, INT8OID, BOOLOID};
+	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica_oid),
+	Int64GetDatum(group_run_id), BoolGetDatum(run->verify)};
+	const char *nulls = group_run_id > 0 ? NULL : "  n ";
+
+	if (run->run_id == 0)
+	{
+		tsync_catalog_execute("SELECT nextval('tablesync.run_run_id_seq')", 0, NULL, NULL, NULL);
+		run->run_id = tsync_result_int64(0, 1);
+		values[0] = Int64GetDatum(run->run_id);
+	}
 
 	tsync_catalog_execute_oid("UPDATE tablesync.run SET status = 'crashed'"
 						" WHERE replica = $1::regclass AND status = 'running'", run->replica_oid);
-	if (tsync_catalog_execute("INSERT INTO tablesync.run (run_id, replica, kind)"
-						" SELECT $1, replica, CASE WHEN $3 THEN 'verify' WHEN loaded THEN 'sync' ELSE 'load' END"
+	if (tsync_catalog_execute("INSERT INTO tablesync.run (run_id, replica, kind, group_run_id)"
+						" SELECT $1, replica, CASE WHEN $4 THEN 'verify' WHEN loaded THEN 'sync' ELSE 'load' END, $3"
 						" FROM tablesync.replica WHERE replica = $2::regclass",
-						lengthof(types), types, values, NULL) != 1)
+						lengthof(types), types, values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("table with OID %u is not a replica of a role that %s is a member of",
@@ -461,7 +510,7 @@ void
 tsync_finish_run(TsyncRun *run)
 {
 	Oid			types[] = {INT8OID, INT8OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8OID,
-	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, TEXTOID};
+	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, TEXTOID, INT8OID, TEXTOID};
 	int			differing = 0;
 	char		nulls[lengthof(types) + 1];
 	ListCell   *lc;
@@ -482,19 +531,23 @@ tsync_finish_run(TsyncRun *run)
 		Int64GetDatum((int64) run->source.sum),
 		Int64GetDatum(run->result.rows),
 		Int64GetDatum((int64) run->result.sum),
+		(Datum) 0,
+		Int64GetDatum(run->source_horizon),
 		(Datum) 0
 	};
 
 	memset(nulls, ' ', lengthof(types));
 	nulls[lengthof(types)] = '\0';
 	values[12] = run_message(run, &nulls[12]);
+	values[14] = text_or_null(run->newest_version, &nulls[14]);
 
 	if (tsync_catalog_execute("UPDATE tablesync.run SET status = 'succeeded', finished_at = clock_timestamp(),"
 						" rows_scanned = $2, chunks = $3, chunks_differing = $4,"
 						" inserted = $5, updated = $6, deleted = $7,"
 						" source_time = $8 * interval '1 microsecond', consistency = $9,"
 						" source_rows = $2, source_digest = $10,"
-						" replica_rows = $11, replica_digest = $12, message = $13"
+						" replica_rows = $11, replica_digest = $12, message = $13,"
+						" source_horizon = nullif($14, 0), newest_version = $15"
 						" WHERE run_id = $1", lengthof(types), types, values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -506,7 +559,7 @@ tsync_finish_run(TsyncRun *run)
 /*
  * Record why a run has failed, in a transaction of its own, and notify
  * listeners.  Everybody may listen: messages of errors that may quote a value
- * (bad data, constraints, users' own) stay in the table.
+ * stay in the table.
  */
 void
 tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
@@ -533,7 +586,7 @@ tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
 					lengthof(types), types, values, nulls);
 	tsync_catalog_execute("SELECT pg_notify('tablesync', json_build_object('event', 'run_' || status,"
 					" 'run_id', run_id, 'replica', replica, 'sqlstate', sqlstate,"
-					" 'message', CASE WHEN sqlstate !~ '^(22|23|44|P0)' THEN left(message, 1000) END)::text)"
+					" 'message', tablesync.public_message(sqlstate, message))::text)"
 					" FROM tablesync.run WHERE run_id = $1",
 					1, types, values, NULL);
 	tsync_commit();

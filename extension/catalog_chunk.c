@@ -17,10 +17,10 @@
 
 /*
  * Find out whether what is remembered of the replica still holds.  "key" tells
- * what the digests are made of: with another one they are worthless (NULL: they
- * are not going to be used, and stay what they are).  They are
- * stale when the replica was written to by others (whose notes are consumed
- * here), was rewritten, or has lost the trigger that would tell.
+ * what the digests are made of: with another one, or other columns here, they
+ * are worthless (NULL: they are not going to be used, and stay what they are).
+ * They are stale when the replica was written to by others (whose notes are
+ * consumed here), was rewritten, or may have been written to without a note.
  */
 void
 tsync_open_memory(TsyncRun *run, const char *key)
@@ -29,14 +29,16 @@ tsync_open_memory(TsyncRun *run, const char *key)
 	Datum		values[] = {ObjectIdGetDatum(run->replica->relid), key ? CStringGetTextDatum(key) : (Datum) 0};
 
 	tsync_catalog_execute("WITH stray AS (DELETE FROM tablesync.stray_write WHERE replica = $1::regclass RETURNING 1),"
-						  " now AS (SELECT pg_relation_filenode($1::regclass) AS file,"
-						  "  EXISTS (SELECT FROM stray) OR NOT EXISTS (SELECT FROM pg_trigger"
-						  "   WHERE tgrelid = $1::regclass AND tgfoid = 'tablesync.note_write'::regproc AND tgenabled = 'A') AS written)"
-						  " UPDATE tablesync.replica t SET memory_key = coalesce($2, t.memory_key), memory_file = now.file"
+						  " now AS (SELECT pg_relation_filenode($1::regclass) AS file, EXISTS (SELECT FROM stray) AS written,"
+						  "  tablesync.is_watched($1::regclass) AS watched,"
+						  "  $2 || tablesync.memory_columns($1::regclass) AS key)"
+						  " UPDATE tablesync.replica t SET memory_key = coalesce(now.key, t.memory_key), memory_file = now.file"
 						  " FROM now, tablesync.replica old WHERE t.replica = $1::regclass AND old.replica = t.replica"
-						  " RETURNING old.memory_key IS DISTINCT FROM coalesce($2, old.memory_key),"
-						  " now.written OR now.file IS NULL OR old.memory_file IS DISTINCT FROM now.file",
+						  " RETURNING old.memory_key IS DISTINCT FROM coalesce(now.key, old.memory_key),"
+						  " now.written OR NOT now.watched OR now.file IS NULL OR old.memory_file IS DISTINCT FROM now.file,"
+						  " now.watched",
 						  2, types, values, key ? NULL : " n");
+	run->watched = SPI_processed == 1 && tsync_result_bool(0, 3);
 	if (SPI_processed == 1 && tsync_result_bool(0, 1))
 		tsync_catalog_execute_oid("UPDATE tablesync.chunk SET digest = NULL, stale = false,"
 								  " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"
@@ -62,24 +64,25 @@ tsync_was_written_to(TsyncRun *run)
 	return written;
 }
 
-/* Digest the replica again: it was not as we remembered it. */
+/* Read the replica again: it was not as we remembered it. */
 void
 tsync_distrust_memory(TsyncRun *run)
 {
 	tsync_begin();
-	tsync_catalog_execute_oid("UPDATE tablesync.chunk SET stale = true"
+	tsync_catalog_execute_oid("UPDATE tablesync.chunk SET stale = true,"
+							  " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"
 							  " WHERE replica = $1::regclass", run->replica->relid);
 	tsync_commit();
 }
 
-/* The chunks of the last run in key order, NIL if there are none. */
+/* The chunks of the last run in key order; NIL if there are none, or not all. */
 List *
 tsync_read_chunks(TsyncReplica *replica)
 {
 	List	   *chunks = NIL;
 	TsyncChunk *previous = NULL;
 	uint64		nchunks = tsync_catalog_execute_oid("SELECT lower_key, rows, differed, digest, stale,"
-													" buckets IS NOT NULL, digest IS NOT NULL, bucket_mask = -1, verified_at"
+													" buckets IS NOT NULL, digest IS NOT NULL, bucket_mask = -1, chunk_no, verified_at"
 													" FROM tablesync.chunk"
 													" WHERE replica = $1::regclass ORDER BY chunk_no",
 													replica->relid);
@@ -97,9 +100,14 @@ tsync_read_chunks(TsyncReplica *replica)
 		chunk->has_buckets = tsync_result_bool(i, 6);
 		chunk->known = !chunk->stale && tsync_result_bool(i, 7);
 		chunk->has_bitmaps = tsync_result_bool(i, 8);
+		if (tsync_result_int64(i, 9) != (int64) i || (i == 0) != (chunk->lower == NULL))
+		{
+			chunks = NIL;		/* somebody has deleted some */
+			break;
+		}
 		chunk->proved = tsync_result_bool(i, 7);
 		chunk->remembered = chunk->replica;
-		chunk->verified_at = tsync_result_timestamp(i, 9);
+		chunk->verified_at = tsync_result_timestamp(i, 10);
 		if (previous)
 			previous->upper = chunk->lower;
 		chunks = lappend(chunks, chunk);
@@ -270,19 +278,23 @@ tsync_begin_bulk_load(TsyncRun *run, int64 range_rows)
 	return true;
 }
 
-/* Take the next range of a load for this transaction, NULL if there is none. */
+/*
+ * Take the next range of a load for this transaction, NULL if there is none.
+ * Tells whether nothing but the heap needs its rows.
+ */
 TsyncChunk *
-tsync_claim_range(TsyncReplica *replica)
+tsync_claim_range(TsyncReplica *replica, bool *plain)
 {
 	TsyncChunk *range;
 
-	if (tsync_catalog_execute_oid("SELECT chunk_no, lower_key, upper_key"
+	if (tsync_catalog_execute_oid("SELECT chunk_no, lower_key, upper_key, plain"
 								  " FROM tablesync.claim_range($1::regclass)", replica->relid) != 1)
 		return NULL;
 	range = palloc0(sizeof(TsyncChunk));
 	range->number = (int) tsync_result_int64(0, 1);
 	range->lower = tsync_result_texts(0, 2);
 	range->upper = tsync_result_texts(0, 3);
+	*plain = tsync_result_bool(0, 4);
 	SPI_freetuptable(SPI_tuptable);
 	return range;
 }
@@ -330,9 +342,24 @@ tsync_report_load(TsyncRun *run)
 	MemoryContextSwitchTo(caller);
 }
 
-/* Create the indexes again that the load has dropped. */
+/* Create the indexes again that the load has dropped: with them, it is complete. */
 void
 tsync_end_bulk_load(TsyncRun *run)
 {
 	tsync_catalog_execute_oid("SELECT tablesync.end_bulk_load($1::regclass)", run->replica->relid);
+	tsync_catalog_execute_oid("UPDATE tablesync.replica SET loaded = true WHERE replica = $1::regclass",
+							  run->replica->relid);
+}
+
+/* Empty the replica and create the indexes, in a transaction of its own. */
+void
+tsync_undo_bulk_load(TsyncRun *run)
+{
+	MemoryContext caller = CurrentMemoryContext;
+
+	tsync_begin();
+	tsync_catalog_execute_oid("SELECT tablesync.undo_bulk_load($1::regclass)", run->replica->relid);
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+	run->loaded_before = run->loaded_rows = 0;
 }

@@ -28,9 +28,10 @@ tsync_read_proof(TsyncRun *run, TsyncDigest *proof, char **memory_key)
 
 	*proof = (TsyncDigest) {-1, 0};
 	*memory_key = NULL;
-	if (tsync_catalog_execute_oid("SELECT t.memory_key, p.replica_rows, p.replica_digest, p.run_id = (SELECT max(l.run_id)"
+	if (tsync_catalog_execute_oid("SELECT CASE WHEN right(t.memory_key, length(m.columns)) = m.columns"
+								  "  THEN left(t.memory_key, -length(m.columns)) END, p.replica_rows, p.replica_digest, p.run_id = (SELECT max(l.run_id)"
 								  "  FROM tablesync.run l WHERE l.replica = t.replica AND l.kind <> 'verify')"
-								  " FROM tablesync.replica t LEFT JOIN LATERAL (SELECT * FROM tablesync.run r"
+								  " FROM tablesync.replica t CROSS JOIN tablesync.memory_columns($1::regclass) m (columns) LEFT JOIN LATERAL (SELECT * FROM tablesync.run r"
 								  "  WHERE r.replica = t.replica AND r.status = 'succeeded' AND r.kind <> 'verify'"
 								  "  ORDER BY r.run_id DESC LIMIT 1) p"
 								  "  ON p.source_rows = p.replica_rows AND p.source_digest = p.replica_digest"

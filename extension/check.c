@@ -235,6 +235,7 @@ tsync_check_digest(PG_FUNCTION_ARGS)
 	check_in_worker_only();
 	SPI_connect();
 	replica = tsync_read_replica(PG_GETARG_OID(0));
+	tsync_read_columns(replica);
 	tsync_check_ships(tsync_sql_digest(replica, TSYNC_SOURCE, palloc0(sizeof(TsyncChunk)),
 									   PG_GETARG_INT32(1)));
 	SPI_finish();

@@ -14,6 +14,7 @@
  */
 #include "tablesync.h"
 
+#include "access/xact.h"
 #include "executor/spi.h"
 
 /* A chunk of fewer rows is not worth a statement. */
@@ -59,13 +60,13 @@ align_boundary(TsyncRun *run, TsyncChunk *chunk, char **boundary)
 
 /* The first key above so many rows of a chunk, or NULL. */
 static char **
-find_boundary(TsyncRun *run, TsyncChunk *chunk, int64 rows)
+find_boundary(TsyncRun *run, TsyncSide side, TsyncChunk *chunk, int64 rows)
 {
 	int			nrange = run->replica->nrange;
 	char	  **boundary = NULL;
 
-	if (tsync_select(run, TSYNC_REPLICA,
-					 tsync_sql_boundary(run->replica, chunk, rows), NULL) == 1)
+	if (tsync_select(run, side,
+					 tsync_sql_boundary(run->replica, side, chunk, rows), NULL) == 1)
 	{
 		boundary = palloc(nrange * sizeof(char *));
 		for (int i = 0; i < nrange; i++)
@@ -99,9 +100,9 @@ make_piece(TsyncChunk *whole, char **lower, char **upper, int64 rows)
 static List *
 append_split(TsyncRun *run, List *chunks, TsyncChunk *chunk, int64 target)
 {
-	while (run->replica->nrange > 0 && chunk->expected_rows >= target * 2)
+	while (run->replica->nrange > 0 && chunk->expected_rows > target * 2)
 	{
-		char	  **boundary = find_boundary(run, chunk, target);
+		char	  **boundary = find_boundary(run, TSYNC_REPLICA, chunk, target);
 
 		if (boundary == NULL)
 			break;
@@ -175,22 +176,83 @@ tsync_plan_chunks(TsyncRun *run)
 		tsync_write_plan(run->replica, run->chunks);
 }
 
-/* Replace a chunk by pieces of about so many rows, in a transaction of its own. */
+/* Put pieces in the place of a chunk, and learn what the replica holds in each. */
 static void
-split_chunk(TsyncRun *run, int position, int64 target)
+replace_chunk(TsyncRun *run, int position, List *pieces)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	List	   *chunks = list_copy_head(run->chunks, position);
 
+	if (list_length(pieces) < 2)
+		return;
+	run->chunks = list_concat(list_concat(list_copy_head(run->chunks, position), pieces),
+							  list_copy_tail(run->chunks, position + 1));
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
-	chunks = append_split(run, chunks, list_nth(run->chunks, position), target);
-	run->chunks = list_concat(chunks, list_copy_tail(run->chunks, position + 1));
 	if (!run->verify)
 		tsync_write_plan(run->replica, run->chunks);
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
 	tsync_know_replica(run);
+}
+
+/* Replace a chunk by pieces of about so many rows of the replica. */
+static void
+split_chunk(TsyncRun *run, int position, int64 target)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *pieces;
+
+	tsync_begin();
+	MemoryContextSwitchTo(caller);
+	pieces = append_split(run, NIL, list_nth(run->chunks, position), target);
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+	replace_chunk(run, position, pieces);
+}
+
+/*
+ * Replace a chunk by pieces of so many rows of the source, which may have got
+ * many more than the replica has.  That takes a look at its index; nothing is
+ * done if that takes too long, too.
+ */
+static void
+split_chunk_by_source(TsyncRun *run, int position, int64 target)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	TsyncChunk *volatile chunk = list_nth(run->chunks, position);
+	List	   *volatile pieces = NIL;
+
+	PG_TRY();
+	{
+		char	  **boundary;
+
+		do
+		{
+			tsync_begin();
+			MemoryContextSwitchTo(caller);
+			boundary = find_boundary(run, TSYNC_SOURCE, chunk, target);
+			tsync_commit();
+			MemoryContextSwitchTo(caller);
+			if (boundary == NULL)
+				break;
+			pieces = lappend(pieces, make_piece(chunk, chunk->lower, boundary, 0));
+			chunk = make_piece(chunk, boundary, chunk->upper, 0);
+		} while (true);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(caller);
+		edata = CopyErrorData();
+		if (!tsync_source_timed_out(edata))
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	replace_chunk(run, position, lappend(pieces, chunk));
 }
 
 /* The chunk at a position, cut so that the source can answer in time now. */
@@ -206,20 +268,28 @@ tsync_fit_chunk(TsyncRun *run, int position)
 }
 
 /*
- * Halve a chunk that takes the source too long.  Where that can't be, it stays
- * as it is, or is an error if it must not.
+ * Cut a chunk for which the source took too long.
+ * It may be large at the source only: new rows mostly come at an open end, or
+ * where we have none to cut at.  Where it can't be cut, it stays as it
+ * is, or is an error if it must not.
  */
 void
 tsync_halve_chunk(TsyncRun *run, int position, bool must)
 {
 	TsyncChunk *chunk = list_nth(run->chunks, position);
 	int			before = list_length(run->chunks);
+	bool		divisible = chunk->expected_rows >= MIN_CHUNK_ROWS * 2;
+	int64		target = divisible ? (chunk->expected_rows - 1) / 2 : tsync_current_target(run);
 
-	if (run->replica->nrange > 0 && chunk->expected_rows >= MIN_CHUNK_ROWS * 2)
-		split_chunk(run, position, chunk->expected_rows / 2);
+	if (run->replica->nrange > 0 && chunk->upper == NULL)
+		split_chunk_by_source(run, position, target);
+	if (divisible && list_length(run->chunks) == before)
+		split_chunk(run, position, target);
+	for (; run->replica->nrange > 0 && list_length(run->chunks) == before && target >= MIN_CHUNK_ROWS; target /= 4)
+		split_chunk_by_source(run, position, target);
 	if (list_length(run->chunks) > before)
 	{
-		tsync_source_is_slow(run, chunk->expected_rows / 2);
+		tsync_source_is_slow(run, target);
 		return;
 	}
 	chunk->indivisible = true;

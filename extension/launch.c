@@ -42,6 +42,8 @@
 
 PG_FUNCTION_INFO_V1(tsync_run);
 PG_FUNCTION_INFO_V1(tsync_wait);
+PG_FUNCTION_INFO_V1(tsync_try_run);
+PG_FUNCTION_INFO_V1(tsync_raise_error);
 
 /* How a run went, as far as it is known; texts are NULL where there is none. */
 typedef struct RunReport
@@ -51,6 +53,7 @@ typedef struct RunReport
 	char	   *message;
 	char	   *detail;
 	char	   *hint;
+	bool		no_worker;		/* there was none to be had */
 	Datum		values[RESULT_COLUMNS];
 	bool		nulls[RESULT_COLUMNS];
 } RunReport;
@@ -355,6 +358,7 @@ report_ended(Oid relid, int64 run_id)
 		report->message = psprintf("background worker for replica %s ended before it could record its run",
 								   tsync_relation_label(relid));
 		report->hint = "The server log says why.";
+		report->no_worker = true;
 	}
 	else if (strcmp(report->status, "running") == 0)
 	{
@@ -431,11 +435,56 @@ try_run_one(Oid relid, bool wait, const TsyncStart *wanted)
 		report->message = edata->message;
 		report->detail = edata->detail;
 		report->hint = edata->hint;
+		report->no_worker = edata->sqlerrcode == ERRCODE_INSUFFICIENT_RESOURCES;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 	return report;
+}
+
+/* A report for a replica that is to be left alone for now, NULL if it isn't. */
+static RunReport *
+report_backing_off(Oid relid)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	char	   *message = NULL;
+
+	if (tsync_query_latest("SELECT format('consecutive failures: %s; the next try is due at %s;"
+					 " tablesync_run(%L) does not wait',"
+					 " consecutive_failures, date_trunc('second', retry_after), replica)"
+					 " FROM tablesync.replica"
+					 " WHERE replica = $1::regclass AND retry_after > clock_timestamp()",
+					 OIDOID, ObjectIdGetDatum(relid)))
+		message = copy_text(caller, 1);
+	SPI_finish();
+	return message ? make_report(relid, 0, "backing off", message) : NULL;
+}
+
+/* Run a replica that nobody has asked for by name. */
+static RunReport *
+run_if_due(Oid relid, bool wait, const TsyncStart *wanted)
+{
+	RunReport  *report = report_backing_off(relid);
+
+	return report ? report : try_run_one(relid, wait, wanted);
+}
+
+/*
+ * Open an alert for a replica that got no worker.  As late as possible: others
+ * who do the same wait until we commit.
+ */
+static void
+alert_no_worker(RunReport *report)
+{
+	Oid			types[] = {OIDOID, TEXTOID, TEXTOID};
+	Datum		values[] = {report->values[0], CStringGetTextDatum(report->message),
+	CStringGetTextDatum(report->hint)};
+
+	SPI_connect();
+	SPI_execute_with_args("SELECT tablesync.open_alert($1::regclass, 'worker_unavailable', 'warning', $2, $3)",
+						  lengthof(types), types, values, NULL, false, 0);
+	SPI_finish();
 }
 
 static bool
@@ -484,6 +533,36 @@ enabled_replicas(void)
 	return replicas;
 }
 
+/* The replicas of a group other than one, with their runs of that worker. */
+static List *
+group_reports(Oid relid, int64 run_id)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *replicas = NIL;
+	List	   *run_ids = NIL;
+	List	   *reports = NIL;
+	ListCell   *lc;
+	ListCell   *lc2;
+
+	tsync_query_latest("SELECT replica::oid, run_id FROM tablesync.run"
+				 " WHERE group_run_id = $1 AND run_id <> $1 ORDER BY run_id", INT8OID, Int64GetDatum(run_id));
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		Datum		replica = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		int64		member_run = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull));
+		MemoryContext spi = MemoryContextSwitchTo(caller);
+
+		replicas = lappend_oid(replicas, DatumGetObjectId(replica));
+		run_ids = lappend(run_ids, memcpy(palloc(sizeof(int64)), &member_run, sizeof(int64)));
+		MemoryContextSwitchTo(spi);
+	}
+	SPI_finish();
+	forboth(lc, replicas, lc2, run_ids)
+		reports = lappend(reports, report_ended(lfirst_oid(lc), *(int64 *) lfirst(lc2)));
+	return reports;
+}
+
 /* tablesync_run(replica, wait, force) */
 Datum
 tsync_run(PG_FUNCTION_ARGS)
@@ -493,6 +572,8 @@ tsync_run(PG_FUNCTION_ARGS)
 	bool		wait = PG_ARGISNULL(1) || PG_GETARG_BOOL(1);
 	TsyncStart	wanted = {.force = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2)};
 	List	   *replicas;
+	List	   *no_worker = NIL;
+	List	   *done = NIL;
 	ListCell   *lc;
 
 	check_callable("tablesync_run()");
@@ -500,14 +581,83 @@ tsync_run(PG_FUNCTION_ARGS)
 	replicas = all ? enabled_replicas() : list_make1_oid(PG_GETARG_OID(0));
 	foreach(lc, replicas)
 	{
-		RunReport  *report = all ? try_run_one(lfirst_oid(lc), wait, &wanted)
-			: run_one(lfirst_oid(lc), wait, &wanted);
+		RunReport  *report;
+		ListCell   *member;
 
+		if (list_member_oid(done, lfirst_oid(lc)))
+			continue;			/* as a member of a group */
+		report = all ? run_if_due(lfirst_oid(lc), wait, &wanted)
+			: run_one(lfirst_oid(lc), wait, &wanted);
 		if (has_failed(report))
 			raise_report(report, all ? WARNING : ERROR);
+		if (report->no_worker)
+			no_worker = lappend(no_worker, report);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, report->values, report->nulls);
+		if (!wait || report->nulls[1])
+			continue;
+		foreach(member, group_reports(lfirst_oid(lc), DatumGetInt64(report->values[1])))
+		{
+			RunReport  *other = lfirst(member);
+
+			done = lappend_oid(done, DatumGetObjectId(other->values[0]));
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, other->values, other->nulls);
+		}
 	}
+	foreach(lc, no_worker)
+		alert_no_worker(lfirst(lc));
 	return (Datum) 0;
+}
+
+/* tablesync.try_run(replica) */
+Datum
+tsync_try_run(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	TsyncStart	wanted = {0};
+	RunReport  *report;
+	char	   *texts[5];
+	Datum		values[lengthof(texts) + 1];
+	bool		nulls[lengthof(texts) + 1] = {false};
+
+	check_callable("tablesync_run()");
+	InitMaterializedSRF(fcinfo, 0);
+	report = run_if_due(PG_GETARG_OID(0), true, &wanted);
+	if (report->no_worker)
+		alert_no_worker(report);
+	texts[0] = report->status;
+	texts[1] = report->sqlstate;
+	texts[2] = report->nulls[8] ? NULL : TextDatumGetCString(report->values[8]);
+	texts[3] = report->detail;
+	texts[4] = report->hint;
+	values[0] = BoolGetDatum(has_failed(report));
+	for (int i = 0; i < lengthof(texts); i++)
+	{
+		nulls[i + 1] = texts[i] == NULL;
+		values[i + 1] = texts[i] ? CStringGetTextDatum(texts[i]) : (Datum) 0;
+	}
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	return (Datum) 0;
+}
+
+static char *
+text_argument(FunctionCallInfo fcinfo, int n)
+{
+	return PG_ARGISNULL(n) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(n));
+}
+
+/* tablesync.raise_error(sqlstate, message, detail, hint) */
+Datum
+tsync_raise_error(PG_FUNCTION_ARGS)
+{
+	RunReport	report = {
+		.sqlstate = text_argument(fcinfo, 0),
+		.message = text_argument(fcinfo, 1),
+		.detail = text_argument(fcinfo, 2),
+		.hint = text_argument(fcinfo, 3)
+	};
+
+	raise_report(&report, ERROR);
+	PG_RETURN_VOID();
 }
 
 /* Verify a replica, and wait; returns the id of the run. */

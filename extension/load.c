@@ -138,8 +138,7 @@ static void
 insert_page(TsyncRun *run, LoadState *state, char **reached)
 {
 	tsync_rowset_register(&state->rows);
-	run->loaded_rows += tsync_modify(run, tsync_sql_insert(run->replica, state->rows.name,
-															   run->source_version)).rows;
+	run->loaded_rows += tsync_modify(run, tsync_sql_insert(run->replica, state->rows.name, TSYNC_UNCOUNTED)).rows;
 	tsync_save_load_position(run, reached);
 }
 

@@ -311,6 +311,23 @@ unpack_buckets(TsyncReplica *replica, bytea *packed, TsyncBuckets *buckets)
 	}
 }
 
+/* Is what we have unpacked what we could have packed, for this chunk? */
+static bool
+is_plausible(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets)
+{
+	TsyncBucketing *bucketing = &buckets->bucketing;
+	TsyncDigest digest = tsync_digest_of_buckets(buckets);
+
+	if (bucketing->mask == TSYNC_BITMAP_MASK
+		? bucketing->shift != TSYNC_BITMAP_SHIFT || run->replica->nkeys != 1 || !tsync_is_integer(run->replica->keys[0]->type)
+		: bucketing->shift < 0 || bucketing->shift > 62 || bucketing->mask < 0)
+		return false;
+	for (int i = 1; i < buckets->count; i++)
+		if (buckets->buckets[i].number <= buckets->buckets[i - 1].number)
+			return false;
+	return digest.rows == chunk->replica.rows && digest.sum == chunk->replica.sum;
+}
+
 /* The buckets that the replica has in a chunk: remembered, or counted now. */
 TsyncBuckets *
 tsync_buckets_of_replica(TsyncRun *run, TsyncChunk *chunk)
@@ -320,12 +337,10 @@ tsync_buckets_of_replica(TsyncRun *run, TsyncChunk *chunk)
 		TsyncBucketing bucketing;
 		bytea	   *packed = tsync_read_buckets(run->replica, chunk, &bucketing);
 		TsyncBuckets *buckets = make_buckets(bucketing);
-		TsyncDigest digest;
 
 		unpack_buckets(run->replica, packed, buckets);
 		pfree(packed);
-		digest = tsync_digest_of_buckets(buckets);
-		if (digest.rows == chunk->replica.rows && digest.sum == chunk->replica.sum)
+		if (is_plausible(run, chunk, buckets))
 			return buckets;
 		ereport(WARNING,
 				(errmsg("what is remembered of chunk %d of replica %s contradicts itself",

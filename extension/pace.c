@@ -26,7 +26,8 @@
 
 /* Bounds for what we make of the speed later. */
 #define MIN_TARGET_ROWS 10000
-#define MAX_TARGET_ROWS 2500000
+#define MAX_TARGET_ROWS 1000000
+#define MAX_STATEMENT_ROWS 2500000
 
 /* What a source scans per second at least; for the choice of consistency. */
 #define CAUTIOUS_ROWS_PER_SECOND 1000000.0
@@ -73,6 +74,8 @@ source_application_name(const char *label)
  * Make every connection of this process to a source read-only, honest about
  * hidden rows, short of patience, and recognisable.  "timeout" is for each
  * statement there, in ms; that it was a lock and not work must show before.
+ * The source's planner can't know how few buckets there are, and would sort
+ * all rows on disk to count them.
  */
 void
 tsync_restrict_source_session(const char *label, int timeout)
@@ -86,9 +89,10 @@ tsync_restrict_source_session(const char *label, int timeout)
 					   " -c idle_in_transaction_session_timeout=%d"
 					   " -c max_parallel_workers_per_gather=0"
 					   " -c jit=off"
+					   " -c enable_sort=off"
 					   " -c lc_monetary=C",
 					   timeout,
-					   timeout > 0 && timeout < tsync_lock_timeout ? timeout * 3 / 4 : tsync_lock_timeout,
+					   timeout > 0 && (tsync_lock_timeout == 0 || timeout < tsync_lock_timeout) ? timeout / 4 * 3 : tsync_lock_timeout,
 					   tsync_statement_timeout);
 	if (setenv("PGOPTIONS", options, 1) != 0 ||
 		setenv("PGCONNECT_TIMEOUT", "20", 0) != 0)
@@ -103,23 +107,29 @@ tsync_restrict_source_session(const char *label, int timeout)
 void
 tsync_limit_source(TsyncRun *run, int timeout)
 {
-	if (run->source_timeout == timeout)
+	static int	current = -1;
+
+	if (current == timeout)
 		return;
 	tsync_restrict_source_session(run->replica->label, timeout);
-	if (run->source_timeout >= 0)
+	if (current >= 0)
 		tsync_disconnect_source(run);
-	run->source_timeout = timeout;
+	current = timeout;
+}
+
+static int
+limited_timeout(void)
+{
+	int			timeout = Max(tsync_chunk_time, 50) * 4;
+
+	return tsync_statement_timeout > 0 ? Min(timeout, tsync_statement_timeout) : timeout;
 }
 
 /* Longest time for a statement in chunk mode, ms; a single chunk may take long. */
 int
 tsync_chunk_timeout(TsyncReplica *replica)
 {
-	int			timeout = Max(tsync_chunk_time, 50) * 4;
-
-	if (replica->nrange == 0)
-		return tsync_statement_timeout;
-	return tsync_statement_timeout > 0 ? Min(timeout, tsync_statement_timeout) : timeout;
+	return replica->nrange == 0 ? tsync_statement_timeout : limited_timeout();
 }
 
 /* Longest time for a statement of a scan in one snapshot, ms. */
@@ -130,22 +140,25 @@ tsync_snapshot_timeout(void)
 		: tsync_max_snapshot_age;
 }
 
-/* The limit to connect with: what SCAN will ask for, most likely. */
+/*
+ * The limit to connect with: what SCAN will ask for, most likely.  The columns
+ * of the replica are not known yet.
+ */
 int
 tsync_first_timeout(TsyncReplica *replica)
 {
 	if (!replica->loaded)
 		return tsync_statement_timeout;
 	return tsync_use_snapshot(replica, replica->remembered_rows) ? tsync_snapshot_timeout()
-		: tsync_chunk_timeout(replica);
+		: limited_timeout();
 }
 
 static int64
-rows_in(TsyncReplica *replica, double milliseconds)
+rows_in(TsyncReplica *replica, double milliseconds, int64 at_most)
 {
 	double		rows = replica->scan_rate * milliseconds / 1000;
 
-	return (int64) Min(Max(rows, MIN_TARGET_ROWS), MAX_TARGET_ROWS);
+	return (int64) Min(Max(rows, MIN_TARGET_ROWS), at_most);
 }
 
 /* Rows that a chunk should have: its buckets in tablesync.chunk_time. */
@@ -156,7 +169,7 @@ tsync_chunk_target(TsyncReplica *replica)
 		return replica->chunk_rows;
 	if (replica->scan_rate <= 0)
 		return DEFAULT_CHUNK_ROWS;
-	return rows_in(replica, tsync_chunk_time / TSYNC_BUCKET_COST);
+	return rows_in(replica, tsync_chunk_time / TSYNC_BUCKET_COST, MAX_TARGET_ROWS);
 }
 
 /* Rows that one statement should read in the order of blocks. */
@@ -165,7 +178,7 @@ tsync_statement_rows(TsyncReplica *replica)
 {
 	if (replica->chunk_rows > 0 || replica->scan_rate <= 0)
 		return tsync_chunk_target(replica);
-	return rows_in(replica, tsync_chunk_time);
+	return rows_in(replica, tsync_chunk_time, MAX_STATEMENT_ROWS);
 }
 
 /* Rows that a chunk should have right now. */

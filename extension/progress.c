@@ -65,6 +65,14 @@ tsync_progress_start(int64 run_id, Oid replica)
 	publish();
 }
 
+/* Show another run of this process's group. */
+void
+tsync_progress_run(TsyncRun *run)
+{
+	params[PARAM_RUN_ID] = run->run_id;
+	params[PARAM_REPLICA] = (int64) run->replica_oid;
+}
+
 /* Enter a phase; totals are 0 where nobody can know them. */
 void
 tsync_progress_phase(TsyncPhase phase, int64 chunks_total, int64 rows_estimated)

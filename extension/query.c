@@ -189,7 +189,7 @@ tsync_sql_watermark(TsyncReplica *rep, const char *rows, const char *more)
 					 timestamp ? " OPERATOR(pg_catalog.-) '1 minute'::pg_catalog.interval" : "", column, rows);
 	if (more)
 		appendStringInfo(&buf, " UNION ALL SELECT %s FROM %s", column, more);
-	appendStringInfo(&buf, ") u%s", timestamp ? " WHERE pg_catalog.isfinite(v)" : "");
+	appendStringInfo(&buf, ") u%s", timestamp ? " WHERE pg_catalog.isfinite(v) AND v OPERATOR(pg_catalog.>) '0001-01-01'" : "");
 	return buf.data;
 }
 
@@ -350,16 +350,16 @@ tsync_sql_page(TsyncReplica *rep, char **after, int prefix, bool keys_only, int6
 	return buf.data;
 }
 
-/* The key so many of the replica's rows above the lower bound of a chunk. */
+/* The key so many of a side's rows above the lower bound of a chunk. */
 char *
-tsync_sql_boundary(TsyncReplica *rep, TsyncChunk *chunk, int64 rows)
+tsync_sql_boundary(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int64 rows)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	tsync_append_keys(&buf, rep, 0, rep->nrange, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", rep->replica_sql);
+	appendStringInfo(&buf, " FROM %s WHERE ", tsync_relation_sql(rep, side));
 	tsync_append_range(&buf, rep, chunk, true);
 	appendStringInfoString(&buf, " ORDER BY ");
 	tsync_append_keys(&buf, rep, 0, rep->nrange, "");
@@ -395,7 +395,10 @@ static void
 end_counted(StringInfo buf, TsyncReplica *rep, int version)
 {
 	appendStringInfoString(buf, " RETURNING ");
-	tsync_append_fingerprint(buf, rep, version);
+	if (version == TSYNC_UNCOUNTED)
+		appendStringInfoString(buf, "0::pg_catalog.int8");
+	else
+		tsync_append_fingerprint(buf, rep, version);
 	appendStringInfoString(buf, ") SELECT pg_catalog.count(*), pg_catalog.sum(fingerprint) FROM changed");
 }
 

@@ -98,20 +98,30 @@ append_pairs(StringInfo buf, TsyncReplica *rep, const char *staged, bool keys_on
 	tsync_append_keys_equal(buf, rep, "s.", "r.");
 }
 
+/* The version column, where one version can be newer than another. */
+static TsyncColumn *
+ordered_version(TsyncReplica *rep)
+{
+	TsyncColumn *version = rep->version;
+
+	return version && tsync_orders_alike(version->type) && version->type != UUIDOID ? version : NULL;
+}
+
 /* Append what to call a row that both sides have. */
 static void
 append_verdict_of_pair(StringInfo buf, TsyncRun *run, bool touched)
 {
-	TsyncColumn *version = run->replica->version;
+	TsyncColumn *version = ordered_version(run->replica);
 
-	if (run->rules_by_row && (!touched || !version))
+	if (touched ? !version : run->rules_by_row)
 	{
 		appendStringInfoString(buf, touched ? "'different'" : NEWER);
 		return;
 	}
 	appendStringInfoString(buf, "CASE");
 	if (!run->rules_by_row)
-		appendStringInfo(buf, " WHEN s.%s IS NOT DISTINCT FROM r.%s THEN 'different'", version->quoted, version->quoted);
+		appendStringInfo(buf, " WHEN s.%s IS NOT DISTINCT FROM r.%s THEN 'different'",
+						 run->replica->version->quoted, run->replica->version->quoted);
 	if (touched)
 		appendStringInfo(buf, " WHEN s.%s OPERATOR(pg_catalog.>) r.%s OR (s.%s IS NOT NULL AND r.%s IS NULL) THEN " NEWER,
 						 version->quoted, version->quoted, version->quoted, version->quoted);
@@ -125,7 +135,7 @@ append_verdict_of_pair(StringInfo buf, TsyncRun *run, bool touched)
 static void
 append_verdict_of_source(StringInfo buf, TsyncReplica *rep, bool touched)
 {
-	TsyncColumn *version = rep->version;
+	TsyncColumn *version = ordered_version(rep);
 	bool		timestamp = version && (version->type == TIMESTAMPOID || version->type == TIMESTAMPTZOID);
 
 	if (!touched || !version)

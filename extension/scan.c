@@ -30,9 +30,11 @@
 
 typedef struct ScanState
 {
+	TsyncRun   *run;
 	TsyncResolver *resolver;
 	TsyncResolver *row_resolver;	/* for chunks to be compared by all columns */
 	MemoryContext chunk_context;
+	int64		expected_rows;
 	TimestampTz locked_since;	/* 0: the source's table is not locked */
 } ScanState;
 
@@ -214,7 +216,7 @@ quiet_chunks_equal(TsyncRun *run, ScanState *state)
 			add_digest(&replica, ((TsyncChunk *) lfirst(lc))->replica);
 	if (list_length(excluded) > MAX_EXCLUDED_RANGES || replica.rows == 0)
 		return false;
-	while (tsync_next_blocks(run, &range))
+	while (tsync_next_blocks(run, &range, tsync_statement_rows(run->replica)))
 	{
 		TsyncDigest digest;
 
@@ -310,24 +312,17 @@ scan_all_buckets(TsyncRun *run, ScanState *state)
 	return all != NULL;
 }
 
-/* Scan all chunks in one transaction of the source. */
+/* Scan all chunks in a transaction of the source that the caller ends. */
 static void
-scan_snapshot(TsyncRun *run, ScanState *state)
+scan_in_snapshot(TsyncRun *run, ScanState *state)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	bool		by_blocks = list_length(run->chunks) > 1 && run->source_blocks > 0 &&
 		run->source_version >= BLOCKS_VERSION && !(run->verify && run->opaque.rows != NULL);
 	bool		quiet_equal;
 	ListCell   *lc;
 
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
-	run->snapshot_taken = GetCurrentTimestamp();
 	if (by_blocks && want_all_buckets(run) && scan_all_buckets(run, state))
-	{
-		tsync_commit();
 		return;
-	}
 	quiet_equal = by_blocks && quiet_chunks_equal(run, state);
 	foreach(lc, run->chunks)
 	{
@@ -340,12 +335,35 @@ scan_snapshot(TsyncRun *run, ScanState *state)
 			scan_chunk(run, state, chunk);
 		finish_chunk(run, chunk);
 	}
+}
+
+/* Scan the sources of some runs in one transaction. */
+static void
+scan_snapshot(List *states)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	TimestampTz now;
+	ListCell   *lc;
+
+	tsync_begin();
+	now = GetCurrentTimestamp();
+	foreach(lc, states)
+	{
+		ScanState  *state = lfirst(lc);
+
+		MemoryContextSwitchTo(caller);
+		state->run->snapshot_taken = now;
+		tsync_progress_run(state->run);
+		tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(state->run->chunks), state->expected_rows);
+		scan_in_snapshot(state->run, state);
+	}
 	tsync_commit();
+	MemoryContextSwitchTo(caller);
 }
 
 /*
- * Scan all chunks in one transaction of the source.  Returns false if that
- * takes too long, and a transaction for each chunk will do.
+ * Scan all chunks of a source in one transaction.  Returns false if that takes
+ * too long, and a transaction for each chunk will do.
  */
 static bool
 try_scan_snapshot(TsyncRun *run, ScanState *state)
@@ -353,10 +371,9 @@ try_scan_snapshot(TsyncRun *run, ScanState *state)
 	MemoryContext caller = CurrentMemoryContext;
 	volatile bool done = true;
 
-	tsync_limit_source(run, tsync_snapshot_timeout());
 	PG_TRY();
 	{
-		scan_snapshot(run, state);
+		scan_snapshot(list_make1(state));
 	}
 	PG_CATCH();
 	{
@@ -377,11 +394,13 @@ try_scan_snapshot(TsyncRun *run, ScanState *state)
 	return done;
 }
 
-/* Rows in the stage. */
+/* Rows in the stage, also those of a statement that did not get to its end. */
 static int64
 staged_rows(TsyncRun *run)
 {
-	return run->stage->inserted.count + run->stage->updated.count + run->stage->deleted.count;
+	return tuplestore_tuple_count(run->stage->inserted.rows) +
+		tuplestore_tuple_count(run->stage->updated.rows) +
+		tuplestore_tuple_count(run->stage->deleted.rows);
 }
 
 /* What an error of the source means for a chunk; CHUNK_DONE: nothing we can mend. */
@@ -398,7 +417,8 @@ judge_error(ScanState *state, ErrorData *edata)
 		return CHUNK_DONE;
 	if (state->locked_since == 0)
 		state->locked_since = now;
-	return TimestampDifferenceExceeds(state->locked_since, now, tsync_lock_timeout) ? CHUNK_DONE : CHUNK_LOCKED;
+	return tsync_lock_timeout > 0 && TimestampDifferenceExceeds(state->locked_since, now, tsync_lock_timeout)
+		? CHUNK_DONE : CHUNK_LOCKED;
 }
 
 /* Scan a chunk in a transaction of its own. */
@@ -495,41 +515,57 @@ prepare_scan(TsyncRun *run)
 	}
 }
 
-/*
- * SCAN: compare source and replica and stage the differences.  The source sees
- * one transaction for all chunks, or one for each.
- */
-void
-tsync_scan(TsyncRun *run)
+/* Plan a run's scan, and make what it needs. */
+static ScanState *
+scan_state_create(TsyncRun *run)
 {
 	MemoryContext run_context = CurrentMemoryContext;
-	ScanState	state = {0};
-	int64		busy = run->source_time;
-	int64		expected = 0;
-	bool		done;
+	ScanState  *state = palloc0(sizeof(ScanState));
 	ListCell   *lc;
 
+	state->run = run;
 	prepare_scan(run);
 	foreach(lc, run->chunks)
-		expected += ((TsyncChunk *) lfirst(lc))->expected_rows;
+		state->expected_rows += ((TsyncChunk *) lfirst(lc))->expected_rows;
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	state.resolver = tsync_resolver_create(run->replica);
+	state->resolver = tsync_resolver_create(run->replica);
 	if (run->replica->verify_fraction > 0 && !run->replica->row_fingerprint)
 	{
 		tsync_use_row_fingerprint(run, true);
-		state.row_resolver = tsync_resolver_create(run->replica);
+		state->row_resolver = tsync_resolver_create(run->replica);
 		tsync_use_row_fingerprint(run, false);
 	}
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
-	state.chunk_context = AllocSetContextCreate(run_context, "tablesync chunk", ALLOCSET_DEFAULT_SIZES);
+	state->chunk_context = AllocSetContextCreate(run_context, "tablesync chunk", ALLOCSET_DEFAULT_SIZES);
+	return state;
+}
 
-	run->snapshot = !run->snapshot_expired && tsync_use_snapshot(run->replica, expected);
-	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(run->chunks), expected);
+static void
+scan_state_destroy(ScanState *state)
+{
+	tsync_resolver_destroy(state->resolver);
+	if (state->row_resolver)
+		tsync_resolver_destroy(state->row_resolver);
+	MemoryContextDelete(state->chunk_context);
+	pfree(state);
+}
+
+/* One attempt to scan a source in one transaction, or one for each chunk; false to start over. */
+static bool
+try_scan(TsyncRun *run)
+{
+	ScanState  *state = scan_state_create(run);
+	int64		busy = run->source_time;
+	bool		done;
+
+	run->snapshot = !run->snapshot_expired && tsync_use_snapshot(run->replica, state->expected_rows);
+	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(run->chunks), state->expected_rows);
 	if (run->snapshot)
 	{
-		done = try_scan_snapshot(run, &state);
+		tsync_limit_source(run, tsync_snapshot_timeout());
+		done = try_scan_snapshot(run, state);
 		run->snapshot_expired = !done;
 		/* not earlier: the source would be idle in a transaction of ours */
 		tsync_rest(run, run->source_time - busy, 0);
@@ -537,14 +573,46 @@ tsync_scan(TsyncRun *run)
 	else
 	{
 		tsync_limit_source(run, tsync_chunk_timeout(run->replica));
-		done = scan_chunks(run, &state);
+		done = scan_chunks(run, state);
 	}
-	tsync_resolver_destroy(state.resolver);
-	if (state.row_resolver)
-		tsync_resolver_destroy(state.row_resolver);
-	MemoryContextDelete(state.chunk_context);
-	if (!done)
-		tsync_scan(run);		/* with smaller chunks */
+	scan_state_destroy(state);
+	return done;
+}
+
+/* Scan the sources of a group in one transaction. */
+static void
+scan_group(List *runs)
+{
+	List	   *states = NIL;
+	ListCell   *lc;
+
+	foreach(lc, runs)
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		tsync_progress_run(run);
+		states = lappend(states, scan_state_create(run));
+		run->snapshot = true;
+	}
+	tsync_limit_source(linitial(runs), tsync_snapshot_timeout());
+	scan_snapshot(states);
+	foreach(lc, states)
+		scan_state_destroy(lfirst(lc));
+}
+
+/*
+ * SCAN: compare sources and replicas and stage the differences.  The source of
+ * a single run sees one transaction for all chunks, or one for each; those of
+ * a group see one for all.
+ */
+void
+tsync_scan(List *runs)
+{
+	if (list_length(runs) > 1)
+		scan_group(runs);
+	else
+		while (!try_scan(linitial(runs)))
+			;					/* with smaller chunks */
 }
 
 /* Note which of some keys to be deleted the source still has. */

@@ -266,12 +266,16 @@ void
 tsync_advance_watermark(TsyncRun *run, const char *rows, const char *more)
 {
 	char	   *watermark;
+	TsyncColumn *version = run->replica->version;
 
+	if (version == NULL || !tsync_orders_alike(version->type) || version->type == UUIDOID)
+		return;					/* no order, or no maximum */
 	if (tsync_select(run, TSYNC_REPLICA,
 					 tsync_sql_watermark(run->replica, rows, more), NULL) != 1)
 		return;
 	watermark = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	/* it outlives this attempt, which may fail */
 	if (watermark != NULL)
-		run->replica->watermark = MemoryContextStrdup(GetMemoryChunkContext(run->replica), watermark);
+		run->replica->watermark = MemoryContextStrdup(GetMemoryChunkContext(run), watermark);
 	SPI_freetuptable(SPI_tuptable);
 }

@@ -34,6 +34,7 @@ typedef struct TsyncColumn
 	Oid			type;
 	int32		typmod;
 	bool		nullable;
+	bool		refetch;		/* to be fetched for all rows, see evolve.c */
 } TsyncColumn;
 
 /* A replica with its settings, as read from tablesync.replica. */
@@ -198,16 +199,21 @@ typedef struct TsyncRun
 	bool		force;			/* override the delete guard */
 	bool		verify;			/* compare every column of every row */
 	bool		repair;			/* and mend what differs */
+	bool		skipped;		/* the source has not moved */
 	TsyncReplica *replica;
 	int			source_version; /* server_version_num */
-	char	   *source_identity;	/* which files hold the source's rows */
+	char	   *source_identity;	/* which files hold the source's rows, and its columns */
+	char	   *new_shape;		/* of the source, NULL while it is the one known */
+	bool		paused;			/* by this run, because of the new shape */
 	double		source_estimate;	/* rows, by the source's catalog */
 	int64		source_blocks;	/* likewise; 0 when unknown */
 	bool		source_clustered;	/* rows lie about in the order of their keys */
+	int64		source_horizon; /* its transaction counter, 0 if unknown */
+	bool		went_back;		/* that was further in the last successful run */
+	char	   *newest_version; /* seen at the source so far, NULL if none */
 	bool		snapshot;		/* one source snapshot for the whole scan */
 	bool		snapshot_expired;	/* it took too long */
 	TimestampTz snapshot_taken;
-	int			source_timeout;	/* ms, of the session at the source; -1: not set yet */
 	char	   *counters;		/* of the source before the scan, NULL: don't matter */
 	TimestampTz counters_at;
 	int64		chunk_target;	/* rows, while the source is slow; 0: it is not */
@@ -220,6 +226,8 @@ typedef struct TsyncRun
 	int64		inserted;
 	int64		deleted;
 	int			drifted;		/* chunks that somebody else has changed */
+	bool		distrusted;		/* memory led to an APPLY that failed */
+	bool		watched;		/* no write to the replica goes unnoticed */
 	bool		rules_by_row;	/* a usual run sees a change of any column */
 	List	   *remembered;		/* verify: tablesync.chunk as it is */
 	bool		memory_usable;	/* verify: and we know what its digests are made of */
@@ -281,6 +289,14 @@ typedef struct TsyncStart
 	int64		run_id;
 } TsyncStart;
 
+/*
+ * Errors with an alert of their own; tablesync.alert_kind() in alert.sql lists
+ * them all.  PostgreSQL leaves classes that begin with T to others.
+ */
+#define TSYNC_ERRCODE_DELETE_GUARD		MAKE_SQLSTATE('T', 'S', '0', '0', '1')
+#define TSYNC_ERRCODE_SOURCE_WENT_BACK	MAKE_SQLSTATE('T', 'S', '0', '0', '2')
+#define TSYNC_ERRCODE_SCHEMA_CHANGED	MAKE_SQLSTATE('T', 'S', '0', '0', '3')
+
 /* in tablesync.c */
 extern int	tsync_chunk_time;	/* ms */
 extern int	tsync_max_snapshot_age; /* ms */
@@ -297,6 +313,7 @@ extern int64 tsync_run_verify(Oid relid, bool repair);
 
 /* in check.c */
 extern PGDLLEXPORT void tsync_check_main(Datum main_arg);
+extern char *tsync_alert_handler;
 
 /* in worker.c */
 extern PGDLLEXPORT void tsync_worker_main(Datum main_arg);
@@ -312,21 +329,34 @@ extern BackgroundWorkerHandle *tsync_start_worker(TsyncStart *start, const char 
 extern bool tsync_bulk_load(TsyncRun *run);
 extern void tsync_help_load(TsyncRun *run);
 
+/* in alert.c */
+extern PGDLLEXPORT void tsync_alert_main(Datum main_arg);
+extern void tsync_settle_run(int64 run_id);
+
+/* in guard.c */
+extern void tsync_read_source_time(TsyncRun *run);
+extern void tsync_check_guards(TsyncRun *run);
+
+/* in evolve.c */
+extern void tsync_evolve(TsyncRun *run);
+extern void tsync_refetch(TsyncRun *run);
+
 /* in load.c */
 extern void tsync_load(TsyncRun *run);
 
 /* in scan.c */
-extern void tsync_scan(TsyncRun *run);
+extern void tsync_scan(List *runs);
 extern void tsync_confirm(TsyncRun *run);
 
 /* in apply.c */
-extern bool tsync_apply(TsyncRun *run);
+extern bool tsync_apply(List *runs);
 
 extern void tsync_avoid_large_joins(void);
 extern void tsync_register_stage(TsyncStage *stage);
 extern void tsync_add_up_replica(TsyncRun *run);
 
 /* in verify.c: every column of every row */
+extern void tsync_check_may_evolve(TsyncRun *run);
 extern void tsync_prepare_verify(TsyncRun *run);
 extern void tsync_plan_verify(TsyncRun *run);
 extern void tsync_choose_chunks(TsyncRun *run);
@@ -339,7 +369,7 @@ extern void tsync_save_verified(TsyncRun *run);
 extern bool tsync_report(TsyncRun *run);
 
 /* in blocks.c */
-extern bool tsync_next_blocks(TsyncRun *run, TsyncChunk *range);
+extern bool tsync_next_blocks(TsyncRun *run, TsyncChunk *range, int64 rows);
 extern TsyncAllBuckets *tsync_read_all_buckets(TsyncRun *run);
 extern TsyncBuckets tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncChunk *chunk);
 
@@ -389,12 +419,16 @@ extern void tsync_fetch_rows(TsyncRun *run, TsyncRowSet *keys, TsyncRowSet *into
 /* in catalog.c */
 extern char *tsync_relation_label(Oid relid);
 extern TsyncReplica *tsync_read_replica(Oid relid);
+extern void tsync_read_columns(TsyncReplica *replica);
 extern void tsync_read_source(TsyncRun *run);
 extern char *tsync_source_identity(TsyncRun *run);
 extern void tsync_read_layout(TsyncRun *run);
 extern void tsync_disconnect_source(TsyncRun *run);
 extern bool tsync_source_unmoved(TsyncRun *run);
-extern void tsync_start_run(TsyncRun *run);
+extern bool tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint);
+extern void tsync_finish_refetch(TsyncRun *run);
+extern List *tsync_group_members(Oid replica);
+extern void tsync_start_run(TsyncRun *run, int64 group_run_id);
 extern void tsync_finish_run(TsyncRun *run);
 extern void tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled);
 extern void tsync_prune_runs(TsyncRun *run);
@@ -409,11 +443,12 @@ extern void tsync_distrust_memory(TsyncRun *run);
 extern List *tsync_read_chunks(TsyncReplica *replica);
 extern void tsync_write_plan(TsyncReplica *replica, List *chunks);
 extern bool tsync_begin_bulk_load(TsyncRun *run, int64 range_rows);
-extern TsyncChunk *tsync_claim_range(TsyncReplica *replica);
+extern TsyncChunk *tsync_claim_range(TsyncReplica *replica, bool *plain);
 extern void tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, int64 rows);
 extern int	tsync_ranges_left(TsyncRun *run);
 extern void tsync_report_load(TsyncRun *run);
 extern void tsync_end_bulk_load(TsyncRun *run);
+extern void tsync_undo_bulk_load(TsyncRun *run);
 extern bytea *tsync_read_buckets(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing);
 extern void tsync_write_memory(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing,
 							   bytea *buckets);
@@ -447,8 +482,9 @@ extern char *tsync_sql_bytes_of_range(TsyncReplica *rep, TsyncChunk *range);
 extern char *tsync_sql_middle(TsyncReplica *rep, TsyncChunk *range, int64 rows);
 extern char *tsync_sql_find_keys(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_page(TsyncReplica *rep, char **after, int prefix, bool keys_only, int64 limit);
-extern char *tsync_sql_boundary(TsyncReplica *rep, TsyncChunk *chunk, int64 rows);
+extern char *tsync_sql_boundary(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int64 rows);
 extern char *tsync_sql_key_span(TsyncReplica *rep, TsyncChunk *chunk);
+#define TSYNC_UNCOUNTED 0		/* as version: no digest of the rows is wanted */
 extern char *tsync_sql_insert(TsyncReplica *rep, const char *from, int version);
 extern char *tsync_sql_update(TsyncReplica *rep, const char *from, int version);
 extern char *tsync_sql_delete(TsyncReplica *rep, const char *keys, const char *except, int version);
@@ -501,6 +537,7 @@ extern double tsync_learned_rate(TsyncRun *run);
 
 /* in progress.c */
 extern void tsync_progress_start(int64 run_id, Oid replica);
+extern void tsync_progress_run(TsyncRun *run);
 extern void tsync_progress_phase(TsyncPhase phase, int64 chunks_total, int64 rows_estimated);
 extern void tsync_progress_step(int64 chunks, int64 rows);
 extern void tsync_progress_set(int64 chunks, int64 chunks_total, int64 rows);

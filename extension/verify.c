@@ -44,7 +44,10 @@ prepare_opaque(TsyncRun *run)
 
 	for (int i = 0; i < replica->ncolumns; i++)
 		nopaque += !tsync_can_hash(replica->columns[i].type);
-	if (run->opaque.rows != NULL || nopaque == 0)
+	if (run->opaque.rows != NULL)
+		tuplestore_end(run->opaque.rows);	/* of an attempt with other columns */
+	run->opaque.rows = NULL;
+	if (nopaque == 0)
 		return;
 	desc = tsync_key_desc(replica, nopaque);
 	for (int i = 0; i < replica->ncolumns; i++)
@@ -55,6 +58,18 @@ prepare_opaque(TsyncRun *run)
 			TupleDescInitEntry(desc, ++attnum, column->name, column->type, column->typmod, 0);
 	}
 	tsync_rowset_init(&run->opaque, "tsync_opaque", desc);
+}
+
+/* A run that verifies leaves it to others to follow a change of the source's columns. */
+void
+tsync_check_may_evolve(TsyncRun *run)
+{
+	if (run->verify)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the columns of the source of %s have changed", run->replica->label),
+				 errdetail("Replica and source can't be compared before a run has followed the change."),
+				 errhint("SELECT * FROM tablesync_run(%s);", quote_literal_cstr(run->replica->label))));
 }
 
 /* Let a run that verifies look at all columns; nothing to do for others. */
@@ -71,6 +86,9 @@ tsync_prepare_verify(TsyncRun *run)
 				 errmsg("replica %s has not been loaded yet", replica->label),
 				 errdetail("There is nothing to verify before the first run has succeeded."),
 				 errhint("SELECT * FROM tablesync_run(%s);", quote_literal_cstr(replica->label))));
+	for (int i = 0; i < replica->ncolumns; i++)
+		if (replica->columns[i].refetch)
+			tsync_check_may_evolve(run);
 	run->rules_by_row = replica->row_fingerprint;
 	if (!replica->row_fingerprint)
 		replica->scan_rate /= TSYNC_ROW_COST;

@@ -23,7 +23,6 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
-#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -31,9 +30,6 @@
 
 /* A run starts over when source or replica change under it. */
 #define ATTEMPTS 5
-
-/* Deletes below this number are never held back. */
-#define GUARD_MIN_DELETES 1000
 
 /* The source's own timeout comes first, if it is alive. */
 #define SOURCE_GRACE_MS 1000
@@ -138,19 +134,12 @@ read_identity(TsyncRun *run)
 	return identity;
 }
 
-static void
-read_layout(TsyncRun *run)
-{
-	MemoryContext run_context = CurrentMemoryContext;
-
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	tsync_read_layout(run);
-	tsync_commit();
-	MemoryContextSwitchTo(run_context);
-}
-
-/* Read the replica's settings, connect to the source and check its shape. */
+/*
+ * Read the replica's settings, connect to the source and follow its shape.  The
+ * identity comes from the same snapshot as the shape, so that no change of
+ * columns after that escapes source_was_rewritten().  Our own transaction that
+ * changes columns begins when the source's has ended: it may wait for locks.
+ */
 static void
 open_source(TsyncRun *run)
 {
@@ -159,21 +148,43 @@ open_source(TsyncRun *run)
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
 	run->replica = tsync_read_replica(run->replica_oid);
-	tsync_prepare_verify(run);
+	tsync_commit();
 	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
+	MemoryContextSwitchTo(run_context);
 	tsync_limit_source(run, tsync_first_timeout(run->replica));
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
 	tsync_read_source(run);
+	tsync_read_source_time(run);
+	if (run->source_estimate >= tsync_chunk_target(run->replica))
+		tsync_read_layout(run);
+	run->source_identity = tsync_source_identity(run);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	if (run->new_shape != NULL)
+	{
+		tsync_check_may_evolve(run);
+		tsync_evolve(run);
+	}
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	if (run->new_shape != NULL)
+		run->replica = tsync_read_replica(run->replica_oid);
+	tsync_read_columns(run->replica);
+	tsync_prepare_verify(run);
+	if (run->stage != NULL)
+		tsync_stage_clear(run->stage);
 	run->stage = tsync_stage_create(run->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
-	run->source_identity = read_identity(run);
-	if (run->source_estimate >= tsync_chunk_target(run->replica))
-		read_layout(run);
 }
 
 /*
  * Was the source rewritten since the run began?  Then a snapshot of ours may
- * have missed its rows: absence proves nothing.
+ * have missed its rows: absence proves nothing.  Or were its columns changed?
+ * Then rows of this run may not fit each other.
  */
 static bool
 source_was_rewritten(TsyncRun *run)
@@ -185,120 +196,161 @@ source_was_rewritten(TsyncRun *run)
 	return rewritten;
 }
 
-/* Stop before a large part of the replica is deleted, unless forced to. */
-static void
-check_delete_guard(TsyncRun *run)
+static bool
+any_was_rewritten(List *runs)
 {
-	int64		deletes = run->stage->deleted.count;
-	int64		rows = 0;
+	bool		rewritten = false;
 	ListCell   *lc;
 
-	foreach(lc, run->chunks)
-		rows += ((TsyncChunk *) lfirst(lc))->replica.rows;
-	if (run->force || deletes < GUARD_MIN_DELETES ||
-		deletes <= rows * run->replica->max_delete_fraction)
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("run would delete " INT64_FORMAT " of " INT64_FORMAT " rows of replica %s",
-					deletes, rows, run->replica->label),
-			 errdetail("max_delete_fraction allows %g; nothing was changed.",
-					   run->replica->max_delete_fraction),
-			 errhint("If the rows are really gone at the source, use tablesync_run(%s, force => true).",
-					 quote_literal_cstr(run->replica->label))));
+	foreach(lc, runs)
+		rewritten |= source_was_rewritten(lfirst(lc));
+	return rewritten;
 }
 
 /*
- * Rows that CONFIRM found again stay, which is right chunk by chunk but would
- * mix two instants where the whole scan was one snapshot.
+ * CONFIRM the deletes of all runs; false to start over.  Rows that are found
+ * again stay, which is right chunk by chunk but would mix two instants where
+ * the whole scan was one snapshot.
  */
 static bool
-may_spare_reappeared(TsyncRun *run)
+confirm_deletes(List *runs)
 {
-	return run->stage->reappeared.count == 0 || !run->snapshot;
-}
+	bool		confirmed = false;
+	ListCell   *lc;
 
-/* One attempt to find and apply the differences; false to start over. */
-static bool
-synchronise(TsyncRun *run)
-{
-	tsync_scan(run);
-	if (source_was_rewritten(run))
-		return false;
-	if (run->stage->deleted.count > 0)
+	foreach(lc, runs)
 	{
-		if (!tsync_reports_only(run))
-			check_delete_guard(run);
+		TsyncRun   *run = lfirst(lc);
+
+		if (run->stage->deleted.count == 0)
+			continue;
+		tsync_progress_run(run);
 		tsync_confirm(run);
-		if (source_was_rewritten(run) || !may_spare_reappeared(run))
+		confirmed = true;
+		if (run->stage->reappeared.count > 0 && run->snapshot)
 			return false;
 	}
-	tsync_judge_chunks(run);
-	return tsync_reports_only(run) ? tsync_report(run) : tsync_apply(run);
+	return !confirmed || !any_was_rewritten(runs);
 }
 
-/* The story of a run. */
+/* Open the sources of all runs, and load replicas that were not. */
 static void
-perform_run(TsyncRun *run)
+open_sources(List *runs)
 {
-	open_source(run);
-	if (!run->replica->loaded)
-		tsync_load(run);
-	else if (!run->verify && tsync_source_unmoved(run))
-		return;
-	for (int attempt = 1; !synchronise(run); attempt++)
-		if (attempt >= ATTEMPTS)
-			ereport(ERROR,
-					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-					 errmsg("source or replica of %s kept changing during the run",
-							run->replica->label),
-					 errdetail("%d attempts were made; nothing was changed.", ATTEMPTS),
-					 errhint("Run again when TRUNCATE, VACUUM FULL, CLUSTER or ALTER TABLE is over at the source, and nobody writes to the replica; if the source keeps moving rows between keys, use consistency chunk.")));
+	ListCell   *lc;
+
+	foreach(lc, runs)
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		tsync_progress_run(run);
+		open_source(run);
+		if (!run->replica->loaded)
+			tsync_load(run);
+		else if (list_length(runs) == 1 && !run->verify && tsync_source_unmoved(run))
+			run->skipped = true;
+		else
+			tsync_refetch(run);
+	}
 }
 
-static void
-record_start(TsyncRun *run)
+/*
+ * One attempt to find and apply the differences of a run, or of a group of
+ * runs that share a snapshot and a transaction; false to start over.
+ */
+static bool
+synchronise(List *runs)
 {
-	tsync_begin();
-	tsync_start_run(run);
-	tsync_commit();
-	tsync_progress_start(run->run_id, run->replica_oid);
+	ListCell   *lc;
+
+	open_sources(runs);
+	if (((TsyncRun *) linitial(runs))->skipped)
+		return true;
+	tsync_scan(runs);
+	if (any_was_rewritten(runs))
+		return false;
+	foreach(lc, runs)
+		if (!tsync_reports_only(lfirst(lc)))
+			tsync_check_guards(lfirst(lc));
+	if (!confirm_deletes(runs))
+		return false;
+	tsync_judge_chunks(linitial(runs));
+	return tsync_reports_only(linitial(runs)) ? tsync_report(linitial(runs)) : tsync_apply(runs);
 }
 
-/* Perform a run and record how it ends. */
-static void
-run_in_envelope(TsyncRun *run)
+/* May an error have come from columns that changed while we read them? */
+static bool
+may_be_new_shape(TsyncRun *run, int sqlerrcode)
+{
+	static const int categories[] = {
+		ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION, ERRCODE_DATA_EXCEPTION,
+		ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION, ERRCODE_FEATURE_NOT_SUPPORTED,
+		ERRCODE_FDW_ERROR, ERRCODE_INTERNAL_ERROR
+	};
+
+	if (run->source_identity == NULL || run->paused)
+		return false;
+	for (int i = 0; i < lengthof(categories); i++)
+		if (ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_TO_CATEGORY(categories[i]))
+			return true;
+	return false;
+}
+
+static bool
+may_be_new_shapes(List *runs, int sqlerrcode)
+{
+	ListCell   *lc;
+
+	foreach(lc, runs)
+		if (!may_be_new_shape(lfirst(lc), sqlerrcode))
+			return false;
+	return true;
+}
+
+/* As synchronise(); an error that a change of the source explains means to start over, too. */
+static bool
+try_synchronise(List *runs)
 {
 	MemoryContext run_context = CurrentMemoryContext;
 	ErrorData  *volatile edata = NULL;
+	volatile bool done = false;
 
 	PG_TRY();
 	{
-		perform_run(run);
+		done = synchronise(runs);
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(run_context);
 		edata = CopyErrorData();
-		EmitErrorReport();
+		if (!may_be_new_shapes(runs, edata->sqlerrcode))
+			PG_RE_THROW();
 		FlushErrorState();
-		AbortOutOfAnyTransaction();	/* subtransactions too */
+		AbortOutOfAnyTransaction();
 	}
 	PG_END_TRY();
-
+	MemoryContextSwitchTo(run_context);
 	if (edata != NULL)
 	{
-		MemoryContextSwitchTo(run_context);
 		tsync_expect_source(false);
-		QueryCancelPending = false;
-		if (source_silent && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		{
-			edata->sqlerrcode = ERRCODE_CONNECTION_FAILURE;
-			edata->message = psprintf("the source did not answer within %d ms",
-									  tsync_statement_timeout + SOURCE_GRACE_MS);
-		}
-		tsync_fail_run(run, edata, cancel_requested && edata->sqlerrcode == ERRCODE_QUERY_CANCELED);
+		if (!any_was_rewritten(runs))
+			ReThrowError(edata);
 	}
+	return done;
+}
+
+/* The story of a run, or of a group. */
+static void
+perform_runs(List *runs)
+{
+	for (int attempt = 1; !try_synchronise(runs); attempt++)
+		if (attempt >= ATTEMPTS)
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("source or replica of %s kept changing during the run",
+							((TsyncRun *) linitial(runs))->replica->label),
+					 errdetail("%d attempts were made; nothing was changed.", ATTEMPTS),
+					 errhint("Run again when TRUNCATE, VACUUM FULL, CLUSTER or ALTER TABLE is over at the source, and nobody writes to the replica; if the source keeps moving rows between keys, use consistency chunk.")));
 }
 
 /* Make the run that a worker is started with, in a context of its own. */
@@ -315,8 +367,107 @@ make_run(TsyncStart *start)
 	run->force = start->force;
 	run->verify = start->verify;
 	run->repair = start->repair;
-	run->source_timeout = -1;
 	return run;
+}
+
+/*
+ * The runs of this worker: one, or those of a group.  NIL if another worker was
+ * faster: the launcher sees that we left no trace.  All lock in the same order,
+ * so one of those who start at the same time gets all of a group.
+ */
+static List *
+make_runs(TsyncStart *start)
+{
+	TsyncRun   *first = make_run(start);
+	MemoryContext run_context = CurrentMemoryContext;
+	List	   *runs = list_make1(first);
+	List	   *members;
+	ListCell   *lc;
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	members = start->verify ? NIL : tsync_group_members(start->replica);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	if (members == NIL)
+		members = list_make1_oid(start->replica);
+	foreach(lc, members)
+	{
+		TsyncRun   *member;
+
+		if (!tsync_lock_run(lfirst_oid(lc)))
+			return NIL;
+		if (lfirst_oid(lc) == start->replica)
+			continue;
+		member = palloc0(sizeof(TsyncRun));
+		member->replica_oid = lfirst_oid(lc);
+		member->force = start->force;
+		runs = lappend(runs, member);
+	}
+	return runs;
+}
+
+static void
+record_starts(List *runs)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	TsyncRun   *first = linitial(runs);
+	ListCell   *lc;
+
+	tsync_begin();
+	foreach(lc, runs)
+		tsync_start_run(lfirst(lc), list_length(runs) > 1 ? first->run_id : 0);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	tsync_progress_start(first->run_id, first->replica_oid);
+}
+
+/* Record that all runs of a worker have failed. */
+static void
+record_failure(List *runs, ErrorData *edata)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	ListCell   *lc;
+
+	tsync_expect_source(false);
+	QueryCancelPending = false;
+	if (source_silent && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+	{
+		edata->sqlerrcode = ERRCODE_CONNECTION_FAILURE;
+		edata->message = psprintf("the source did not answer within %d ms",
+								  tsync_statement_timeout + SOURCE_GRACE_MS);
+	}
+	foreach(lc, runs)
+	{
+		tsync_fail_run(lfirst(lc), edata,
+					   cancel_requested && edata->sqlerrcode == ERRCODE_QUERY_CANCELED);
+		MemoryContextSwitchTo(run_context);
+	}
+}
+
+/* Perform runs and record how they end. */
+static void
+run_in_envelope(List *runs)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	ErrorData  *volatile edata = NULL;
+
+	PG_TRY();
+	{
+		perform_runs(runs);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(run_context);
+		edata = CopyErrorData();
+		EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();	/* subtransactions too */
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(run_context);
+	if (edata != NULL)
+		record_failure(runs, edata);
 }
 
 /* Help another worker with its load; an error is the server log's. */
@@ -331,7 +482,8 @@ void
 tsync_worker_main(Datum main_arg)
 {
 	TsyncStart	start;
-	TsyncRun   *run;
+	List	   *runs;
+	ListCell   *lc;
 
 	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
 	pqsignal(SIGTERM, handle_cancel);
@@ -348,18 +500,21 @@ tsync_worker_main(Datum main_arg)
 		proc_exit(0);
 	}
 
-	/* another worker was faster: the launcher sees that we left no trace */
-	if (!tsync_lock_run(start.replica))
+	if ((runs = make_runs(&start)) == NIL)
 		proc_exit(0);
-
-	run = make_run(&start);
 
 	MemoryContext run_context = CurrentMemoryContext;
 
 	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
-	record_start(run);
-	MemoryContextSwitchTo(run_context);
-	run_in_envelope(run);
-	tsync_prune_runs(run);
+	record_starts(runs);
+	run_in_envelope(runs);
+	foreach(lc, runs)
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		MemoryContextSwitchTo(run_context);
+		tsync_settle_run(run->run_id);
+		tsync_prune_runs(run);
+	}
 	proc_exit(0);
 }

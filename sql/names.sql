@@ -119,7 +119,23 @@ BEGIN
     EXECUTE format('ALTER TABLE %I.%1$I ADD COLUMN %I integer', 'double"quote', 'new "100%" column');
 END
 $do$;
-SELECT * FROM tablesync_run('"the ""100%"" copies"."double""quote"');
+SELECT status, inserted, updated, deleted FROM tablesync_run('"the ""100%"" copies"."double""quote"');
+CREATE VIEW above AS SELECT "new ""100%"" column" AS "a ""%s"" b" FROM "the ""100%"" copies"."double""quote";
+DO $do$
+BEGIN
+    EXECUTE format('ALTER TABLE %I.%1$I ALTER COLUMN %I TYPE bigint', 'double"quote', 'new "100%" column');
+END
+$do$;
+SELECT status, inserted, updated, deleted FROM tablesync_run('"the ""100%"" copies"."double""quote"');
+\d above
+DROP VIEW above;
+DO $do$
+BEGIN
+    EXECUTE format('ALTER TABLE %I.%1$I RENAME COLUMN %I TO %I', 'double"quote', 'new "100%" column', '%I''; --"');
+END
+$do$;
+SELECT status, inserted, updated, deleted FROM tablesync_run('"the ""100%"" copies"."double""quote"');
+SELECT change, "column", action, detail FROM tablesync_schema_log ORDER BY at;
 
 -- names whose foreign tables' names would be the same
 CREATE SCHEMA src;

@@ -42,7 +42,7 @@ tap() {
     perl_lib=$pgxs/src/test/perl
     cd "$TSYNC_WORK/src"
     as_user env PATH="$BINDIR:$TSYNC_TOOLS:$PATH" PG_REGRESS="$pgxs/src/test/regress/pg_regress" TESTDIR="$TSYNC_WORK/src" \
-        TMPDIR="$TSYNC_WORK" prove ${PROVE_FLAGS:-} -I test/perl -I "$perl_lib" ${TESTS:-test/t/*.pl}
+        TMPDIR="$TSYNC_WORK" prove ${PROVE_FLAGS:--j3} -I test/perl -I "$perl_lib" ${TESTS:-test/t/*.pl}
 }
 
 [ -n "${TESTS:-}" ] || installcheck

@@ -361,6 +361,7 @@ BEGIN
             settings.max_source_load > 0 AND settings.max_source_load <= 1),
         ('max_delete_fraction', settings.max_delete_fraction::text, 'between 0 and 1', settings.max_delete_fraction BETWEEN 0 AND 1),
         ('on_schema_change', settings.on_schema_change, 'apply, pause or ignore', settings.on_schema_change IN ('apply', 'pause', 'ignore')),
+        ('drop_columns', settings.drop_columns::text, 'true or false', settings.drop_columns IS NOT NULL),
         ('freshness', settings.freshness::text, 'greater than 0', coalesce(settings.freshness > '0', true)),
         ('trust_counters_for', settings.trust_counters_for::text, 'greater than 0', coalesce(settings.trust_counters_for > '0', true)),
         ('verify_fraction', settings.verify_fraction::text, 'between 0 and 1', coalesce(settings.verify_fraction BETWEEN 0 AND 1, true)),
@@ -371,6 +372,12 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'invalid value for %: %', setting, coalesce(quote_literal(value), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = format('It must be %s.', wanted);
+    END IF;
+    IF settings.sync_group IS NOT NULL AND settings.consistency <> 'snapshot' THEN
+        RAISE EXCEPTION 'a sync_group needs consistency snapshot'
+            USING ERRCODE = 'invalid_parameter_value',
+                  DETAIL = 'Its replicas are read in one snapshot of the source, and changed in one transaction here.',
+                  HINT = 'Set consistency => ''snapshot'' as well.';
     END IF;
     IF settings.fingerprint = 'version' AND settings.version_column IS NULL THEN
         RAISE EXCEPTION 'fingerprint version needs a version column'
@@ -440,6 +447,7 @@ BEGIN
     wanted.source := source;
     wanted.source_created := source_created;
     wanted.shape := tablesync.source_shape(source);
+    wanted.drop_columns := coalesce(wanted.drop_columns, false);
     wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
     wanted.key_columns := tablesync.source_key(source, wanted.key_columns);
     PERFORM tablesync.check_settings(wanted);
@@ -485,12 +493,12 @@ BEGIN
     EXECUTE format('SELECT * FROM %s LIMIT 1', source) INTO first_row;   -- may we read every column?
 
     INSERT INTO tablesync.replica (replica, source, key_columns, version_column, fingerprint, consistency, chunk_rows,
-                                   max_source_load, max_delete_fraction, on_schema_change, freshness, workers, enabled,
-                                   trust_counters_for, verify_fraction, shape, source_created, loaded, adopted)
+                                   max_source_load, max_delete_fraction, on_schema_change, drop_columns, freshness, workers, enabled,
+                                   trust_counters_for, sync_group, verify_fraction, shape, source_created, loaded, adopted)
     VALUES (wanted.replica, wanted.source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.consistency,
-            wanted.chunk_rows, wanted.max_source_load, wanted.max_delete_fraction, wanted.on_schema_change, wanted.freshness,
-            wanted.workers, wanted.enabled, wanted.trust_counters_for, wanted.verify_fraction, wanted.shape, wanted.source_created,
-            has_rows, has_rows);
+            wanted.chunk_rows, wanted.max_source_load, wanted.max_delete_fraction, wanted.on_schema_change, wanted.drop_columns,
+            wanted.freshness, wanted.workers, wanted.enabled, wanted.trust_counters_for, wanted.sync_group, wanted.verify_fraction,
+            wanted.shape, wanted.source_created, has_rows, has_rows);
 
     -- fires whatever session_replication_role is
     EXECUTE format('CREATE TRIGGER tablesync_note_write AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
@@ -591,10 +599,12 @@ CREATE FUNCTION tablesync_add(
     max_source_load double precision DEFAULT 1.0,
     max_delete_fraction double precision DEFAULT 0.2,
     on_schema_change text DEFAULT 'apply',
+    drop_columns boolean DEFAULT false,
     freshness interval DEFAULT NULL,
     workers integer DEFAULT 2,
     enabled boolean DEFAULT true,
     trust_counters_for interval DEFAULT NULL,
+    sync_group text DEFAULT NULL,
     verify_fraction double precision DEFAULT NULL)
 RETURNS regclass
 LANGUAGE sql
@@ -603,10 +613,10 @@ AS $$
         pg_catalog.jsonb_build_object('key_columns', key_columns, 'version_column', version_column, 'fingerprint', fingerprint,
             'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
             'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
-            'freshness', freshness, 'workers', workers, 'enabled', enabled,
-            'trust_counters_for', trust_counters_for, 'verify_fraction', verify_fraction));
+            'drop_columns', drop_columns, 'freshness', freshness, 'workers', workers, 'enabled', enabled,
+            'trust_counters_for', trust_counters_for, 'sync_group', sync_group, 'verify_fraction', verify_fraction));
 $$;
-COMMENT ON FUNCTION tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean, interval, double precision)
+COMMENT ON FUNCTION tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
     IS 'makes a table the replica of an existing foreign table; creates it if it does not exist';
 
 CREATE FUNCTION tablesync_add(
@@ -621,10 +631,12 @@ CREATE FUNCTION tablesync_add(
     max_source_load double precision DEFAULT 1.0,
     max_delete_fraction double precision DEFAULT 0.2,
     on_schema_change text DEFAULT 'apply',
+    drop_columns boolean DEFAULT false,
     freshness interval DEFAULT NULL,
     workers integer DEFAULT 2,
     enabled boolean DEFAULT true,
     trust_counters_for interval DEFAULT NULL,
+    sync_group text DEFAULT NULL,
     verify_fraction double precision DEFAULT NULL)
 RETURNS regclass
 LANGUAGE sql
@@ -634,8 +646,8 @@ AS $$
         pg_catalog.jsonb_build_object('key_columns', key_columns, 'version_column', version_column, 'fingerprint', fingerprint,
             'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
             'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
-            'freshness', freshness, 'workers', workers, 'enabled', enabled,
-            'trust_counters_for', trust_counters_for, 'verify_fraction', verify_fraction));
+            'drop_columns', drop_columns, 'freshness', freshness, 'workers', workers, 'enabled', enabled,
+            'trust_counters_for', trust_counters_for, 'sync_group', sync_group, 'verify_fraction', verify_fraction));
 $$;
-COMMENT ON FUNCTION tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, interval, integer, boolean, interval, double precision)
+COMMENT ON FUNCTION tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
     IS 'makes a table the replica of schema.table on a server; creates the foreign table <replica>_source too';

@@ -190,7 +190,7 @@ CREATE FUNCTION tablesync_add_schema(
     max_delete_fraction double precision DEFAULT 0.2,
     on_schema_change text DEFAULT 'apply',
     freshness interval DEFAULT NULL,
-    workers integer DEFAULT 1,
+    workers integer DEFAULT 2,
     enabled boolean DEFAULT true)
 RETURNS TABLE (source text, replica regclass, added boolean, reason text)
 LANGUAGE sql

@@ -18,6 +18,36 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.check_replica(regclass) IS 'an error unless a table is a replica and the current user a member of its owner';
 
+/*
+ * Refuse a fingerprint that can't cover the columns it would have to.  Asks
+ * only what is known here: a replica that is paused because its source has
+ * lost the version column gets another fingerprint this way.
+ */
+CREATE FUNCTION tablesync.check_comparable(settings tablesync.replica)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(settings.source);
+    misfit record;
+BEGIN
+    SELECT c.column_name, tablesync.type_problem(c.type::oid, false, true) AS problem INTO misfit
+    FROM tablesync.replica_columns(settings.replica) c
+    WHERE (settings.fingerprint = 'row' OR c.column_name = settings.version_column)
+      AND tablesync.type_problem(c.type::oid, false, true) IS NOT NULL
+    LIMIT 1;
+    IF FOUND THEN
+        PERFORM tablesync.refuse_column(quote_ident(misfit.column_name), format('%I.%I', target.schema_name, target.table_name),
+                                        misfit.problem,
+                                        CASE WHEN settings.fingerprint = 'row' THEN
+                                            'If the source sets a column on every change, name it as version_column.'
+                                        ELSE 'Choose another version column, or none.' END);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_comparable(tablesync.replica) IS 'an error if the fingerprint of a replica can''t cover its columns';
+
 CREATE FUNCTION tablesync_alter(
     replica regclass,
     version_column name DEFAULT NULL,
@@ -27,10 +57,12 @@ CREATE FUNCTION tablesync_alter(
     max_source_load double precision DEFAULT NULL,
     max_delete_fraction double precision DEFAULT NULL,
     on_schema_change text DEFAULT NULL,
+    drop_columns boolean DEFAULT NULL,
     freshness interval DEFAULT NULL,
     workers integer DEFAULT NULL,
     enabled boolean DEFAULT NULL,
     trust_counters_for interval DEFAULT NULL,
+    sync_group text DEFAULT NULL,
     verify_fraction double precision DEFAULT NULL)
 RETURNS SETOF tablesync.replica
 LANGUAGE plpgsql
@@ -48,27 +80,31 @@ BEGIN
     changed.max_source_load := coalesce($6, changed.max_source_load);
     changed.max_delete_fraction := coalesce($7, changed.max_delete_fraction);
     changed.on_schema_change := coalesce($8, changed.on_schema_change);
-    changed.freshness := coalesce($9, changed.freshness);
-    changed.workers := coalesce($10, changed.workers);
-    changed.enabled := coalesce($11, changed.enabled);
-    changed.trust_counters_for := coalesce($12, changed.trust_counters_for);
-    changed.verify_fraction := coalesce($13, changed.verify_fraction);
+    changed.drop_columns := coalesce($9, changed.drop_columns);
+    changed.freshness := coalesce($10, changed.freshness);
+    changed.workers := coalesce($11, changed.workers);
+    changed.enabled := coalesce($12, changed.enabled);
+    changed.trust_counters_for := nullif(coalesce($13, changed.trust_counters_for), '0');
+    changed.sync_group := nullif(coalesce($14, changed.sync_group), '');
+    changed.verify_fraction := coalesce($15, changed.verify_fraction);
     PERFORM tablesync.check_settings(changed);
     IF $2 IS NOT NULL OR $3 IS NOT NULL THEN
-        PERFORM tablesync.check_source(changed.source, changed.key_columns, changed.version_column, changed.fingerprint);
+        PERFORM tablesync.check_comparable(changed);
     END IF;
     UPDATE tablesync.replica t
     SET (version_column, fingerprint, consistency, chunk_rows, max_source_load, max_delete_fraction,
-         on_schema_change, freshness, workers, enabled, trust_counters_for, verify_fraction)
+         on_schema_change, drop_columns, freshness, workers, enabled, trust_counters_for, sync_group, verify_fraction)
         = (changed.version_column, changed.fingerprint, changed.consistency, changed.chunk_rows, changed.max_source_load,
-           changed.max_delete_fraction, changed.on_schema_change, changed.freshness, changed.workers, changed.enabled,
-           changed.trust_counters_for, changed.verify_fraction)
+           changed.max_delete_fraction, changed.on_schema_change, changed.drop_columns, changed.freshness,
+           changed.workers, changed.enabled, changed.trust_counters_for, changed.sync_group, changed.verify_fraction),
+        watermark = CASE WHEN t.version_column = changed.version_column THEN t.watermark END,
+        counters = CASE WHEN (t.version_column, t.fingerprint) IS NOT DISTINCT FROM (changed.version_column, changed.fingerprint) THEN t.counters END
     WHERE t.replica = $1;
     RETURN NEXT changed;
 END
 $$;
-COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, interval, integer, boolean, interval, double precision)
-    IS 'changes settings of a replica; NULL leaves one as it is';
+COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
+    IS 'changes settings of a replica; NULL leaves one as it is, 0 ends trust_counters_for, an empty text leaves a sync_group';
 
 CREATE FUNCTION tablesync_remove(replica regclass, drop_replica boolean DEFAULT false)
 RETURNS void
@@ -83,7 +119,9 @@ BEGIN
         RAISE EXCEPTION 'a run for replica % is going on', $1
             USING ERRCODE = 'object_in_use', HINT = format('Wait for it, or use tablesync_cancel(%L).', $1);
     END IF;
-    PERFORM tablesync.end_bulk_load($1);
+    IF NOT drop_replica THEN
+        PERFORM tablesync.abandon_bulk_load($1);
+    END IF;
     DELETE FROM tablesync.replica t WHERE t.replica = $1 RETURNING * INTO settings;
     EXECUTE format('DROP TRIGGER IF EXISTS tablesync_note_write ON %s', $1);
     IF settings.source_created AND EXISTS (SELECT FROM pg_class WHERE oid = settings.source)
@@ -143,7 +181,28 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM tablesync.check_replica($1);
-    UPDATE tablesync.replica t SET enabled = true, home = tablesync.home() WHERE t.replica = $1;
+    UPDATE tablesync.replica t
+    SET enabled = true, home = tablesync.home(), retry_after = NULL,
+        memory_file = CASE WHEN t.home = tablesync.home() THEN t.memory_file END    -- numbers of files mean nothing elsewhere
+    WHERE t.replica = $1;
 END
 $$;
-COMMENT ON FUNCTION tablesync_resume(regclass) IS 'lets a paused replica, or one restored from a dump, be run again';
+COMMENT ON FUNCTION tablesync_resume(regclass) IS 'lets a paused replica, or one restored from a dump, be run again; ends a back-off';
+
+/* The replicas that are run together with one: those of its group with the same server and owner that may be run now. */
+CREATE FUNCTION tablesync.group_members(replica regclass)
+RETURNS SETOF regclass
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT m.replica
+    FROM tablesync.replica t
+    JOIN pg_class tc ON tc.oid = t.replica
+    JOIN pg_foreign_table tf ON tf.ftrelid = t.source
+    JOIN tablesync.replica m ON m.sync_group = t.sync_group
+    JOIN pg_class mc ON mc.oid = m.replica AND mc.relowner = tc.relowner
+    JOIN pg_foreign_table mf ON mf.ftrelid = m.source AND mf.ftserver = tf.ftserver
+    WHERE t.replica = $1
+      AND (m.replica = $1 OR m.enabled AND m.home = tablesync.home());
+$$;
+COMMENT ON FUNCTION tablesync.group_members(regclass) IS 'the replicas that are run together with one, itself included; none if it has no sync_group';

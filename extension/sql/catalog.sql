@@ -27,15 +27,18 @@ CREATE TABLE tablesync.replica (
     max_source_load double precision NOT NULL DEFAULT 1.0 CHECK (max_source_load > 0 AND max_source_load <= 1),
     max_delete_fraction double precision NOT NULL DEFAULT 0.2 CHECK (max_delete_fraction >= 0 AND max_delete_fraction <= 1),
     on_schema_change text NOT NULL DEFAULT 'apply' CHECK (on_schema_change IN ('apply', 'pause', 'ignore')),
+    drop_columns boolean NOT NULL DEFAULT false,
     freshness interval CHECK (freshness > '0'),
     workers integer NOT NULL DEFAULT 2 CHECK (workers BETWEEN 1 AND 16),
     trust_counters_for interval CHECK (trust_counters_for > '0'),
+    sync_group text CHECK (sync_group <> ''),
     verify_fraction double precision CHECK (verify_fraction >= 0 AND verify_fraction <= 1),
     enabled boolean NOT NULL DEFAULT true,
     shape jsonb NOT NULL,
     source_created boolean NOT NULL DEFAULT false,
     loaded boolean NOT NULL DEFAULT false,
     adopted boolean NOT NULL DEFAULT false,
+    refetch name[] NOT NULL DEFAULT '{}',
     load_position text[],
     load_indexes text[],
     memory_key text,
@@ -44,6 +47,8 @@ CREATE TABLE tablesync.replica (
     scan_rate double precision,
     counters jsonb,
     counters_at timestamptz,
+    consecutive_failures integer NOT NULL DEFAULT 0 CHECK (consecutive_failures >= 0),
+    retry_after timestamptz,
     home text NOT NULL DEFAULT tablesync.home(),
     added_at timestamptz NOT NULL DEFAULT now(),
     CHECK (fingerprint = 'row' OR version_column IS NOT NULL),
@@ -60,8 +65,10 @@ COMMENT ON COLUMN tablesync.replica.chunk_rows IS 'rows per chunk; NULL lets tab
 COMMENT ON COLUMN tablesync.replica.max_source_load IS 'fraction of the time the source may be busy with a run, in (0, 1]';
 COMMENT ON COLUMN tablesync.replica.max_delete_fraction IS 'a run that would delete more than this fraction of the replica (and at least 1000 rows) stops';
 COMMENT ON COLUMN tablesync.replica.on_schema_change IS 'what a run does when the source''s columns have changed: apply, pause or ignore';
+COMMENT ON COLUMN tablesync.replica.drop_columns IS 'whether on_schema_change apply drops a column that the source has dropped; false keeps it, with the values it has';
 COMMENT ON COLUMN tablesync.replica.freshness IS 'age of the last success after which the replica counts as stale';
 COMMENT ON COLUMN tablesync.replica.workers IS 'background workers, each with a connection to the source, that a load may use';
+COMMENT ON COLUMN tablesync.replica.sync_group IS 'replicas of the same group, server and owner are run together: one snapshot of the source, one transaction here';
 COMMENT ON COLUMN tablesync.replica.trust_counters_for IS 'how long after a scan a run may skip the next one while the source''s statistics counters have not moved; NULL never does';
 COMMENT ON COLUMN tablesync.replica.verify_fraction IS 'share of the key space that each run compares in every column, in turn, and repairs; NULL and 0 are none';
 COMMENT ON COLUMN tablesync.replica.enabled IS 'false while paused';
@@ -69,6 +76,7 @@ COMMENT ON COLUMN tablesync.replica.shape IS 'columns of the source that the rep
 COMMENT ON COLUMN tablesync.replica.source_created IS 'true when tablesync_add created the foreign table';
 COMMENT ON COLUMN tablesync.replica.loaded IS 'false until the first load is complete';
 COMMENT ON COLUMN tablesync.replica.adopted IS 'true while the replica holds rows that no run has compared in every column';
+COMMENT ON COLUMN tablesync.replica.refetch IS 'columns whose values the next run fetches for all rows, because no fingerprint can compare them';
 COMMENT ON COLUMN tablesync.replica.load_position IS 'key of the last row that an unfinished load has committed';
 COMMENT ON COLUMN tablesync.replica.load_indexes IS 'statements that create the indexes again which a load has dropped; NULL when none are missing';
 COMMENT ON COLUMN tablesync.replica.memory_key IS 'what the digests in tablesync.chunk were made with: fingerprint and columns';
@@ -77,6 +85,8 @@ COMMENT ON COLUMN tablesync.replica.watermark IS 'versions below it were there b
 COMMENT ON COLUMN tablesync.replica.scan_rate IS 'rows per second that the source digested in the last runs';
 COMMENT ON COLUMN tablesync.replica.counters IS 'the source''s statistics counters before the last complete scan';
 COMMENT ON COLUMN tablesync.replica.counters_at IS 'when that scan began';
+COMMENT ON COLUMN tablesync.replica.consecutive_failures IS 'runs that have failed since the last success';
+COMMENT ON COLUMN tablesync.replica.retry_after IS 'scheduled runs wait until then; NULL when the last run was fine';
 COMMENT ON COLUMN tablesync.replica.home IS 'tablesync.home() of the database the replica was added or last resumed in';
 COMMENT ON COLUMN tablesync.replica.added_at IS 'when the replica was added';
 
@@ -99,15 +109,21 @@ CREATE TABLE tablesync.run (
     source_digest bigint,
     replica_rows bigint,
     replica_digest bigint,
+    source_horizon bigint,
+    newest_version text,
     sqlstate text,
     message text,
     detail text,
     hint text,
     pid integer NOT NULL DEFAULT pg_backend_pid(),
+    group_run_id bigint,
+    settled boolean NOT NULL DEFAULT false,
     CHECK ((status IN ('running', 'crashed')) = (finished_at IS NULL)),
     CHECK (status <> 'succeeded' OR (source_digest IS NOT NULL AND replica_digest IS NOT NULL))
 );
 CREATE UNIQUE INDEX run_one_active ON tablesync.run (replica) WHERE status = 'running';
+CREATE INDEX run_crashed_unsettled ON tablesync.run (replica) WHERE status = 'crashed' AND NOT settled;
+CREATE INDEX run_of_group ON tablesync.run (group_run_id) WHERE group_run_id IS NOT NULL;
 CREATE INDEX run_of_replica ON tablesync.run (replica, run_id DESC);
 COMMENT ON TABLE tablesync.run IS 'one row per run; read it through the view tablesync_runs';
 COMMENT ON COLUMN tablesync.run.kind IS 'load (first copy), sync or verify';
@@ -116,7 +132,11 @@ COMMENT ON COLUMN tablesync.run.source_time IS 'time spent waiting for statement
 COMMENT ON COLUMN tablesync.run.consistency IS 'how the source was read: in one snapshot, or in one per chunk';
 COMMENT ON COLUMN tablesync.run.source_digest IS 'sum modulo 2^64 of the fingerprints of all source rows';
 COMMENT ON COLUMN tablesync.run.replica_digest IS 'sum modulo 2^64 of the fingerprints of all replica rows after the run';
+COMMENT ON COLUMN tablesync.run.source_horizon IS 'transaction counter of the source when the run began';
+COMMENT ON COLUMN tablesync.run.newest_version IS 'newest value of the version column that any run up to this one has taken over';
+COMMENT ON COLUMN tablesync.run.group_run_id IS 'first run of the group that this run was part of; NULL if it was alone';
 COMMENT ON COLUMN tablesync.run.pid IS 'process of the background worker';
+COMMENT ON COLUMN tablesync.run.settled IS 'whether the failure of the run has been made an alert';
 
 CREATE TABLE tablesync.chunk (
     replica regclass NOT NULL REFERENCES tablesync.replica ON DELETE CASCADE,
@@ -255,13 +275,36 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON tablesync.replica, tablesync.run, tables
 GRANT SELECT, DELETE ON tablesync.stray_write TO PUBLIC;
 GRANT USAGE ON SEQUENCE tablesync.run_run_id_seq TO PUBLIC;
 
-/* Fires for every statement that writes to a replica, also under logical replication. */
+/* Fires after every statement on a replica, whatever session_replication_role is. */
 CREATE FUNCTION tablesync.note_write()
 RETURNS trigger
 LANGUAGE C SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tsync_note_write';
 COMMENT ON FUNCTION tablesync.note_write() IS 'trigger: notes that somebody else than a run has written to a replica';
+
+/*
+ * Does every write to a replica leave a note?  Not where rows come through
+ * another table (a parent, a partition), from a subscription, whose worker
+ * fires no statement triggers, or go by a cascade of a run's own deletes.  And
+ * a crash empties an unlogged table.
+ */
+CREATE FUNCTION tablesync.is_watched(replica regclass)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT c.relkind = 'r' AND c.relpersistence = 'p'
+       AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid)
+       AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid)
+       AND NOT EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid)
+       AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND k.confrelid = c.oid AND k.confdeltype IN ('c', 'n', 'd'))
+       AND EXISTS (SELECT FROM pg_trigger g
+                   WHERE g.tgrelid = c.oid AND g.tgfoid = 'tablesync.note_write'::regproc
+                     AND g.tgenabled = 'A' AND g.tgqual IS NULL AND g.tgtype & 61 = 60)    -- each statement, all four kinds
+    FROM pg_class c WHERE c.oid = $1;
+$$;
+COMMENT ON FUNCTION tablesync.is_watched(regclass) IS 'whether every write to a replica leaves a note in tablesync.stray_write';
 
 SELECT pg_catalog.pg_extension_config_dump('tablesync.replica', '');
 SELECT pg_catalog.pg_extension_config_dump('tablesync.run', '');

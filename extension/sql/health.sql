@@ -45,7 +45,7 @@ WITH scheduled AS (
     CROSS JOIN LATERAL (
         SELECT two.run_id, two.status
         FROM (SELECT r.run_id, tablesync.run_status(r) AS status
-              FROM tablesync.run r WHERE r.replica = s.replica ORDER BY r.run_id DESC LIMIT 2) two
+              FROM tablesync.run r WHERE r.replica = s.replica AND r.kind <> 'verify' ORDER BY r.run_id DESC LIMIT 2) two
         WHERE two.status <> 'running' ORDER BY two.run_id DESC LIMIT 1
     ) ended
     WHERE ended.status <> 'succeeded'
@@ -72,8 +72,9 @@ WITH scheduled AS (
     JOIN tablesync.live_progress() p ON p.replica = s.replica
     WHERE tablesync.is_hanging(p.progressed_at)
     UNION ALL
-    /* ALERTS: here belongs one row (replica, 16, severity, problem) for every open alert; severity is warning or critical */
-    SELECT NULL::pg_catalog.regclass, 16, NULL, NULL WHERE false
+    SELECT a.replica, 16, a.severity, pg_catalog.format('alert %s since %s', a.kind, pg_catalog.date_trunc('second', a.since))
+    FROM tablesync_alerts a
+    WHERE a.kind NOT IN ('run_failed', 'stale')    -- bits 1 and 2
 )
 SELECT s.replica, s.state, p.flag, p.severity, p.problem
 FROM scheduled s

@@ -67,7 +67,7 @@ BEGIN
     IF cardinality(known) > 1 THEN      -- rows may have come at the end since
         step := (known[cardinality(known)]::numeric - known[1]) / (cardinality(known) - 1);
         known := known || ARRAY(SELECT g::bigint FROM generate_series(known[cardinality(known)] + step, largest, greatest(step, 1)) g
-                                LIMIT 100000);
+                                LIMIT 10 * cardinality(known));
         RETURN tablesync.subdivide(known || largest, rows, range_rows);
     END IF;
     RETURN tablesync.subdivide(ARRAY[smallest, largest], rows, range_rows);
@@ -93,12 +93,16 @@ AS $$
        AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
                        WHERE i.indrelid = c.oid
                          AND (NOT i.indisvalid OR i.indisclustered OR i.indisreplident OR x.reltablespace <> 0
+                              OR (x.reloptions IS NOT NULL AND EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = x.oid))
                               OR EXISTS (SELECT FROM pg_description d WHERE d.objoid IN (x.oid, (SELECT k.oid FROM pg_constraint k WHERE k.conindid = x.oid)))
                               OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = x.oid AND a.attstattarget >= 0)
                               OR EXISTS (SELECT FROM pg_depend d WHERE d.deptype = 'n' AND d.refobjid IN (x.oid, (SELECT k.oid FROM pg_constraint k WHERE k.conindid = x.oid)))))
        AND ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 ORDER BY a.attnum)
          = ARRAY(SELECT s.c->>'column' FROM jsonb_array_elements(t.shape) WITH ORDINALITY s (c, n) ORDER BY s.n)
        AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND (a.attisdropped OR a.attgenerated <> ''))
+       AND NOT EXISTS (SELECT FROM pg_attribute a    -- inner columns of a range's bounds
+                       WHERE a.attrelid = c.oid AND a.attname = ANY (t.key_columns[2:]) AND a.attcollation = 0
+                         AND tablesync.smallest_value(a.atttypid) IS NULL)
     FROM tablesync.replica t JOIN pg_class c ON c.oid = t.replica
     WHERE t.replica = $1;
 $$;
@@ -145,30 +149,38 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.begin_bulk_load(regclass, text[]) IS 'drops the indexes of an empty replica until end_bulk_load() and plans the ranges that are loaded';
 
-/* Claim the next range of a load for this transaction; no row if all are loaded or being loaded. */
+/*
+ * Claim the next range of a load for this transaction; no row if all are
+ * loaded or being loaded, or the load is over.  The caller has a lock on the
+ * replica, so that "plain" stays true: nothing but its heap needs the rows.
+ */
 CREATE FUNCTION tablesync.claim_range(replica regclass)
-RETURNS TABLE (chunk_no integer, lower_key text[], upper_key text[])
+RETURNS TABLE (chunk_no integer, lower_key text[], upper_key text[], plain boolean)
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     UPDATE tablesync.chunk c SET loaded = true
     WHERE c.replica = $1
+      AND EXISTS (SELECT FROM tablesync.replica t WHERE t.replica = $1 AND t.load_indexes IS NOT NULL)
       AND c.chunk_no = (SELECT n.chunk_no FROM tablesync.chunk n WHERE n.replica = $1 AND NOT n.loaded
                         ORDER BY n.chunk_no LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING c.chunk_no, c.lower_key,
-              (SELECT u.lower_key FROM tablesync.chunk u WHERE u.replica = $1 AND u.chunk_no = c.chunk_no + 1);
+              (SELECT u.lower_key FROM tablesync.chunk u WHERE u.replica = $1 AND u.chunk_no = c.chunk_no + 1),
+              tablesync.can_bulk_load($1) AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = $1);
 $$;
 COMMENT ON FUNCTION tablesync.claim_range(regclass) IS 'takes the next range of a load for the current transaction';
 
-/* Create the indexes again that a load has dropped. */
+/* Create the indexes again that a load has dropped, where they were. */
 CREATE FUNCTION tablesync.end_bulk_load(replica regclass)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+SET default_tablespace = ''
 AS $$
 DECLARE
     statement text;
 BEGIN
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', $1);    -- until nobody loads any more
     FOREACH statement IN ARRAY coalesce((SELECT t.load_indexes FROM tablesync.replica t WHERE t.replica = $1), '{}') LOOP
         EXECUTE statement;
     END LOOP;
@@ -176,3 +188,39 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tablesync.end_bulk_load(regclass) IS 'creates the indexes again that a load has dropped';
+
+/* Take a bulk load back whose rows are not unique: somebody else has inserted some, or the source has moved values between ranges. */
+CREATE FUNCTION tablesync.undo_bulk_load(replica regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format('TRUNCATE %s', $1);
+    PERFORM tablesync.end_bulk_load($1);
+    DELETE FROM tablesync.chunk c WHERE c.replica = $1;
+END
+$$;
+COMMENT ON FUNCTION tablesync.undo_bulk_load(regclass) IS 'empties a replica whose load has brought rows that its indexes refuse, and creates these';
+
+/* Give a replica that is removed in the middle of its load its indexes back, as far as its rows allow. */
+CREATE FUNCTION tablesync.abandon_bulk_load(replica regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET default_tablespace = ''
+AS $$
+DECLARE
+    statement text;
+BEGIN
+    FOREACH statement IN ARRAY coalesce((SELECT t.load_indexes FROM tablesync.replica t WHERE t.replica = $1), '{}') LOOP
+        BEGIN
+            EXECUTE statement;
+        EXCEPTION WHEN integrity_constraint_violation OR data_exception THEN
+            RAISE WARNING 'an index of table % could not be created again', $1
+                USING DETAIL = SQLERRM, HINT = format('Mend its rows, then: %s;', statement);
+        END;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION tablesync.abandon_bulk_load(regclass) IS 'creates the indexes again that an unfinished load has dropped, as far as the rows allow';

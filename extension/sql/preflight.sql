@@ -390,12 +390,18 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    changes text := tablesync.shape_changes(settings.shape, tablesync.source_shape(settings.source));
+    changes record;
 BEGIN
-    IF changes IS NOT NULL AND settings.on_schema_change <> 'ignore' THEN
-        PERFORM tablesync.fail_check(changes, format('The next run does what on_schema_change says, which is %s.', settings.on_schema_change));
+    SELECT string_agg(s.detail, '; ') AS all_of_them, string_agg(s.problem, '; ') AS problems, string_agg(DISTINCT s.hint, ' ') AS hints
+    INTO changes
+    FROM tablesync.plan_evolution(settings, tablesync.source_shape(settings.source)) s;
+    IF settings.on_schema_change = 'apply' AND changes.problems IS NOT NULL THEN
+        PERFORM tablesync.fail_check(changes.problems, changes.hints);
+    ELSIF settings.on_schema_change = 'pause' AND changes.all_of_them IS NOT NULL THEN
+        PERFORM tablesync.fail_check(changes.all_of_them, 'The next run pauses the replica, as on_schema_change says.');
     END IF;
-    detail := coalesce('ignored: ' || changes, 'the source is as it was when the replica was built');
+    detail := coalesce(format('the next run does what on_schema_change says, which is %s: %s', settings.on_schema_change, changes.all_of_them),
+                       'the source is as it was when the replica was built');
 END
 $$;
 COMMENT ON FUNCTION tablesync.preflight_shape(tablesync.replica) IS 'check: has the source changed its shape?';

@@ -146,8 +146,19 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.job_prefix(oid) IS 'how names of a replica''s jobs begin: OIDs of database and replica';
 
-/* Name, command, database and role of the job for a replica. */
-CREATE FUNCTION tablesync.job_definition(replica regclass, OUT name text, OUT command text, OUT database text, OUT role name)
+/* How names of the jobs begin that watch over the replicas of one role each. */
+CREATE FUNCTION tablesync.watch_prefix()
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('tablesync watch %s.', d.oid) FROM pg_database d WHERE d.datname = current_database();
+$$;
+COMMENT ON FUNCTION tablesync.watch_prefix() IS 'how names of the watchdogs'' jobs begin; the OID of the role follows';
+
+/* Name, command, database and role of the job for a replica, and of the watchdog for its owner. */
+CREATE FUNCTION tablesync.job_definition(replica regclass, OUT name text, OUT command text, OUT database text, OUT role name,
+                                         OUT watch_name text, OUT watch_command text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -156,10 +167,11 @@ BEGIN
     WHILE octet_length(name) > 63 LOOP    -- pg_cron's column is of type name
         name := left(name, -1);
     END LOOP;
-    command := format('SELECT r.* FROM tablesync.due(%s) d, %I.tablesync_run(d) r', replica::oid,
-                      (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'tablesync'));
+    command := format('CALL tablesync.run_scheduled(%s)', replica::oid);
     database := current_database();
     role := (SELECT pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = replica);
+    watch_name := tablesync.watch_prefix() || (SELECT c.relowner FROM pg_class c WHERE c.oid = replica);
+    watch_command := 'SELECT tablesync.watch()';
 END
 $$;
 COMMENT ON FUNCTION tablesync.job_definition(regclass) IS 'what pg_cron has to know to run a replica';
@@ -242,6 +254,10 @@ BEGIN
     IF home.here THEN
         PERFORM cron.unschedule(j.jobid) FROM cron.job j
         WHERE starts_with(j.jobname::text, tablesync.job_prefix(replica)) AND j.jobid IS DISTINCT FROM NEW.cron_job_id;
+        PERFORM cron.unschedule(j.jobid) FROM cron.job j    -- watchdogs with nothing left to watch
+        WHERE starts_with(j.jobname::text, tablesync.watch_prefix())
+          AND NOT EXISTS (SELECT FROM tablesync.schedule s JOIN pg_class c ON c.oid = s.replica
+                          WHERE tablesync.watch_prefix() || c.relowner = j.jobname::text);
     ELSIF home.database IS NOT NULL AND OLD.cron_job_id IS DISTINCT FROM NEW.cron_job_id AND OLD.cron_job_id IS NOT NULL THEN
         RAISE WARNING 'job % of pg_cron is still there', OLD.cron_job_id
             USING DETAIL = format('pg_cron is in database "%s".', home.database),
@@ -330,6 +346,7 @@ DECLARE
     job_id bigint;
 BEGIN
     IF (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = current_user) THEN
+        PERFORM cron.schedule_in_database(job.watch_name, '* * * * *', job.watch_command, job.database, job.role::text, true);
         RETURN cron.schedule_in_database(job.name, schedule, job.command, job.database, job.role::text, true);
     END IF;
     IF NOT has_schema_privilege(job.role, 'cron', 'USAGE') THEN
@@ -338,6 +355,7 @@ BEGIN
                   HINT = format('As a superuser in this database: GRANT USAGE ON SCHEMA cron TO %I;', job.role);
     END IF;
     PERFORM set_config('role', job.role, true);    -- only superusers may name another role
+    PERFORM cron.schedule(job.watch_name, '* * * * *', job.watch_command);
     job_id := cron.schedule(job.name, schedule, job.command);
     PERFORM set_config('role', previous_role, true);
     RETURN job_id;

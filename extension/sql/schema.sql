@@ -34,7 +34,9 @@ BEGIN
             ('pg_settings', 'name text, setting text'),
             ('pg_stats', 'schemaname text, tablename text, attname text, inherited boolean, correlation real, histogram_bounds text'),
             ('pg_stat_user_tables', 'relid oid, n_tup_ins bigint, n_tup_upd bigint, n_tup_del bigint'),
-            ('pg_stat_database', 'datname text, stats_reset timestamptz')
+            ('pg_stat_database', 'datname text, stats_reset timestamptz'),
+            ('pg_stat_activity', 'backend_xmin bigint'),
+            ('pg_stat_bgwriter', 'stats_reset timestamptz')
         ) AS v (name, columns)
         WHERE NOT EXISTS (SELECT FROM tablesync.source_catalogs c
                           WHERE c.server = $1 AND c.catalog = v.name)
@@ -140,8 +142,8 @@ $$;
 COMMENT ON FUNCTION tablesync.source_relation(oid, text, text) IS 'a table''s row in the source''s pg_class';
 
 /*
- * Which files hold a source's rows.  TRUNCATE, a rewriting ALTER TABLE,
- * attached and detached partitions change it.
+ * Which files hold a source's rows, and what its columns are.  TRUNCATE, ALTER
+ * TABLE, attached and detached partitions change it.
  */
 CREATE FUNCTION tablesync.source_identity(source regclass)
 RETURNS text
@@ -154,7 +156,13 @@ DECLARE
     identity text := format('%s:%s', relation.relid, relation.relfilenode);
     parents oid[] := ARRAY[relation.relid];
     files text;
+    columns text;
 BEGIN
+    EXECUTE format('SELECT md5(string_agg(concat_ws('' '', attnum, atttypid, atttypmod, attnotnull, attname), '','' ORDER BY attnum)) '
+                   'FROM %s WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped',
+                   tablesync.source_catalog(target.server, 'pg_attribute'), relation.relid)
+    INTO columns;
+    identity := concat_ws(' ', identity, columns);
     WHILE relation.has_children AND cardinality(parents) > 0 LOOP
         EXECUTE format('SELECT array_agg(c.oid), string_agg(format(''%%s:%%s'', c.oid, c.relfilenode), '' '' ORDER BY c.oid) '
                        'FROM %s i JOIN %s c ON c.oid = i.inhrelid WHERE i.inhparent = ANY (%L::oid[])',
@@ -166,7 +174,7 @@ BEGIN
     RETURN identity;
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_identity(regclass) IS 'OIDs and file nodes of a source table and its partitions';
+COMMENT ON FUNCTION tablesync.source_identity(regclass) IS 'OIDs and file nodes of a source table and its partitions, and a digest of its columns';
 
 /*
  * In how many blocks a source keeps its rows, 0 if that is not known, and
@@ -201,8 +209,10 @@ $$;
 COMMENT ON FUNCTION tablesync.source_layout(regclass) IS 'blocks of a replica''s source, and whether its rows lie in the order of their keys';
 
 /*
- * What moves when a source changes: statistics counters, their resets, and
- * the files that hold the rows.  NULL where the counters do not tell.
+ * What moves when a source changes: statistics counters, their resets (a crash
+ * is one, and shows in pg_stat_bgwriter), and the files that hold the rows.
+ * NULL where the counters do not tell: a standby's never move, and before
+ * PostgreSQL 14 a source does not say whether it is one.
  */
 CREATE FUNCTION tablesync.source_counters(source regclass)
 RETURNS jsonb
@@ -214,14 +224,19 @@ DECLARE
     relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
     counters record;
     resets text;
+    standby text;
 BEGIN
+    EXECUTE format('SELECT setting FROM %s WHERE name = ''in_hot_standby''', tablesync.source_catalog(target.server, 'pg_settings'))
+    INTO standby;
     EXECUTE format('SELECT n_tup_ins, n_tup_upd, n_tup_del FROM %s WHERE relid = %s',
                    tablesync.source_catalog(target.server, 'pg_stat_user_tables'), relation.relid)
     INTO counters;
-    EXECUTE format('SELECT string_agg(extract(epoch FROM stats_reset)::text, '' '' ORDER BY datname) FROM %s WHERE stats_reset IS NOT NULL',
-                   tablesync.source_catalog(target.server, 'pg_stat_database'))
+    EXECUTE format('SELECT string_agg(concat_ws('' '', datname, extract(epoch FROM stats_reset)), '' '' ORDER BY datname) '
+                   'FROM (SELECT datname, stats_reset FROM %s UNION ALL SELECT NULL, stats_reset FROM %s) s WHERE stats_reset IS NOT NULL',
+                   tablesync.source_catalog(target.server, 'pg_stat_database'),
+                   tablesync.source_catalog(target.server, 'pg_stat_bgwriter'))
     INTO resets;
-    IF relation.has_children OR relation.relkind <> 'r' OR counters.n_tup_ins IS NULL THEN
+    IF standby IS DISTINCT FROM 'off' OR relation.has_children OR relation.relkind <> 'r' OR counters.n_tup_ins IS NULL THEN
         RETURN NULL;
     END IF;
     RETURN jsonb_build_object('inserted', counters.n_tup_ins, 'updated', counters.n_tup_upd, 'deleted', counters.n_tup_del,
@@ -280,7 +295,7 @@ COMMENT ON FUNCTION tablesync.local_type(oid, oid, integer) IS 'the local type t
 /* Columns of a source table as the source's catalogs have them. */
 CREATE FUNCTION tablesync.source_columns(server oid, schema_name text, table_name text)
 RETURNS TABLE (attnum smallint, remote_name text, type oid, typmod integer, "collation" oid,
-               not_null boolean, key_position integer, problem text)
+               not_null boolean, key_position integer, problem text, relid oid)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -306,6 +321,7 @@ BEGIN
         not_null := attribute.attnotnull;
         key_position := array_position(key_attnums, attribute.attnum);
         problem := local.problem;
+        relid := relation.relid;
         "collation" := NULL;
         IF attribute.attcollation NOT IN (0, 100) THEN     -- not the default collation
             EXECUTE format('SELECT l.oid, NOT r.collisdeterministic AS nondeterministic '
@@ -332,7 +348,10 @@ LANGUAGE C STABLE STRICT
 AS 'MODULE_PATHNAME', 'tsync_type_problem';
 COMMENT ON FUNCTION tablesync.type_problem(oid, boolean, boolean) IS 'why a column of a type can''t be replicated exactly, as part of a key, or compared by fingerprint; NULL if it can';
 
-/* The shape of a foreign table's source, for comparison between runs. */
+/*
+ * The shape of a foreign table's source, for comparison between runs.  The
+ * OID of the table tells whether column numbers of two shapes mean the same.
+ */
 CREATE FUNCTION tablesync.source_shape(source regclass)
 RETURNS jsonb
 LANGUAGE plpgsql
@@ -345,10 +364,15 @@ BEGIN
     SELECT jsonb_agg(jsonb_build_object(
                'column', coalesce(a.attname::text, c.remote_name),
                'remote', c.remote_name,
+               'table', c.relid::bigint,
                'attnum', c.attnum,
                'type', format_type(c.type, c.typmod),
+               'type_oid', c.type::bigint,
+               'typmod', c.typmod,
+               'collation', (SELECT co.collname FROM pg_collation co WHERE co.oid = c."collation"),
                'not_null', c.not_null,
-               'key', c.key_position) ORDER BY c.attnum)
+               'key', c.key_position,
+               'problem', c.problem) ORDER BY c.attnum)
     INTO shape
     FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
     LEFT JOIN pg_attribute a
@@ -358,35 +382,49 @@ BEGIN
     RETURN shape;
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_shape(regclass) IS 'names, types, NOT NULL and key of the source''s columns as jsonb';
+COMMENT ON FUNCTION tablesync.source_shape(regclass) IS 'names, types, collations, NOT NULL and key of the source''s columns as jsonb';
 
-/* How two shapes differ, for people; NULL when they do not. */
-CREATE FUNCTION tablesync.shape_changes(old jsonb, new jsonb)
-RETURNS text
+/* The part of a shape whose change is a change of the source; the rest is for building columns here. */
+CREATE FUNCTION tablesync.shape_core(shape jsonb)
+RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT jsonb_agg(c.c - '{type_oid,typmod,problem}'::text[] ORDER BY c.n)
+    FROM jsonb_array_elements(shape) WITH ORDINALITY c (c, n);
+$$;
+COMMENT ON FUNCTION tablesync.shape_core(jsonb) IS 'what two shapes of a source are compared by';
+
+/* Did on_schema_change "ignore" leave a foreign table behind with the types that its source once had? */
+CREATE FUNCTION tablesync.lags_behind(source regclass, shape jsonb)
+RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT string_agg(
-        CASE WHEN o IS NULL THEN format('column %I %s was added', n.n->>'remote', n.n->>'type')
-             WHEN n IS NULL THEN format('column %I was dropped', o.o->>'remote')
-             WHEN o.o->>'type' IS DISTINCT FROM n.n->>'type' THEN
-                 format('column %I changed its type from %s to %s', n.n->>'remote', o.o->>'type', n.n->>'type')
-             WHEN o.o->'attnum' IS DISTINCT FROM n.n->'attnum' THEN format('column %I was dropped and added again', n.n->>'remote')
-             WHEN o.o->'key' IS DISTINCT FROM n.n->'key' THEN
-                 format('the primary key changed in column %I', n.n->>'remote')
-             ELSE format('column %I %s NOT NULL', n.n->>'remote',
-                         CASE WHEN (n.n->>'not_null')::boolean THEN 'became' ELSE 'is no longer' END)
-        END, '; ' ORDER BY coalesce(n.n, o.o)->>'remote')
-    FROM jsonb_array_elements(old) o (o)
-    FULL JOIN jsonb_array_elements(new) n (n) ON o.o->>'remote' = n.n->>'remote'
-    WHERE o.o IS DISTINCT FROM n.n;
+    SELECT EXISTS (SELECT FROM jsonb_to_recordset(shape) AS s ("column" name, type text)
+                   JOIN pg_attribute f ON f.attrelid = source AND f.attname = s."column" AND NOT f.attisdropped
+                   WHERE format_type(f.atttypid, f.atttypmod) <> s.type);
 $$;
-COMMENT ON FUNCTION tablesync.shape_changes(jsonb, jsonb) IS 'what changed between two shapes of a source, in words';
+COMMENT ON FUNCTION tablesync.lags_behind(regclass, jsonb) IS 'whether a foreign table has other types than a shape of its source';
+
+/* With on_schema_change "ignore" new columns are none of our business; a renamed one is not new. */
+CREATE FUNCTION tablesync.known_shape(old jsonb, new jsonb)
+RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(jsonb_agg(n.n ORDER BY n.i), '[]')
+    FROM jsonb_array_elements(new) WITH ORDINALITY n (n, i)
+    WHERE EXISTS (SELECT FROM jsonb_array_elements(old) o (o)
+                  WHERE o.o->'remote' = n.n->'remote'
+                     OR (o.o->'table' = n.n->'table' AND o.o->'attnum' = n.n->'attnum'));
+$$;
+COMMENT ON FUNCTION tablesync.known_shape(jsonb, jsonb) IS 'a source''s new shape without the columns that the old one does not have';
 
 /* Columns that a replica has in common with its source. */
 CREATE FUNCTION tablesync.replica_columns(replica regclass)
 RETURNS TABLE (column_name name, type bigint, typmod integer, nullable boolean, key_position integer,
-               is_version boolean, problem text)
+               is_version boolean, problem text, refetch boolean)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -402,7 +440,8 @@ AS $$
                     format('Column %I has type %s in %s and type %s in foreign table %s.', s."column",
                            format_type(r.atttypid, r.atttypmod), t.replica,
                            format_type(f.atttypid, f.atttypmod), t.source)
-           END
+           END,
+           s."column" = ANY (t.refetch)
     FROM tablesync.replica t
     CROSS JOIN LATERAL ROWS FROM (
         jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean)
@@ -482,16 +521,15 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.check_source_session(regclass) IS 'an error if the session at the source is not restricted as a run needs it';
 
-/* What a run asks before it reads rows. */
-CREATE FUNCTION tablesync.open_source(replica regclass, OUT server_version integer, OUT estimated_rows double precision)
+/* What a run asks before it reads rows; "new_shape" is NULL while the source's shape is the one known. */
+CREATE FUNCTION tablesync.open_source(replica regclass, OUT server_version integer, OUT estimated_rows double precision,
+                                      OUT new_shape jsonb)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     settings tablesync.replica;
     target record;
-    current_shape jsonb;
-    changes text;
 BEGIN
     SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
     target := tablesync.source_target(settings.source);
@@ -499,21 +537,17 @@ BEGIN
     PERFORM tablesync.check_source_session(settings.source);
     SELECT r.estimated_rows INTO estimated_rows
     FROM tablesync.source_relation(target.server, target.schema_name, target.table_name) r;
-    current_shape := tablesync.source_shape(settings.source);
-    IF settings.on_schema_change = 'ignore' THEN    -- new columns are then none of our business
-        SELECT jsonb_agg(n) INTO current_shape
-        FROM jsonb_array_elements(current_shape) n
-        WHERE EXISTS (SELECT FROM jsonb_array_elements(settings.shape) o WHERE o->>'remote' = n->>'remote');
+    new_shape := tablesync.source_shape(settings.source);
+    IF settings.on_schema_change = 'ignore' THEN
+        new_shape := tablesync.known_shape(settings.shape, new_shape);
     END IF;
-    changes := tablesync.shape_changes(settings.shape, current_shape);
-    IF changes IS NOT NULL THEN
-        RAISE EXCEPTION 'the source of % has changed its shape', replica
-            USING ERRCODE = 'datatype_mismatch', DETAIL = changes || '.',
-                  HINT = 'Change the foreign table and the replica alike, then remove the replica with tablesync_remove() and add it again. Its rows are kept; the first run compares every column.';
+    IF tablesync.shape_core(new_shape) = tablesync.shape_core(settings.shape)
+       AND (settings.on_schema_change = 'ignore' OR NOT tablesync.lags_behind(settings.source, new_shape)) THEN
+        new_shape := NULL;
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tablesync.open_source(regclass) IS 'version and estimated rows of the source; an error if a run must not start';
+COMMENT ON FUNCTION tablesync.open_source(regclass) IS 'version and estimated rows of the source, and its shape if that has changed';
 
 /*
  * End a run without a scan if the source's counters are those from before the
@@ -528,15 +562,16 @@ AS $$
 DECLARE
     proof record;
 BEGIN
-    SELECT r.source_rows, r.source_digest, r.replica_rows, r.replica_digest, r.consistency, t.counters_at
+    SELECT r.source_rows, r.source_digest, r.replica_rows, r.replica_digest, r.consistency, r.source_horizon,
+           r.newest_version, t.counters_at
     INTO proof
     FROM tablesync.replica t
     JOIN LATERAL (SELECT * FROM tablesync.run l
                   WHERE l.replica = t.replica AND l.status = 'succeeded' AND l.kind <> 'verify' ORDER BY l.run_id DESC LIMIT 1) r
         ON r.source_rows = r.replica_rows AND r.source_digest = r.replica_digest
-    WHERE t.replica = $1 AND t.counters = $2 AND t.loaded AND NOT t.adopted
+    WHERE t.replica = $1 AND t.counters = $2 AND t.loaded AND NOT t.adopted AND t.refetch = '{}'
       AND clock_timestamp() < t.counters_at + t.trust_counters_for
-      AND t.memory_file = pg_relation_filenode($1)
+      AND t.memory_file = pg_relation_filenode($1) AND tablesync.is_watched($1)
       AND NOT EXISTS (SELECT FROM tablesync.stray_write w WHERE w.replica = $1)
       AND NOT EXISTS (SELECT FROM tablesync.chunk c WHERE c.replica = $1 AND (c.stale OR c.digest IS NULL));
     IF NOT FOUND THEN
@@ -547,6 +582,7 @@ BEGIN
         source_time = $4 * interval '1 microsecond',
         source_rows = proof.source_rows, source_digest = proof.source_digest,
         replica_rows = proof.replica_rows, replica_digest = proof.replica_digest,
+        source_horizon = proof.source_horizon, newest_version = proof.newest_version,
         message = format('not scanned: the source''s counters have not moved since %s', date_trunc('second', proof.counters_at))
     WHERE r.run_id = $3;
     RETURN true;

@@ -1,5 +1,17 @@
 /* verify.sql: comparing every column of every row, and what that has found */
 
+/* The end of tablesync.replica.memory_key: which columns the replica has. */
+CREATE FUNCTION tablesync.memory_columns(replica regclass)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ' in ' || string_agg(attnum::text, ' ' ORDER BY attname)
+    FROM pg_attribute
+    WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped;
+$$;
+COMMENT ON FUNCTION tablesync.memory_columns(regclass) IS 'the numbers of a replica''s columns, in the order of their names';
+
 CREATE TABLE tablesync.difference (
     run_id bigint NOT NULL REFERENCES tablesync.run ON DELETE CASCADE,
     replica regclass NOT NULL,

@@ -105,6 +105,7 @@ SELECT t.replica,
                 WHEN last.status = 'crashed' THEN 'the worker of the last run ended unexpectedly; the next run goes on'
                 ELSE last.message END
        END AS message,
+       t.retry_after,
        verified.oldest_proof
 FROM tablesync.replica t
 LEFT JOIN tablesync.schedule s ON s.replica = t.replica
@@ -114,7 +115,8 @@ CROSS JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT r.run_id, tablesync.run_status(r) AS status, r.inserted, r.updated, r.deleted,
            r.started_at, r.finished_at, r.message
-    FROM tablesync.run r WHERE r.replica = t.replica ORDER BY r.run_id DESC LIMIT 1
+    FROM tablesync.run r
+    WHERE r.replica = t.replica AND (r.kind <> 'verify' OR r.status = 'running') ORDER BY r.run_id DESC LIMIT 1
 ) last ON true
 LEFT JOIN LATERAL (
     SELECT r.finished_at, r.replica_rows
@@ -133,4 +135,50 @@ COMMENT ON COLUMN tablesync_status.staleness IS 'time since the last successful 
 COMMENT ON COLUMN tablesync_status.schedule IS 'cron expression that starts the replica''s runs';
 COMMENT ON COLUMN tablesync_status.next_run IS 'when the schedule starts the next run; NULL while paused, or where it can''t be told';
 COMMENT ON COLUMN tablesync_status.message IS 'what the last run has to say';
+COMMENT ON COLUMN tablesync_status.retry_after IS 'scheduled runs wait until then, because the last ones failed';
 COMMENT ON COLUMN tablesync_status.oldest_proof IS 'every column of every row was compared with the source since then; NULL if some never was';
+
+CREATE VIEW tablesync_alerts WITH (security_barrier = true) AS
+SELECT a.alert_id,
+       a.replica,
+       a.kind,
+       a.severity,
+       a.since,
+       CASE WHEN tablesync.owns(a.replica) THEN a.message END AS message,
+       CASE WHEN tablesync.owns(a.replica) THEN a.hint END AS hint
+FROM tablesync.alert a
+WHERE a.closed_at IS NULL AND tablesync.sees(a.replica)
+UNION ALL
+SELECT NULL,
+       c.replica,
+       c.kind,
+       c.severity,
+       c.since,
+       c.message,
+       c.hint
+FROM tablesync.condition c
+WHERE NOT EXISTS (SELECT FROM tablesync.alert a
+                  WHERE a.replica = c.replica AND a.kind = c.kind AND a.closed_at IS NULL);
+GRANT SELECT ON tablesync_alerts TO PUBLIC;
+COMMENT ON VIEW tablesync_alerts IS 'one row per problem that is not over';
+COMMENT ON COLUMN tablesync_alerts.alert_id IS 'NULL where only this view has noticed: nobody has been told yet';
+COMMENT ON COLUMN tablesync_alerts.kind IS 'run_failed, stale, delete_guard, schema_changed, drift, source_went_back or worker_unavailable';
+COMMENT ON COLUMN tablesync_alerts.severity IS 'warning: may pass by itself; critical: somebody has to do something';
+
+CREATE VIEW tablesync_alert_history WITH (security_barrier = true) AS
+SELECT a.alert_id,
+       a.replica,
+       a.kind,
+       a.severity,
+       a.since,
+       a.last_seen,
+       a.closed_at,
+       a.occurrences,
+       a.run_id,
+       a.sqlstate,
+       CASE WHEN tablesync.owns(a.replica) THEN a.message END AS message
+FROM tablesync.alert a
+WHERE tablesync.sees(a.replica);
+GRANT SELECT ON tablesync_alert_history TO PUBLIC;
+COMMENT ON VIEW tablesync_alert_history IS 'one row per problem, also of those that are over';
+COMMENT ON COLUMN tablesync_alert_history.occurrences IS 'how often it was seen while it was open';

@@ -12,7 +12,7 @@ SELECT has_view('public', v, v) FROM unnest(ARRAY['tablesync_status', 'tablesync
 SELECT is(pg_temp.columns('tablesync_status'),
     'replica regclass, source regclass, state text, rows bigint, last_success timestamp with time zone, staleness interval, '
     'last_run_id bigint, inserted bigint, updated bigint, deleted bigint, duration interval, schedule text, '
-    'next_run timestamp with time zone, message text',
+    'next_run timestamp with time zone, message text, retry_after timestamp with time zone',
     'columns of tablesync_status');
 SELECT is(pg_temp.columns('tablesync_runs'),
     'run_id bigint, replica regclass, kind text, status text, started_at timestamp with time zone, finished_at timestamp with time zone, '

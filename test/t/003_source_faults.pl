@@ -64,7 +64,7 @@ for my $rewrite ('VACUUM FULL items', 'CLUSTER items USING items_pkey')
 app_sql($target, "SELECT tablesync_alter('items', max_delete_fraction => 0.2)");
 $source->safe_psql('postgres', 'DELETE FROM items WHERE id <= 1500');
 like(app_fails($target, "SELECT tablesync_run('items')"),
-	qr/ERROR:  55000: run would delete 1500 of 3000 rows of replica public.items.*HINT:  If the rows are really gone at the source, use tablesync_run\('public.items', force => true\)/s,
+	qr/ERROR:  TS001: run would delete 1500 of 3000 rows of replica public.items.*HINT:  If the rows are really gone at the source, use tablesync_run\('public.items', force => true\)/s,
 	'the delete guard');
 is(app_sql($target, 'SELECT count(*) FROM items'), 3000, 'nothing deleted');
 is(run_counts($target, 'items', ', force => true'), 'succeeded|0|0|1500', 'forced');
@@ -143,17 +143,8 @@ $target->safe_psql('postgres', 'ALTER SERVER src OPTIONS (DROP options)');
 
 # --- shape ---
 
-$source->safe_psql('postgres', 'ALTER TABLE items ADD extra integer DEFAULT 7');
-like(app_fails($target, "SELECT tablesync_run('items')"),
-	qr/ERROR:  42804: the source of public.items has changed its shape\nDETAIL:  column extra integer was added\./, 'column added');
-app_sql($target, "SELECT tablesync_alter('items', on_schema_change => 'ignore')");
-is(run_counts($target, 'items'), 'succeeded|0|0|0', 'and ignored where wanted');
-$source->safe_psql('postgres', 'ALTER TABLE items DROP extra; ALTER TABLE items ALTER note TYPE varchar(50)');
-like(app_fails($target, "SELECT tablesync_run('items')"),
-	qr/column note changed its type from text to character varying\(50\)/, 'type changed');
-$source->safe_psql('postgres', 'ALTER TABLE items ALTER note TYPE text; ALTER TABLE items RENAME note TO remark');
-like(app_fails($target, "SELECT tablesync_run('items')"), qr/column note was dropped/, 'column renamed');
-$source->safe_psql('postgres', 'ALTER TABLE items RENAME remark TO note; ALTER TABLE items RENAME TO things');
+# what a run does about columns is in 013_evolve.pl
+$source->safe_psql('postgres', 'ALTER TABLE items RENAME TO things');
 like(app_fails($target, "SELECT tablesync_run('items')"), qr/ERROR:  42P01: the source has no table public.items/, 'table renamed');
 is(app_sql($target, 'SELECT count(*) FROM items'), 1300, 'the replica stays');
 $source->safe_psql('postgres', 'ALTER TABLE things RENAME TO items');

@@ -14,6 +14,7 @@ plan skip_all => '/proc is needed' unless -r "/proc/$$/status";
 my $limit = 256;
 my $rows = $ENV{TABLESYNC_ROWS} // 500000;	# below 100000 nothing spills to disk
 my ($source, $target) = start_pair();
+my ($postmaster) = split /\n/, PostgreSQL::Test::Utils::slurp_file($target->data_dir . '/postmaster.pid');
 
 $source->safe_psql('postgres', qq{
 	CREATE TABLE large (id integer PRIMARY KEY, body bytea, note text, updated_at timestamp);
@@ -35,7 +36,7 @@ sub run_watched
 	while ($psql->pumpable)
 	{
 		$psql->pump_nb;
-		($pid) = map { m{/proc/(\d+)/} } grep { (slurp($_) // '') =~ /tablesync run/ } glob('/proc/[0-9]*/cmdline') unless $pid;
+		($pid) = map { m{/proc/(\d+)/} } grep { is_worker($_) } glob('/proc/[0-9]*/cmdline') unless $pid;
 		if ($pid and my $status = slurp("/proc/$pid/status"))
 		{
 			my ($kb) = $status =~ /^RssAnon:\s+(\d+)/m;
@@ -46,6 +47,16 @@ sub run_watched
 	$psql->finish;
 	chomp $out;
 	return ("$out$err", int($peak / 1024));
+}
+
+# Is it a worker of our target?  Other tests may run at the same time.
+sub is_worker
+{
+	my ($cmdline) = @_;
+	return 0 unless (slurp($cmdline) // '') =~ /tablesync run/;
+	my $status = slurp($cmdline =~ s/cmdline$/status/r) // '';
+	my ($parent) = $status =~ /^PPid:\s+(\d+)/m;
+	return ($parent // 0) == $postmaster;
 }
 
 sub slurp

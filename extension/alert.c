@@ -1,0 +1,320 @@
+/*-------------------------------------------------------------------------
+ *
+ * alert.c
+ *	  What follows from the end of a run, and calls of the alert handler.
+ *
+ * Alerts are rows (alert.sql).  A worker opens and closes them after its run has
+ * been recorded, in a transaction of its own: nothing that goes wrong here
+ * changes what became of the run.
+ *
+ * The user's handler is called by another worker still, so that neither the
+ * run nor the caller of tablesync_run() waits for it.  That worker is connected as
+ * the replica's owner, waits until the transaction that opened or closed the
+ * alert has committed, and calls the handler in one transaction per alert.  An
+ * alert that finds no worker is told with the next one, or by
+ * tablesync.watch().
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/htup_details.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/procarray.h"
+#include "tcop/tcopprot.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/regproc.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+
+/* A handler that takes longer is cancelled. */
+#define HANDLER_TIMEOUT_MS 10000
+
+/* How long to wait for the transaction that opened an alert. */
+#define COMMIT_WAIT_MS 10000
+#define COMMIT_POLL_MS 20
+
+PG_FUNCTION_INFO_V1(tsync_start_alert_worker);
+PG_FUNCTION_INFO_V1(tsync_log_alert);
+
+/* What an alert worker is started with; travels in BackgroundWorker.bgw_extra. */
+typedef struct AlertStart
+{
+	Oid			database;
+	Oid			owner;
+	TransactionId opened_by;
+} AlertStart;
+
+/*
+ * Open and close alerts after a run.  Most runs are fine, and the one before
+ * was too: then this is one query that finds nothing to do.
+ */
+void
+tsync_settle_run(int64 run_id)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(run_id)};
+
+	PG_TRY();
+	{
+		tsync_begin();
+		SPI_execute_with_args("SELECT tablesync.settle_run(r.run_id)"
+							  " FROM tablesync.run r JOIN tablesync.replica t ON t.replica = r.replica"
+							  " WHERE r.run_id = $1"
+							  " AND (r.status <> 'succeeded' OR t.consecutive_failures > 0 OR t.retry_after IS NOT NULL"
+							  " OR EXISTS (SELECT FROM tablesync.alert a"
+							  "  WHERE a.replica = r.replica AND a.closed_at IS NULL)"
+							  " OR EXISTS (SELECT FROM tablesync.run c"
+							  "  WHERE c.replica = r.replica AND c.status = 'crashed' AND NOT c.settled))",
+							  lengthof(types), types, values, NULL, false, 0);
+		tsync_commit();
+	}
+	PG_CATCH();
+	{
+		/* tablesync.watch() will find it */
+		MemoryContextSwitchTo(caller);
+		EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+}
+
+/* tablesync.log_alert(opened, message, hint): RAISE, without lines of context */
+Datum
+tsync_log_alert(PG_FUNCTION_ARGS)
+{
+	ereport(PG_GETARG_BOOL(0) ? WARNING : LOG,
+			(errmsg_internal("%s", text_to_cstring(PG_GETARG_TEXT_PP(1))),
+			 PG_ARGISNULL(2) ? 0 : errhint("%s", text_to_cstring(PG_GETARG_TEXT_PP(2))),
+			 errhidecontext(true), errhidestmt(true)));
+	PG_RETURN_VOID();
+}
+
+/* The owner of a table if a worker may connect as her, else InvalidOid. */
+static Oid
+owner_who_may_log_in(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid			owner;
+	bool		allowed;
+
+	if (!HeapTupleIsValid(tuple))
+		return InvalidOid;
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	if (!has_privs_of_role(GetUserId(), owner))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, tsync_relation_label(relid));
+
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
+	if (!HeapTupleIsValid(tuple))
+		return InvalidOid;
+	allowed = !TSYNC_NEEDS_LOGIN || ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+	ReleaseSysCache(tuple);
+	return allowed ? owner : InvalidOid;
+}
+
+/* tablesync.start_alert_worker(replica) */
+Datum
+tsync_start_alert_worker(PG_FUNCTION_ARGS)
+{
+	static AlertStart last;		/* one worker per transaction and owner will do */
+	BackgroundWorker worker = {0};
+	AlertStart	start = {.database = MyDatabaseId,.owner = owner_who_may_log_in(PG_GETARG_OID(0)),
+	.opened_by = GetTopTransactionIdIfAny()};
+	bool		started;
+
+	if (!OidIsValid(start.owner))
+		PG_RETURN_BOOL(false);
+	if (TransactionIdIsValid(start.opened_by) &&
+		start.opened_by == last.opened_by && start.owner == last.owner)
+		PG_RETURN_BOOL(true);
+
+	StaticAssertStmt(sizeof(AlertStart) <= BGW_EXTRALEN, "AlertStart is too large");
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker.bgw_library_name, "tablesync", sizeof(worker.bgw_library_name));
+	strlcpy(worker.bgw_function_name, "tsync_alert_main", sizeof(worker.bgw_function_name));
+	strlcpy(worker.bgw_type, "tablesync alert", sizeof(worker.bgw_type));
+	strlcpy(worker.bgw_name, "tablesync alert", sizeof(worker.bgw_name));
+	memcpy(worker.bgw_extra, &start, sizeof(start));
+	started = RegisterDynamicBackgroundWorker(&worker, NULL);
+	if (started)
+		last = start;
+	PG_RETURN_BOOL(started);
+}
+
+/* Wait until a transaction has ended; false if it takes too long. */
+static bool
+wait_for_transaction(TransactionId xid)
+{
+	for (int waited = 0; TransactionIdIsValid(xid) && TransactionIdIsInProgress(xid);
+		 waited += COMMIT_POLL_MS)
+	{
+		if (waited >= COMMIT_WAIT_MS)
+			return false;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 COMMIT_POLL_MS, tsync_wait_event("TablesyncAlertCommit"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return true;
+}
+
+/* Like tsync_commit(), for a process that has no source to watch. */
+static void
+commit(void)
+{
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}
+
+/* Take the next alert to tell about, in a transaction of its own; NULL if there is none. */
+static char *
+claim_alert(void)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	char	   *payload;
+
+	tsync_begin();
+	if (SPI_execute("SELECT tablesync.claim_alert()", false, 0) != SPI_OK_SELECT || SPI_processed != 1)
+		elog(ERROR, "could not claim an alert");
+	payload = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	if (payload)
+		payload = MemoryContextStrdup(caller, payload);
+	commit();
+	MemoryContextSwitchTo(caller);
+	return payload;
+}
+
+/* Refuse a handler that would bring somebody else the rights of the replica's owner. */
+static void
+check_handler(Form_pg_proc proc)
+{
+	if (proc->prokind != PROKIND_FUNCTION || proc->pronargs != 1 ||
+		proc->proargtypes.values[0] != JSONBOID)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("%s is not a function that takes one jsonb", tsync_alert_handler)));
+	if (proc->proowner != GetUserId() && !superuser_arg(proc->proowner) && !proc->prosecdef)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("%s belongs neither to the replica's owner nor to a superuser, and is not SECURITY DEFINER",
+						tsync_alert_handler)));
+}
+
+/* Find the handler, and quote its name for a call. */
+static char *
+handler_sql(void)
+{
+	Oid			function = DatumGetObjectId(DirectFunctionCall1(regprocedurein,
+																CStringGetDatum(tsync_alert_handler)));
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	Form_pg_proc proc;
+	char	   *sql;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", function);
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+	check_handler(proc);
+	sql = quote_qualified_identifier(get_namespace_name(proc->pronamespace), NameStr(proc->proname));
+	ReleaseSysCache(tuple);
+	return sql;
+}
+
+/* Call the handler in a transaction of its own. */
+static void
+call_handler(char *payload)
+{
+	Oid			types[] = {JSONBOID};
+	Datum		values[1];
+
+	tsync_begin();
+	enable_timeout_after(STATEMENT_TIMEOUT, HANDLER_TIMEOUT_MS);
+	values[0] = DirectFunctionCall1(jsonb_in, CStringGetDatum(payload));
+	if (SPI_execute_with_args(psprintf("SELECT %s($1)", handler_sql()), 1, types, values,
+							  NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not call the alert handler");
+	commit();
+	disable_timeout(STATEMENT_TIMEOUT, false);
+}
+
+/* Call the handler; whatever it does wrong is only logged. */
+static void
+try_call_handler(char *payload)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	ErrorData  *volatile edata = NULL;
+
+	PG_TRY();
+	{
+		call_handler(payload);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(caller);
+		edata = CopyErrorData();
+		FlushErrorState();
+		disable_timeout(STATEMENT_TIMEOUT, false);
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	if (edata == NULL)
+		return;
+	QueryCancelPending = false;
+	ereport(WARNING,
+			(errcode(edata->sqlerrcode),
+			 errmsg("tablesync.alert_handler %s failed: %s", tsync_alert_handler, edata->message),
+			 edata->context ? errcontext("%s", edata->context) : 0));
+}
+
+/* Tell the handler about all alerts of one owner that it has not been told about. */
+void
+tsync_alert_main(Datum main_arg)
+{
+	AlertStart	start;
+	char	   *payload;
+
+	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
+	pqsignal(SIGTERM, die);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(start.database, start.owner, TSYNC_CONNECT_FLAGS);
+	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("row_security", "on", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
+
+	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "tablesync alert",
+												ALLOCSET_DEFAULT_SIZES));
+	if (tsync_alert_handler[0] == '\0' || !wait_for_transaction(start.opened_by))
+		proc_exit(0);
+	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
+	while ((payload = claim_alert()) != NULL)
+		try_call_handler(payload);
+	proc_exit(0);
+}

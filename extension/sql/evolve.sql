@@ -1,0 +1,238 @@
+/*
+ * evolve.sql: a replica follows the shape of its source
+ *
+ * A run finds a new shape before it reads rows.  Then one local transaction,
+ * which does not touch the source, either changes replica, foreign table and
+ * settings and logs it, or pauses the replica and says what to do.
+ */
+
+CREATE TABLE tablesync.schema_log (
+    log_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    replica regclass NOT NULL REFERENCES tablesync.replica ON DELETE CASCADE,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    run_id bigint,
+    change text NOT NULL CHECK (change IN ('added', 'dropped', 'renamed', 'retyped', 'replaced', 'nullable', 'not_null', 'key', 'collation')),
+    column_name text,
+    action text NOT NULL CHECK (action IN ('applied', 'kept', 'dropped', 'ignored', 'recorded', 'accepted', 'paused')),
+    detail text NOT NULL
+);
+CREATE INDEX schema_log_of_replica ON tablesync.schema_log (replica, log_id DESC);
+COMMENT ON TABLE tablesync.schema_log IS 'one row per change of a source''s shape; read it through the view tablesync_schema_log';
+COMMENT ON COLUMN tablesync.schema_log.at IS 'when a run noticed the change';
+COMMENT ON COLUMN tablesync.schema_log.run_id IS 'the run that noticed it';
+COMMENT ON COLUMN tablesync.schema_log.change IS 'added, dropped, renamed, retyped, replaced (dropped and added again), nullable, not_null, key or collation';
+COMMENT ON COLUMN tablesync.schema_log.column_name IS 'the column''s name here; NULL for the key';
+COMMENT ON COLUMN tablesync.schema_log.action IS 'applied; kept or dropped, of a column that the source has dropped; ignored by policy; recorded, as nothing was to do; accepted, as the owner had done it; paused';
+COMMENT ON COLUMN tablesync.schema_log.detail IS 'what has changed, in words';
+ALTER TABLE tablesync.schema_log ENABLE ROW LEVEL SECURITY;
+CREATE POLICY owner ON tablesync.schema_log USING (tablesync.owns(replica));
+GRANT SELECT, INSERT, DELETE ON tablesync.schema_log TO PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('tablesync.schema_log', '');
+SELECT pg_catalog.pg_extension_config_dump('tablesync.schema_log_log_id_seq', '');
+
+CREATE VIEW tablesync_schema_log WITH (security_barrier = true) AS
+SELECT l.replica,
+       l.at,
+       l.change,
+       l.column_name AS "column",
+       l.action,
+       CASE WHEN tablesync.owns(l.replica) THEN l.detail END AS detail
+FROM tablesync.schema_log l
+WHERE tablesync.sees(l.replica);
+GRANT SELECT ON tablesync_schema_log TO PUBLIC;
+COMMENT ON VIEW tablesync_schema_log IS 'one row per change of a source''s shape, and what a run did about it';
+COMMENT ON COLUMN tablesync_schema_log.change IS 'added, dropped, renamed, retyped, replaced (dropped and added again), nullable, not_null, key or collation';
+COMMENT ON COLUMN tablesync_schema_log.action IS 'applied, kept, dropped, ignored, recorded, accepted or paused';
+
+CREATE FUNCTION tablesync.log_steps(replica regclass, run_id bigint, steps tablesync.schema_step[], paused boolean)
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO tablesync.schema_log (replica, run_id, change, column_name, action, detail)
+    SELECT $1, $2, s.change, s.column_name, CASE WHEN paused THEN 'paused' ELSE s.action END, coalesce(s.problem, s.detail)
+    FROM unnest(steps) WITH ORDINALITY AS s
+    WHERE NOT paused OR s.problem IS NOT NULL
+    ORDER BY s.ordinality;
+$$;
+COMMENT ON FUNCTION tablesync.log_steps(regclass, bigint, tablesync.schema_step[], boolean) IS 'logs what was done about changes of a source''s shape, or why a replica is paused';
+
+/* Run the DDL of a step that other objects may forbid; the column then stays. */
+CREATE FUNCTION tablesync.drop_unless_used(step tablesync.schema_step)
+RETURNS tablesync.schema_step
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    statement text;
+BEGIN
+    FOREACH statement IN ARRAY coalesce(step.unless_used, '{}') LOOP
+        BEGIN
+            EXECUTE statement;
+        EXCEPTION WHEN dependent_objects_still_exist OR invalid_table_definition OR insufficient_privilege THEN
+            step.detail := format('%s; %s', step.detail, SQLERRM);
+            IF statement LIKE 'ALTER TABLE %' THEN
+                step.action := 'kept';
+            END IF;
+        END;
+    END LOOP;
+    RETURN step;
+END
+$$;
+COMMENT ON FUNCTION tablesync.drop_unless_used(tablesync.schema_step) IS 'drops what a step wants dropped unless other objects depend on it';
+
+/*
+ * How the values of changed columns get here.  A fingerprint of all columns
+ * finds them; where one of the types has none, they are fetched for all rows.
+ * Keys and the version are compared anyway, and must not run ahead of the
+ * other columns.
+ */
+CREATE FUNCTION tablesync.want_filled(settings tablesync.replica, new_shape jsonb, filled name[], hashed boolean)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF filled = '{}' OR settings.fingerprint = 'row' OR (NOT settings.loaded AND settings.load_position IS NULL) THEN
+        RETURN;
+    END IF;
+    IF hashed AND NOT EXISTS (SELECT FROM jsonb_array_elements(new_shape) c
+                              WHERE tablesync.type_problem((c->>'type_oid')::oid, false, true) IS NOT NULL) THEN
+        UPDATE tablesync.replica t SET adopted = true WHERE t.replica = settings.replica;
+    ELSE
+        UPDATE tablesync.replica t
+        SET refetch = ARRAY(SELECT unnest(t.refetch) UNION SELECT unnest(filled)
+                            EXCEPT SELECT unnest(t.key_columns || t.version_column))
+        WHERE t.replica = settings.replica;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.want_filled(tablesync.replica, jsonb, name[], boolean) IS 'sees to it that a run brings the values of changed columns for all rows';
+
+/* Do what a plan says, and remember the new shape. */
+CREATE FUNCTION tablesync.apply_steps(settings tablesync.replica, new_shape jsonb, run_id bigint, steps tablesync.schema_step[])
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    statement text;
+    view jsonb;
+    views jsonb[] := '{}';
+    retyped name[];
+    renamed jsonb;
+BEGIN
+    IF EXISTS (SELECT FROM unnest(steps) s WHERE cardinality(s.statements) + cardinality(coalesce(s.unless_used, '{}')) > 0) THEN
+        EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', settings.replica);
+        retyped := ARRAY(SELECT s.column_name FROM unnest(steps) s
+                         WHERE s.change IN ('retyped', 'replaced') AND s.action = 'applied');
+        views := tablesync.drop_views(tablesync.dependent_views(ARRAY[settings.replica, settings.source], retyped));
+    END IF;
+    FOR statement IN SELECT d.d FROM unnest(steps) WITH ORDINALITY s, unnest(s.statements) WITH ORDINALITY d (d, n)
+                     ORDER BY s.ordinality, d.n LOOP
+        EXECUTE statement;
+    END LOOP;
+    FOREACH view IN ARRAY views LOOP
+        PERFORM tablesync.create_view(view->'state', view->>'definition');
+    END LOOP;
+    FOR n IN 1 .. cardinality(steps) LOOP
+        steps[n] := tablesync.drop_unless_used(steps[n]);
+    END LOOP;
+
+    SELECT coalesce(jsonb_object_agg(m.before->>'column', m.after->>'column'), '{}') INTO renamed
+    FROM tablesync.match_columns(settings.shape, new_shape) m
+    WHERE m.before IS NOT NULL AND m.after IS NOT NULL;
+    UPDATE tablesync.replica t
+    SET shape = new_shape,
+        key_columns = ARRAY(SELECT coalesce(renamed->>k.k::text, k.k)::name FROM unnest(t.key_columns) WITH ORDINALITY k (k, n) ORDER BY k.n),
+        version_column = renamed->>t.version_column::text,
+        refetch = ARRAY(SELECT (renamed->>k.k::text)::name FROM unnest(t.refetch) k (k) WHERE renamed ? k.k::text)
+    WHERE t.replica = settings.replica;
+    PERFORM tablesync.want_filled(settings, new_shape, ARRAY(SELECT s.column_name FROM unnest(steps) s WHERE s.fill),
+                                  NOT tablesync.lags_behind(settings.source, new_shape));
+    PERFORM tablesync.log_steps(settings.replica, run_id, steps, false);
+    PERFORM tablesync.close_alert(settings.replica, 'schema_changed');
+END
+$$;
+COMMENT ON FUNCTION tablesync.apply_steps(tablesync.replica, jsonb, bigint, tablesync.schema_step[]) IS 'changes replica and foreign table as planned';
+
+/* Mark what the policy, or an error, keeps a run from doing as a problem. */
+CREATE FUNCTION tablesync.refuse_steps(settings tablesync.replica, steps tablesync.schema_step[], reason text)
+RETURNS tablesync.schema_step[]
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(ROW(s.change, s.column_name, s.action, s.detail, s.statements, s.unless_used, s.fill,
+                         CASE WHEN w.to_do <> '{}' THEN concat_ws(': ', s.detail, reason) END,
+                         CASE WHEN w.to_do <> '{}' THEN tablesync.by_hand(settings.replica, w.to_do) END)::tablesync.schema_step
+                     ORDER BY s.ordinality)
+    FROM unnest(steps) WITH ORDINALITY s, LATERAL (SELECT s.statements || coalesce(s.unless_used, '{}')) w (to_do);
+$$;
+COMMENT ON FUNCTION tablesync.refuse_steps(tablesync.replica, tablesync.schema_step[], text) IS 'turns the steps of a plan that would change something into problems';
+
+/* Stop the runs of a replica until its owner has dealt with a change. */
+CREATE FUNCTION tablesync.pause_for_schema(settings tablesync.replica, run_id bigint, steps tablesync.schema_step[],
+                                           OUT problem text, OUT hint text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    resume text := tablesync.by_hand(settings.replica, '{}');    -- say it once
+BEGIN
+    SELECT string_agg(s.problem, '; ' ORDER BY s.ordinality) INTO problem
+    FROM unnest(steps) WITH ORDINALITY s;
+    SELECT concat_ws(' ', string_agg(nullif(btrim(replace(h.hint, resume, '')), ''), ' ' ORDER BY h.n),
+                     CASE WHEN bool_or(strpos(h.hint, resume) > 0) THEN resume END) INTO hint
+    FROM (SELECT s.hint, min(s.ordinality) FROM unnest(steps) WITH ORDINALITY s GROUP BY s.hint) h (hint, n);
+    UPDATE tablesync.replica t SET enabled = false WHERE t.replica = settings.replica;
+    PERFORM tablesync.log_steps(settings.replica, run_id, steps, true);
+END
+$$;
+COMMENT ON FUNCTION tablesync.pause_for_schema(tablesync.replica, bigint, tablesync.schema_step[]) IS 'pauses a replica because of a change of its source''s shape; returns why, and what to do';
+
+/* What a run does about a new shape; "problem" is NULL if it can go on. */
+CREATE FUNCTION tablesync.evolve(replica regclass, new_shape jsonb, run_id bigint, OUT problem text, OUT hint text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    settings tablesync.replica;
+    steps tablesync.schema_step[];
+BEGIN
+    SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1 FOR UPDATE;
+    steps := ARRAY(SELECT s FROM tablesync.plan_evolution(settings, new_shape) s);
+    IF settings.on_schema_change = 'pause' AND NOT EXISTS (SELECT FROM unnest(steps) s WHERE s.problem IS NOT NULL) THEN
+        steps := tablesync.refuse_steps(settings, steps, NULL);
+    END IF;
+    IF NOT EXISTS (SELECT FROM unnest(steps) s WHERE s.problem IS NOT NULL) THEN
+        BEGIN
+            PERFORM tablesync.apply_steps(settings, new_shape, run_id, steps);
+            RETURN;
+        EXCEPTION
+            WHEN lock_not_available THEN
+                RAISE EXCEPTION 'could not lock replica % to follow a change of its source', replica
+                    USING ERRCODE = 'lock_not_available', DETAIL = 'Others have used it for longer than tablesync.lock_timeout; nothing was changed.',
+                          HINT = 'The next run tries again.';
+            WHEN OTHERS THEN
+                IF SQLSTATE !~ '^(0A|22|23|2B|42|44|54|P0|55006)' THEN
+                    RAISE;
+                END IF;
+                steps := tablesync.refuse_steps(settings, steps, SQLERRM);
+                IF NOT EXISTS (SELECT FROM unnest(steps) s WHERE s.problem IS NOT NULL) THEN
+                    RAISE;
+                END IF;
+        END;
+    END IF;
+    SELECT p.problem, p.hint INTO problem, hint FROM tablesync.pause_for_schema(settings, run_id, steps) p;
+END
+$$;
+COMMENT ON FUNCTION tablesync.evolve(regclass, jsonb, bigint) IS 'makes a replica follow its source''s new shape, or pauses it; returns why, and what to do';
+
+CREATE FUNCTION tablesync.finish_refetch(replica regclass)
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE tablesync.replica t SET refetch = '{}' WHERE t.replica = $1;
+$$;
+COMMENT ON FUNCTION tablesync.finish_refetch(regclass) IS 'notes that the columns in tablesync.replica.refetch have been fetched for all rows';

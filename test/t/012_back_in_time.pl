@@ -1,0 +1,119 @@
+# A source that goes back in time, because somebody reads from a standby that
+# lags or a failover has lost transactions, deletes nothing from the replica.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use TablesyncTest;
+use Test::More;
+
+my ($source, $target) = start_pair(source => { conf => "wal_level = replica\nmax_wal_senders = 4" });
+$source->append_conf('pg_hba.conf', 'local replication all trust');
+$source->reload;
+$source->safe_psql('postgres', q{
+	CREATE TABLE items (id integer PRIMARY KEY, note text, updated_at timestamp NOT NULL DEFAULT clock_timestamp());
+	INSERT INTO items (id, note) SELECT i, 'n' FROM generate_series(1, 500) i;
+	CREATE TABLE plain (id integer PRIMARY KEY, note text);
+	INSERT INTO plain SELECT i, 'n' FROM generate_series(1, 500) i});
+app_sql($target, q{
+	SELECT tablesync_add('items', 'src', 'public.items', version_column => 'updated_at');
+	SELECT tablesync_add('plain', 'src', 'public.plain')});
+is(run_counts($target, $_), 'succeeded|500|0|0', 'loaded') for qw(items plain);
+
+$source->backup('base');
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+$standby->init_from_backup($source, 'base', has_streaming => 1);
+$standby->start;
+
+my $next_id = 1001;
+
+# 20 new rows and 10 updates in each table
+sub change_something
+{
+	for my $table (qw(items plain))
+	{
+		$source->safe_psql('postgres', "INSERT INTO $table (id, note) SELECT i, 'new' FROM generate_series($next_id, $next_id + 19) i");
+		$source->safe_psql('postgres', "UPDATE $table SET note = note || '+'" . ($table eq 'items' ? ', updated_at = clock_timestamp()' : '') . ' WHERE id <= 10');
+	}
+	$next_id += 20;
+	return;
+}
+
+sub connect_to
+{
+	my ($node) = @_;
+	my $port = $node->port;
+	$target->safe_psql('postgres', "ALTER SERVER src OPTIONS (SET port '$port')");
+	return;
+}
+
+sub replica_sums
+{
+	return app_sql($target, q{SELECT (SELECT count(*) || ' ' || sum(hashtext(i::text)) FROM items i), (SELECT count(*) || ' ' || sum(hashtext(p::text)) FROM plain p)});
+}
+
+my $refused = qr/ERROR:  TS002: the source of replica public.\w+ has gone back in time/;
+
+# --- what happens to newest rows every day is no reason to stop ---
+
+change_something();
+is(run_counts($target, $_), 'succeeded|20|10|0', 'changes') for qw(items plain);
+$source->safe_psql('postgres', q{INSERT INTO items (id, note) VALUES (900, 'newest')});
+is(run_counts($target, 'items'), 'succeeded|1|0|0', 'a new row');
+$source->safe_psql('postgres', 'DELETE FROM items WHERE updated_at >= (SELECT max(updated_at) FROM items)');
+is(run_counts($target, 'items'), 'succeeded|0|0|1', 'the newest row deleted');
+$source->safe_psql('postgres', q{
+	DELETE FROM items WHERE id = 100;
+	UPDATE items SET note = 'older', updated_at = updated_at - interval '1 day' WHERE id = 1005});
+is(run_counts($target, 'items'), 'succeeded|0|1|1', 'an older stamp, as clock skew leaves behind');
+app_sql($target, q{UPDATE items SET updated_at = now() + interval '1 hour' WHERE id = 7});
+$source->safe_psql('postgres', 'DELETE FROM items WHERE id = 101');
+is(run_counts($target, 'items'), 'succeeded|0|1|1', 'a newer stamp that somebody wrote to the replica');
+is_replica($source, $target, 'items', 'items', 'identical');
+
+# --- a standby that lags ---
+
+$source->wait_for_catchup($standby);
+connect_to($standby);
+is(run_counts($target, 'items'), 'succeeded|0|0|0', 'a standby that does not lag');
+connect_to($source);
+$standby->safe_psql('postgres', 'SELECT pg_wal_replay_pause()');
+wait_until($standby, q{SELECT pg_get_wal_replay_pause_state() = 'paused'});
+change_something();
+is(run_counts($target, $_), 'succeeded|20|10|0', 'changes') for qw(items plain);
+my $before = replica_sums();
+connect_to($standby);
+like(app_fails($target, "SELECT tablesync_run('$_')"), qr/$refused.*transaction counter.*20 rows would be deleted and 10 updated/s, "$_: refused") for qw(items plain);
+app_fails($target, "SELECT tablesync_run('items')");
+is(replica_sums(), $before, 'nothing changed');
+is(app_sql($target, q{SELECT a.replica, kind, severity, occurrences, hint LIKE '%tablesync_run(%, force => true)%' FROM tablesync_alerts JOIN tablesync.alert a USING (alert_id, kind, severity, hint) ORDER BY 1}),
+	"items|source_went_back|critical|2|t\nplain|source_went_back|critical|1|t", 'alerts');
+$standby->safe_psql('postgres', 'SELECT pg_wal_replay_resume()');
+$source->wait_for_catchup($standby);
+is(run_counts($target, $_), 'succeeded|0|0|0', 'caught up') for qw(items plain);
+is(app_sql($target, 'SELECT count(*) FROM tablesync_alerts'), 0, 'closed');
+
+# --- a failover that loses transactions ---
+
+connect_to($source);
+$standby->stop;
+change_something();
+is(run_counts($target, $_), 'succeeded|20|10|0', 'changes') for qw(items plain);
+$before = replica_sums();
+$source->stop('immediate');
+$standby->start;
+$standby->promote;
+connect_to($standby);
+like(app_fails($target, "SELECT tablesync_run('$_')"), $refused, "$_: refused") for qw(items plain);
+
+# its transaction counter may be ahead by the time of the next run
+$standby->safe_psql('postgres', 'DO $$BEGIN FOR i IN 1..300 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END$$');
+like(app_fails($target, "SELECT tablesync_run('items')"), qr/$refused.*Rows have older versions than they had/s, 'by the versions of its rows');
+is(replica_sums(), $before, 'nothing changed');
+is(run_counts($target, 'items', ', force => true'), 'succeeded|0|10|20', 'somebody insists');
+is_replica($standby, $target, 'items', 'items', 'identical');
+is(run_counts($target, 'items'), 'succeeded|0|0|0', 'and that is that');
+is(app_sql($target, q{SELECT count(*) FROM tablesync_alerts WHERE replica = 'items'::regclass}), 0, 'closed');
+
+done_testing();
