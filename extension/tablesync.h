@@ -61,6 +61,7 @@ typedef struct TsyncReplica
 	const char *watermark;		/* of the version column, NULL: unknown */
 	bool		trust_counters;
 	int64		remembered_rows;	/* of the replica after the last run */
+	bool		drift_known;	/* an alert is open */
 	bool		bulk_loading;	/* indexes are missing, ranges are planned */
 	double		max_source_load;
 	double		max_delete_fraction;
