@@ -79,8 +79,8 @@ update_in_place(TsyncRun *run, TsyncDigest *changed)
  * Look rows without bound up one by one: a hash or merge join would keep
  * whole rows in memory.
  */
-static void
-avoid_large_joins(void)
+void
+tsync_avoid_large_joins(void)
 {
 	static const char *const joins[] = {"enable_hashjoin", "enable_mergejoin"};
 
@@ -103,8 +103,8 @@ expect_rows(TsyncRun *run, const char *verb, int64 expected, int64 actual)
 }
 
 /* Let statements of this transaction see the stage. */
-static void
-register_stage(TsyncStage *stage)
+void
+tsync_register_stage(TsyncStage *stage)
 {
 	tsync_rowset_register(&stage->inserted);
 	tsync_rowset_register(&stage->updated);
@@ -184,6 +184,17 @@ merge_stage(TsyncRun *run)
 	tsync_progress_step(0, run->deleted + run->updated + run->inserted);
 }
 
+/* What the replica holds before APPLY. */
+void
+tsync_add_up_replica(TsyncRun *run)
+{
+	ListCell   *lc;
+
+	run->result = (TsyncDigest) {0, 0};
+	foreach(lc, run->chunks)
+		add(run, ((TsyncChunk *) lfirst(lc))->replica);
+}
+
 /* The digest of the whole replica, where somebody may have written unnoticed. */
 static void
 digest_all(TsyncRun *run)
@@ -223,19 +234,16 @@ static bool
 apply_run(TsyncRun *run)
 {
 	TsyncStage *stage = run->stage;
-	ListCell   *lc;
-
-	run->result = (TsyncDigest) {0, 0};
-	foreach(lc, run->chunks)
-		add(run, ((TsyncChunk *) lfirst(lc))->replica);
+	tsync_add_up_replica(run);
 	if (staged_rows(run) == 0)
 		return true;
 	lock_replica(run->replica);
 	if (tsync_was_written_to(run))
 		return false;
-	register_stage(stage);
+	tsync_register_stage(stage);
 	if (run->replica->wide)
-		avoid_large_joins();
+		tsync_avoid_large_joins();
+	tsync_record_differences(run);
 	merge_stage(run);
 	tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
 	unregister_stage(stage);
@@ -267,8 +275,12 @@ apply_once(List *runs)
 	}
 	foreach(lc, runs)
 	{
-		tsync_save_memory(lfirst(lc));
-		tsync_finish_run(lfirst(lc));
+		TsyncRun   *run = lfirst(lc);
+
+		if (!run->verify)
+			tsync_save_memory(run);
+		tsync_save_verified(run);
+		tsync_finish_run(run);
 	}
 	tsync_commit();
 	return true;

@@ -96,6 +96,16 @@ tsync_result_double(uint64 row, int column)
 	return text ? strtod(text, NULL) : 0;
 }
 
+/* 0 if it is NULL. */
+TimestampTz
+tsync_result_timestamp(uint64 row, int column)
+{
+	bool		isnull;
+	Datum		value = tsync_result_datum(row, column, &isnull);
+
+	return isnull ? 0 : DatumGetTimestampTz(value);
+}
+
 /* Texts of a text[] column, NULL if it is NULL. */
 char **
 tsync_result_texts(uint64 row, int column)
@@ -222,7 +232,8 @@ tsync_read_replica(Oid relid)
 							" chunk_rows, max_source_load, max_delete_fraction, loaded, load_position,"
 							" c.relforcerowsecurity, adopted, workers, scan_rate, watermark,"
 							" trust_counters_for IS NOT NULL, load_indexes IS NOT NULL,"
-							" (SELECT sum(k.rows) FROM tablesync.chunk k WHERE k.replica = t.replica)"
+							" (SELECT sum(k.rows) FROM tablesync.chunk k WHERE k.replica = t.replica),"
+							" verify_fraction"
 							" FROM tablesync.replica t JOIN pg_class c ON c.oid = t.replica"
 							" WHERE t.replica = $1::regclass", relid) != 1)
 		ereport(ERROR,
@@ -244,6 +255,8 @@ tsync_read_replica(Oid relid)
 	replica->trust_counters = tsync_result_bool(0, 14);
 	replica->bulk_loading = tsync_result_bool(0, 15);
 	replica->remembered_rows = tsync_result_int64(0, 16);
+	replica->drift_known = tsync_result_bool(0, 17);
+	replica->verify_fraction = tsync_result_double(0, 17);
 	if (tsync_result_bool(0, 9))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -414,10 +427,10 @@ tsync_group_members(Oid replica)
 void
 tsync_start_run(TsyncRun *run, int64 group_run_id)
 {
-	Oid			types[] = {INT8OID, OIDOID, INT8OID};
+	Oid			types[] = {INT8OID, OIDOID, INT8OID, BOOLOID};
 	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica_oid),
-	Int64GetDatum(group_run_id)};
-	const char *nulls = group_run_id > 0 ? NULL : "  n";
+	Int64GetDatum(group_run_id), BoolGetDatum(run->verify)};
+	const char *nulls = group_run_id > 0 ? NULL : "  n ";
 
 	if (run->run_id == 0)
 	{
@@ -429,7 +442,7 @@ tsync_start_run(TsyncRun *run, int64 group_run_id)
 	tsync_catalog_execute_oid("UPDATE tablesync.run SET status = 'crashed'"
 						" WHERE replica = $1::regclass AND status = 'running'", run->replica_oid);
 	if (tsync_catalog_execute("INSERT INTO tablesync.run (run_id, replica, kind, group_run_id)"
-						" SELECT $1, replica, CASE WHEN loaded THEN 'sync' ELSE 'load' END, $3"
+						" SELECT $1, replica, CASE WHEN $4 THEN 'verify' WHEN loaded THEN 'sync' ELSE 'load' END, $3"
 						" FROM tablesync.replica WHERE replica = $2::regclass",
 						lengthof(types), types, values, nulls) != 1)
 		ereport(ERROR,
@@ -453,6 +466,12 @@ run_message(TsyncRun *run, char *null_flag)
 	StringInfoData buf;
 
 	initStringInfo(&buf);
+	if (run->verify && run->differences > 0)
+		appendStringInfo(&buf, "; " INT64_FORMAT " rows differ from the source, " INT64_FORMAT " of them are merely newer there%s",
+						 run->differences, run->differences - run->drifted_rows, run->repair ? "; the replica was repaired" : "");
+	else if (run->drifted_rows > 0)
+		appendStringInfo(&buf, "; " INT64_FORMAT " rows had drifted from the source unnoticed and were repaired, see tablesync.difference",
+						 run->drifted_rows);
 	if (run->stage->reappeared.count > 0)
 		appendStringInfo(&buf, "; " INT64_FORMAT " rows were deleted and inserted again at the source during the run; the next run takes them over",
 						 run->stage->reappeared.count);
@@ -485,6 +504,23 @@ save_lessons(TsyncRun *run)
 	tsync_catalog_execute("UPDATE tablesync.replica SET scan_rate = nullif($2, 0), watermark = $3,"
 						  " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = $6"
 						  " WHERE replica = $1::regclass", lengthof(types), types, values, nulls);
+}
+
+/* Open an alert about chunks that somebody else has changed, or close it. */
+static void
+note_drift(TsyncRun *run)
+{
+	Oid			types[] = {OIDOID, INT8OID, INT8OID};
+	Datum		values[] = {
+		ObjectIdGetDatum(run->replica->relid),
+		Int64GetDatum(run->run_id),
+		Int64GetDatum(run->drifted)
+	};
+
+	if (run->drifted == 0 && (run->drifted_rows > 0 || !run->replica->drift_known))
+		return;
+	tsync_catalog_execute("SELECT tablesync.note_drift($1::regclass, $2, 0, $3)",
+						  lengthof(types), types, values, NULL);
 }
 
 /* Record success; part of the transaction that changes the replica. */
@@ -534,7 +570,9 @@ tsync_finish_run(TsyncRun *run)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("replica %s was removed during the run", run->replica->label)));
-	save_lessons(run);
+	if (!run->verify)
+		save_lessons(run);
+	note_drift(run);
 }
 
 /*

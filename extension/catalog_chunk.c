@@ -18,27 +18,26 @@
 /*
  * Find out whether what is remembered of the replica still holds.  "key" tells
  * what the digests are made of: with another one, or other columns here, they
- * are worthless.  They are stale when the replica was written to by others
- * (whose notes are consumed here), was rewritten, or may have been written to
- * without a note.
+ * are worthless (NULL: they are not going to be used, and stay what they are).
+ * They are stale when the replica was written to by others (whose notes are
+ * consumed here), was rewritten, or may have been written to without a note.
  */
 void
 tsync_open_memory(TsyncRun *run, const char *key)
 {
 	Oid			types[] = {OIDOID, TEXTOID};
-	Datum		values[] = {ObjectIdGetDatum(run->replica->relid), CStringGetTextDatum(key)};
+	Datum		values[] = {ObjectIdGetDatum(run->replica->relid), key ? CStringGetTextDatum(key) : (Datum) 0};
 
 	tsync_catalog_execute("WITH stray AS (DELETE FROM tablesync.stray_write WHERE replica = $1::regclass RETURNING 1),"
 						  " now AS (SELECT pg_relation_filenode($1::regclass) AS file, EXISTS (SELECT FROM stray) AS written,"
 						  "  tablesync.is_watched($1::regclass) AS watched,"
-						  "  $2 || ' in ' || (SELECT string_agg(attnum::text, ' ' ORDER BY attname) FROM pg_attribute"
-						  "   WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped) AS key)"
-						  " UPDATE tablesync.replica t SET memory_key = now.key, memory_file = now.file"
+						  "  $2 || tablesync.memory_columns($1::regclass) AS key)"
+						  " UPDATE tablesync.replica t SET memory_key = coalesce(now.key, t.memory_key), memory_file = now.file"
 						  " FROM now, tablesync.replica old WHERE t.replica = $1::regclass AND old.replica = t.replica"
-						  " RETURNING old.memory_key IS DISTINCT FROM now.key,"
+						  " RETURNING old.memory_key IS DISTINCT FROM coalesce(now.key, old.memory_key),"
 						  " now.written OR NOT now.watched OR now.file IS NULL OR old.memory_file IS DISTINCT FROM now.file,"
 						  " now.watched",
-						  2, types, values, NULL);
+						  2, types, values, key ? NULL : " n");
 	run->watched = SPI_processed == 1 && tsync_result_bool(0, 3);
 	if (SPI_processed == 1 && tsync_result_bool(0, 1))
 		tsync_catalog_execute_oid("UPDATE tablesync.chunk SET digest = NULL, stale = false,"
@@ -83,7 +82,8 @@ tsync_read_chunks(TsyncReplica *replica)
 	List	   *chunks = NIL;
 	TsyncChunk *previous = NULL;
 	uint64		nchunks = tsync_catalog_execute_oid("SELECT lower_key, rows, differed, digest, stale,"
-													" buckets IS NOT NULL, digest IS NOT NULL, bucket_mask = -1, chunk_no FROM tablesync.chunk"
+													" buckets IS NOT NULL, digest IS NOT NULL, bucket_mask = -1, chunk_no, verified_at"
+													" FROM tablesync.chunk"
 													" WHERE replica = $1::regclass ORDER BY chunk_no",
 													replica->relid);
 
@@ -105,6 +105,9 @@ tsync_read_chunks(TsyncReplica *replica)
 			chunks = NIL;		/* somebody has deleted some */
 			break;
 		}
+		chunk->proved = tsync_result_bool(i, 7);
+		chunk->remembered = chunk->replica;
+		chunk->verified_at = tsync_result_timestamp(i, 10);
 		if (previous)
 			previous->upper = chunk->lower;
 		chunks = lappend(chunks, chunk);
@@ -118,7 +121,7 @@ tsync_read_chunks(TsyncReplica *replica)
 void
 tsync_write_plan(TsyncReplica *replica, List *chunks)
 {
-	Oid			types[] = {OIDOID, INT4OID, INT4OID, TEXTARRAYOID, INT8OID, BOOLOID, BOOLOID, INT8OID, BOOLOID};
+	Oid			types[] = {OIDOID, INT4OID, INT4OID, TEXTARRAYOID, INT8OID, BOOLOID, BOOLOID, INT8OID, TIMESTAMPTZOID};
 	ListCell   *lc;
 
 	/* kept ones out of the way, below zero, before the others are removed */
@@ -151,16 +154,18 @@ tsync_write_plan(TsyncReplica *replica, List *chunks)
 			Int64GetDatum(chunk->expected_rows),
 			BoolGetDatum(chunk->differed),
 			BoolGetDatum(chunk->stale),
-			Int64GetDatum((int64) chunk->replica.sum)
+			Int64GetDatum((int64) chunk->replica.sum),
+			TimestampTzGetDatum(chunk->verified_at)
 		};
 
 		chunk->number = foreach_current_index(lc);
 		nulls[2] = 'n';
 		nulls[3] = chunk->lower ? ' ' : 'n';
 		nulls[7] = chunk->known || chunk->stale ? ' ' : 'n';
+		nulls[8] = chunk->verified_at != 0 ? ' ' : 'n';
 		if (chunk->planned)
-			tsync_catalog_execute("INSERT INTO tablesync.chunk (replica, chunk_no, lower_key, rows, differed, stale, digest)"
-								  " VALUES ($1::regclass, $2, $4, $5, $6, $7, $8)", 8, types, values, nulls);
+			tsync_catalog_execute("INSERT INTO tablesync.chunk (replica, chunk_no, lower_key, rows, differed, stale, digest, verified_at)"
+								  " VALUES ($1::regclass, $2, $4, $5, $6, $7, $8, $9)", lengthof(types), types, values, nulls);
 		chunk->planned = false;
 	}
 }
@@ -278,18 +283,17 @@ tsync_begin_bulk_load(TsyncRun *run, int64 range_rows)
  * Tells whether nothing but the heap needs its rows.
  */
 TsyncChunk *
-tsync_claim_range(TsyncReplica *replica, bool *plain)
+tsync_claim_range(TsyncReplica *replica)
 {
 	TsyncChunk *range;
 
-	if (tsync_catalog_execute_oid("SELECT chunk_no, lower_key, upper_key, plain"
+	if (tsync_catalog_execute_oid("SELECT chunk_no, lower_key, upper_key"
 								  " FROM tablesync.claim_range($1::regclass)", replica->relid) != 1)
 		return NULL;
 	range = palloc0(sizeof(TsyncChunk));
 	range->number = (int) tsync_result_int64(0, 1);
 	range->lower = tsync_result_texts(0, 2);
 	range->upper = tsync_result_texts(0, 3);
-	*plain = tsync_result_bool(0, 4);
 	SPI_freetuptable(SPI_tuptable);
 	return range;
 }

@@ -82,6 +82,20 @@ find_boundary(TsyncRun *run, TsyncSide side, TsyncChunk *chunk, int64 rows)
 	return boundary;
 }
 
+/* A piece of another chunk. */
+static TsyncChunk *
+make_piece(TsyncChunk *whole, char **lower, char **upper, int64 rows)
+{
+	TsyncChunk *piece = make_chunk(lower, upper, rows, whole->differed);
+
+	piece->number = whole->number;
+	piece->verified_at = whole->verified_at;
+	piece->verifying = whole->verifying;
+	piece->by_row = whole->by_row;
+	piece->touched = whole->touched;
+	return piece;
+}
+
 /* Append a chunk to a list, in pieces of about "target" rows if it has grown. */
 static List *
 append_split(TsyncRun *run, List *chunks, TsyncChunk *chunk, int64 target)
@@ -92,8 +106,8 @@ append_split(TsyncRun *run, List *chunks, TsyncChunk *chunk, int64 target)
 
 		if (boundary == NULL)
 			break;
-		chunks = lappend(chunks, make_chunk(chunk->lower, boundary, target, chunk->differed));
-		chunk = make_chunk(boundary, chunk->upper, chunk->expected_rows - target, chunk->differed);
+		chunks = lappend(chunks, make_piece(chunk, chunk->lower, boundary, target));
+		chunk = make_piece(chunk, boundary, chunk->upper, chunk->expected_rows - target);
 	}
 	return lappend(chunks, chunk);
 }
@@ -110,6 +124,7 @@ merge(TsyncChunk *chunk, TsyncChunk *next)
 	chunk->replica.rows += next->replica.rows;
 	chunk->replica.sum += next->replica.sum;
 	chunk->has_buckets = chunk->has_bitmaps = false;
+	chunk->verified_at = Min(chunk->verified_at, next->verified_at);
 	chunk->planned = true;
 }
 
@@ -173,7 +188,8 @@ replace_chunk(TsyncRun *run, int position, List *pieces)
 							  list_copy_tail(run->chunks, position + 1));
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
-	tsync_write_plan(run->replica, run->chunks);
+	if (!run->verify)
+		tsync_write_plan(run->replica, run->chunks);
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
 	tsync_know_replica(run);
@@ -219,8 +235,8 @@ split_chunk_by_source(TsyncRun *run, int position, int64 target)
 			MemoryContextSwitchTo(caller);
 			if (boundary == NULL)
 				break;
-			pieces = lappend(pieces, make_chunk(chunk->lower, boundary, 0, false));
-			chunk = make_chunk(boundary, chunk->upper, 0, false);
+			pieces = lappend(pieces, make_piece(chunk, chunk->lower, boundary, 0));
+			chunk = make_piece(chunk, boundary, chunk->upper, 0);
 		} while (true);
 	}
 	PG_CATCH();

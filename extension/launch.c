@@ -62,8 +62,8 @@ typedef struct RunReport
  * Run a query with what is committed now, and hand its first row to the
  * caller in a SPI connection that the caller must finish.
  */
-static bool
-query_latest(const char *sql, Oid type, Datum argument)
+bool
+tsync_query_latest(const char *sql, Oid type, Datum argument)
 {
 	bool		found;
 
@@ -83,7 +83,7 @@ live_run(Oid relid)
 	int64		run_id = 0;
 	bool		isnull;
 
-	if (query_latest("SELECT coalesce(max(r.run_id), -1)"
+	if (tsync_query_latest("SELECT coalesce(max(r.run_id), -1)"
 					 " FROM tablesync.live_runs() l LEFT JOIN tablesync.run r"
 					 " ON r.replica = l.replica AND r.pid = l.pid AND r.status = 'running'"
 					 " WHERE l.replica = $1::regclass HAVING count(*) > 0",
@@ -109,7 +109,7 @@ read_report(int64 run_id)
 	RunReport  *report = palloc0(sizeof(RunReport));
 
 	memset(report->nulls, true, sizeof(report->nulls));
-	if (query_latest("SELECT replica, run_id, status, replica_rows, inserted, updated, deleted,"
+	if (tsync_query_latest("SELECT replica, run_id, status, replica_rows, inserted, updated, deleted,"
 					 " finished_at - started_at, message, sqlstate, detail, hint"
 					 " FROM tablesync.run WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
 	{
@@ -151,15 +151,15 @@ next_run_id(void)
 }
 
 static void
-check_callable(void)
+check_callable(const char *function)
 {
 	if (RecoveryInProgress())
 		ereport(ERROR,
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("cannot run tablesync_run() during recovery"),
+				 errmsg("cannot run %s during recovery", function),
 				 errhint("Runs belong on the primary server; they work here after a promotion.")));
 	/* our caller's locks, or an uncommitted tablesync_add(), would be in the way */
-	PreventInTransactionBlock(true, "tablesync_run()");
+	PreventInTransactionBlock(true, function);
 }
 
 /* The role that a worker for the replica must connect as; checks that we may ask for it. */
@@ -201,7 +201,7 @@ check_enabled(Oid relid)
 	char	   *hint = NULL;
 	MemoryContext caller = CurrentMemoryContext;
 
-	found = query_latest("SELECT p.problem, p.hint FROM tablesync.replica r, LATERAL (VALUES"
+	found = tsync_query_latest("SELECT p.problem, p.hint FROM tablesync.replica r, LATERAL (VALUES"
 						 " (r.xmin = pg_current_xact_id_if_assigned()::xid,"
 						 "  'was added or altered in this transaction', 'Commit before you run it.'),"
 						 " (r.home <> tablesync.home(), 'was copied from another database',"
@@ -249,12 +249,18 @@ tsync_start_worker(TsyncStart *start, const char *label)
 	return RegisterDynamicBackgroundWorker(&worker, &handle) ? handle : NULL;
 }
 
+/* Start a worker for a replica with what else it is asked for. */
 static BackgroundWorkerHandle *
-start_run(Oid relid, Oid owner, int64 run_id, bool force)
+start_run(Oid relid, Oid owner, int64 run_id, const TsyncStart *wanted)
 {
-	TsyncStart	start = {.database = MyDatabaseId,.owner = owner,.replica = relid,
-	.force = force,.run_id = run_id};
-	BackgroundWorkerHandle *handle = tsync_start_worker(&start, tsync_relation_label(relid));
+	TsyncStart	start = *wanted;
+	BackgroundWorkerHandle *handle;
+
+	start.database = MyDatabaseId;
+	start.owner = owner;
+	start.replica = relid;
+	start.run_id = run_id;
+	handle = tsync_start_worker(&start, tsync_relation_label(relid));
 
 	if (handle == NULL)
 		ereport(ERROR,
@@ -374,7 +380,7 @@ report_ended(Oid relid, int64 run_id)
 
 /* Run one replica and report on it. */
 static RunReport *
-run_one(Oid relid, bool wait, bool force)
+run_one(Oid relid, bool wait, const TsyncStart *wanted)
 {
 	Oid			owner = tsync_check_owner(relid);
 	int64		run_id;
@@ -385,7 +391,7 @@ run_one(Oid relid, bool wait, bool force)
 		return report_already_running(relid, run_id);
 
 	run_id = next_run_id();
-	handle = start_run(relid, owner, run_id, force);
+	handle = start_run(relid, owner, run_id, wanted);
 	if (!wait)
 	{
 		wait_for_start(handle);
@@ -400,7 +406,7 @@ run_one(Oid relid, bool wait, bool force)
  * as an owner that may not log in, must not keep the others from being run.
  */
 static RunReport *
-try_run_one(Oid relid, bool wait, bool force)
+try_run_one(Oid relid, bool wait, const TsyncStart *wanted)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -410,7 +416,7 @@ try_run_one(Oid relid, bool wait, bool force)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		report = run_one(relid, wait, force);
+		report = run_one(relid, wait, wanted);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -444,7 +450,7 @@ report_backing_off(Oid relid)
 	MemoryContext caller = CurrentMemoryContext;
 	char	   *message = NULL;
 
-	if (query_latest("SELECT format('consecutive failures: %s; the next try is due at %s;"
+	if (tsync_query_latest("SELECT format('consecutive failures: %s; the next try is due at %s;"
 					 " tablesync_run(%L) does not wait',"
 					 " consecutive_failures, date_trunc('second', retry_after), replica)"
 					 " FROM tablesync.replica"
@@ -457,11 +463,11 @@ report_backing_off(Oid relid)
 
 /* Run a replica that nobody has asked for by name. */
 static RunReport *
-run_if_due(Oid relid, bool wait, bool force)
+run_if_due(Oid relid, bool wait, const TsyncStart *wanted)
 {
 	RunReport  *report = report_backing_off(relid);
 
-	return report ? report : try_run_one(relid, wait, force);
+	return report ? report : try_run_one(relid, wait, wanted);
 }
 
 /*
@@ -511,7 +517,7 @@ enabled_replicas(void)
 	MemoryContext caller = CurrentMemoryContext;
 	List	   *replicas = NIL;
 
-	query_latest("SELECT replica::oid FROM tablesync.replica"
+	tsync_query_latest("SELECT replica::oid FROM tablesync.replica"
 				 " WHERE enabled AND home = tablesync.home() AND tablesync.owns(replica)"
 				 " ORDER BY added_at, replica", OIDOID, ObjectIdGetDatum(InvalidOid));
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -538,7 +544,7 @@ group_reports(Oid relid, int64 run_id)
 	ListCell   *lc;
 	ListCell   *lc2;
 
-	query_latest("SELECT replica::oid, run_id FROM tablesync.run"
+	tsync_query_latest("SELECT replica::oid, run_id FROM tablesync.run"
 				 " WHERE group_run_id = $1 AND run_id <> $1 ORDER BY run_id", INT8OID, Int64GetDatum(run_id));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -564,13 +570,13 @@ tsync_run(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	bool		all = PG_ARGISNULL(0);
 	bool		wait = PG_ARGISNULL(1) || PG_GETARG_BOOL(1);
-	bool		force = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2);
+	TsyncStart	wanted = {.force = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2)};
 	List	   *replicas;
 	List	   *no_worker = NIL;
 	List	   *done = NIL;
 	ListCell   *lc;
 
-	check_callable();
+	check_callable("tablesync_run()");
 	InitMaterializedSRF(fcinfo, 0);
 	replicas = all ? enabled_replicas() : list_make1_oid(PG_GETARG_OID(0));
 	foreach(lc, replicas)
@@ -580,8 +586,8 @@ tsync_run(PG_FUNCTION_ARGS)
 
 		if (list_member_oid(done, lfirst_oid(lc)))
 			continue;			/* as a member of a group */
-		report = all ? run_if_due(lfirst_oid(lc), wait, force)
-			: run_one(lfirst_oid(lc), wait, force);
+		report = all ? run_if_due(lfirst_oid(lc), wait, &wanted)
+			: run_one(lfirst_oid(lc), wait, &wanted);
 		if (has_failed(report))
 			raise_report(report, all ? WARNING : ERROR);
 		if (report->no_worker)
@@ -607,14 +613,15 @@ Datum
 tsync_try_run(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	TsyncStart	wanted = {0};
 	RunReport  *report;
 	char	   *texts[5];
 	Datum		values[lengthof(texts) + 1];
 	bool		nulls[lengthof(texts) + 1] = {false};
 
-	check_callable();
+	check_callable("tablesync_run()");
 	InitMaterializedSRF(fcinfo, 0);
-	report = run_if_due(PG_GETARG_OID(0), true, false);
+	report = run_if_due(PG_GETARG_OID(0), true, &wanted);
 	if (report->no_worker)
 		alert_no_worker(report);
 	texts[0] = report->status;
@@ -653,6 +660,27 @@ tsync_raise_error(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/* Verify a replica, and wait; returns the id of the run. */
+int64
+tsync_run_verify(Oid relid, bool repair)
+{
+	TsyncStart	wanted = {.verify = true,.repair = repair};
+	RunReport  *report;
+
+	check_callable("tablesync_verify()");
+	report = run_one(relid, true, &wanted);
+	if (has_failed(report))
+		raise_report(report, ERROR);
+	if (strcmp(report->status, "succeeded") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("replica %s can't be verified now", tsync_relation_label(relid)),
+				 errdetail_internal("%s.", TextDatumGetCString(report->values[8])),
+				 errhint("Verify it when that run has ended, or use tablesync_cancel(%s).",
+						 quote_literal_cstr(tsync_relation_label(relid)))));
+	return DatumGetInt64(report->values[1]);
+}
+
 /* The recorded status of a run, NULL if there is none; "live" if its worker is. */
 static char *
 recorded_status(int64 run_id, bool *live)
@@ -661,7 +689,7 @@ recorded_status(int64 run_id, bool *live)
 	char	   *status = NULL;
 	bool		isnull;
 
-	if (query_latest("SELECT status, EXISTS (SELECT FROM tablesync.live_runs() l"
+	if (tsync_query_latest("SELECT status, EXISTS (SELECT FROM tablesync.live_runs() l"
 					 " WHERE l.replica = r.replica AND l.pid = r.pid)"
 					 " FROM tablesync.run r WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
 	{

@@ -378,6 +378,8 @@ digest_replica(TsyncRun *run, TsyncChunk *chunk)
 	chunk->expected_rows = now.rows;
 	chunk->known = true;
 	chunk->stale = false;
+	if (run->verify)
+		return;					/* this digest is not the one that is remembered */
 	if (buckets != NULL || !chunk->has_buckets)
 	{
 		chunk->has_buckets = (buckets != NULL);
@@ -480,7 +482,7 @@ tsync_save_memory(TsyncRun *run)
 
 		chunk->known = !(spared && chunk->differs);
 		chunk->replica = chunk->source;
-		if (!chunk->known)
+		if (!chunk->known || (chunk->by_row && chunk->differs))
 			tsync_write_memory(run->replica, chunk, NULL, NULL);
 		else if (chunk->differed && !chunk->differs)
 			tsync_write_digest(run->replica, chunk);

@@ -78,7 +78,8 @@ tsync_append_fingerprint(StringInfo buf, TsyncReplica *rep, int version)
 	appendStringInfo(buf, "pg_catalog.hashint4extended(0, %s", key);
 	for (int i = 0; i < rep->ncolumns; i++)
 	{
-		if (is_key(rep, &rep->columns[i]))
+		if (is_key(rep, &rep->columns[i]) ||
+			(rep->opaque_apart && !tsync_can_hash(rep->columns[i].type)))
 			continue;
 		appendStringInfoString(buf, " OPERATOR(pg_catalog.#) ");
 		append_column_hash(buf, &rep->columns[i], psprintf("%d", i + 1), "0", version);

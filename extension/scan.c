@@ -32,6 +32,7 @@ typedef struct ScanState
 {
 	TsyncRun   *run;
 	TsyncResolver *resolver;
+	TsyncResolver *row_resolver;	/* for chunks to be compared by all columns */
 	MemoryContext chunk_context;
 	int64		expected_rows;
 	TimestampTz locked_since;	/* 0: the source's table is not locked */
@@ -71,9 +72,12 @@ digest_source(TsyncRun *run, char *sql)
 
 /* Forget what an aborted transaction has left behind. */
 static void
-clear_state(ScanState *state)
+clear_state(TsyncRun *run, ScanState *state)
 {
+	tsync_use_row_fingerprint(run, false);
 	tsync_resolver_clear(state->resolver);
+	if (state->row_resolver)
+		tsync_resolver_clear(state->row_resolver);
 	MemoryContextReset(state->chunk_context);
 }
 
@@ -100,22 +104,63 @@ scan_buckets(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
 	resolve_chunk(run, state, chunk, source, replica);
 }
 
+/*
+ * Scan a chunk by the fingerprint of all columns, which finds what a version
+ * column does not tell as well; the usual digest is for the proof and for what
+ * is remembered.
+ */
+static void
+scan_all_columns(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
+{
+	TsyncChunk	forgotten = *chunk;
+	TsyncReplica *replica = run->replica;
+
+	chunk->source = digest_source(run, tsync_sql_digest(replica, TSYNC_SOURCE, chunk, run->source_version));
+	tsync_use_row_fingerprint(run, true);
+	chunk->row_source = tsync_select_digest(run, TSYNC_SOURCE,
+											tsync_sql_digest(replica, TSYNC_SOURCE, chunk,
+															 run->source_version));
+	chunk->differs = !chunk->rows_known || !digest_equal(chunk->row_source, chunk->row_replica) ||
+		!digest_equal(chunk->source, chunk->replica);
+	if (chunk->differs)
+	{
+		TsyncBuckets *ours;
+		TsyncBuckets *theirs;
+
+		forgotten.has_buckets = false;	/* they are of the other fingerprint */
+		ours = tsync_buckets_of_replica(run, &forgotten);
+		theirs = tsync_collect_buckets(run, TSYNC_SOURCE, chunk, ours->bucketing);
+		chunk->differs = tsync_resolve(run, state->row_resolver, chunk, theirs, ours);
+	}
+	tsync_use_row_fingerprint(run, false);
+}
+
 /* Scan a chunk: by digest where it is likely to be equal. */
 static void
 scan_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
 {
 	MemoryContext caller = MemoryContextSwitchTo(state->chunk_context);
 
-	if (!chunk->differed)
+	if (chunk->by_row)
+		scan_all_columns(run, state, chunk);
+	else if (!chunk->differed)
 	{
 		chunk->source = digest_source(run, tsync_sql_digest(run->replica, TSYNC_SOURCE, chunk,
 															run->source_version));
 		chunk->differs = !digest_equal(chunk->source, chunk->replica);
 	}
-	if (chunk->differed || chunk->differs)
+	if (!chunk->by_row && (chunk->differed || chunk->differs))
 		scan_buckets(run, state, chunk);
+	tsync_compare_opaque(run, chunk);
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(state->chunk_context);
+}
+
+/* Is a chunk likely to be equal, so that a digest of many such chunks will do? */
+static bool
+is_quiet(TsyncChunk *chunk)
+{
+	return !chunk->differed && !chunk->by_row;
 }
 
 static void
@@ -137,9 +182,9 @@ ranges_to_exclude(TsyncRun *run)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
-		if (chunk->differed && previous && previous->differed)
+		if (!is_quiet(chunk) && previous && !is_quiet(previous))
 			((TsyncChunk *) llast(ranges))->upper = chunk->upper;
-		else if (chunk->differed)
+		else if (!is_quiet(chunk))
 		{
 			TsyncChunk *range = palloc0(sizeof(TsyncChunk));
 
@@ -167,7 +212,7 @@ quiet_chunks_equal(TsyncRun *run, ScanState *state)
 	ListCell   *lc;
 
 	foreach(lc, run->chunks)
-		if (!((TsyncChunk *) lfirst(lc))->differed)
+		if (is_quiet(lfirst(lc)))
 			add_digest(&replica, ((TsyncChunk *) lfirst(lc))->replica);
 	if (list_length(excluded) > MAX_EXCLUDED_RANGES || replica.rows == 0)
 		return false;
@@ -189,9 +234,16 @@ quiet_chunks_equal(TsyncRun *run, ScanState *state)
 static void
 scan_slice(TsyncRun *run, ScanState *state, TsyncChunk *chunk, TsyncAllBuckets *all)
 {
-	MemoryContext caller = MemoryContextSwitchTo(state->chunk_context);
-	TsyncBuckets source = tsync_slice_of_buckets(all, chunk);
+	MemoryContext caller;
+	TsyncBuckets source;
 
+	if (chunk->by_row)
+	{
+		scan_chunk(run, state, chunk);
+		return;
+	}
+	caller = MemoryContextSwitchTo(state->chunk_context);
+	source = tsync_slice_of_buckets(all, chunk);
 	chunk->source = tsync_digest_of_buckets(&source);
 	if (chunk->differed || !digest_equal(chunk->source, chunk->replica))
 	{
@@ -265,7 +317,7 @@ static void
 scan_in_snapshot(TsyncRun *run, ScanState *state)
 {
 	bool		by_blocks = list_length(run->chunks) > 1 && run->source_blocks > 0 &&
-		run->source_version >= BLOCKS_VERSION;
+		run->source_version >= BLOCKS_VERSION && !(run->verify && run->opaque.rows != NULL);
 	bool		quiet_equal;
 	ListCell   *lc;
 
@@ -277,7 +329,7 @@ scan_in_snapshot(TsyncRun *run, ScanState *state)
 		TsyncChunk *chunk = lfirst(lc);
 
 		tsync_check_snapshot_age(run);
-		if (quiet_equal && !chunk->differed)
+		if (quiet_equal && is_quiet(chunk))
 			chunk->source = chunk->replica;
 		else
 			scan_chunk(run, state, chunk);
@@ -334,7 +386,7 @@ try_scan_snapshot(TsyncRun *run, ScanState *state)
 			PG_RE_THROW();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
-		clear_state(state);
+		clear_state(run, state);
 		done = false;
 	}
 	PG_END_TRY();
@@ -395,7 +447,7 @@ try_scan_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
 			PG_RE_THROW();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
-		clear_state(state);
+		clear_state(run, state);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
@@ -442,12 +494,17 @@ prepare_scan(TsyncRun *run)
 	run->drifted = 0;
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	tsync_open_memory(run, tsync_sql_memory_key(run->replica, run->source_version));
-	tsync_plan_chunks(run);
+	tsync_open_memory(run, run->verify ? NULL : tsync_sql_memory_key(run->replica, run->source_version));
+	if (run->verify)
+		tsync_plan_verify(run);
+	else
+		tsync_plan_chunks(run);
+	tsync_choose_chunks(run);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(run->chunks), 0);
 	tsync_know_replica(run);
+	tsync_know_rows(run);
 	if (run->replica->version && !run->replica->watermark)
 	{
 		tsync_begin();
@@ -473,6 +530,12 @@ scan_state_create(TsyncRun *run)
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
 	state->resolver = tsync_resolver_create(run->replica);
+	if (run->replica->verify_fraction > 0 && !run->replica->row_fingerprint)
+	{
+		tsync_use_row_fingerprint(run, true);
+		state->row_resolver = tsync_resolver_create(run->replica);
+		tsync_use_row_fingerprint(run, false);
+	}
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 	state->chunk_context = AllocSetContextCreate(run_context, "tablesync chunk", ALLOCSET_DEFAULT_SIZES);
@@ -483,6 +546,8 @@ static void
 scan_state_destroy(ScanState *state)
 {
 	tsync_resolver_destroy(state->resolver);
+	if (state->row_resolver)
+		tsync_resolver_destroy(state->row_resolver);
 	MemoryContextDelete(state->chunk_context);
 	pfree(state);
 }

@@ -61,11 +61,14 @@ typedef struct TsyncReplica
 	const char *watermark;		/* of the version column, NULL: unknown */
 	bool		trust_counters;
 	int64		remembered_rows;	/* of the replica after the last run */
+	bool		drift_known;	/* an alert is open */
 	bool		bulk_loading;	/* indexes are missing, ranges are planned */
 	double		max_source_load;
 	double		max_delete_fraction;
 	bool		loaded;
 	bool		adopted;		/* rows from before the first run: trust no version */
+	double		verify_fraction;	/* of the chunks that each run verifies */
+	bool		opaque_apart;	/* fingerprints leave out columns that have no hash */
 	char	  **load_position;	/* nkeys texts, or NULL */
 } TsyncReplica;
 
@@ -141,8 +144,17 @@ typedef struct TsyncChunk
 	bool		has_bitmaps;	/* and they are bitmaps */
 	bool		differed;		/* in the last run */
 	bool		differs;		/* in this run */
+	TimestampTz verified_at;	/* every column of every row compared; 0: never */
+	bool		verifying;		/* it is this run's turn */
+	bool		by_row;			/* which needs a second fingerprint of each row */
+	bool		proved;			/* "remembered" is what a run ended with */
+	bool		touched;		/* and the replica holds something else now */
+	bool		rows_known;		/* "row_replica" is set */
+	TsyncDigest remembered;
 	TsyncDigest source;
 	TsyncDigest replica;
+	TsyncDigest row_source;		/* of all columns, where by_row */
+	TsyncDigest row_replica;
 } TsyncChunk;
 
 typedef enum TsyncSide
@@ -186,6 +198,8 @@ typedef struct TsyncRun
 	int64		run_id;
 	Oid			replica_oid;
 	bool		force;			/* override the delete guard */
+	bool		verify;			/* compare every column of every row */
+	bool		repair;			/* and mend what differs */
 	bool		skipped;		/* the source has not moved */
 	TsyncReplica *replica;
 	int			source_version; /* server_version_num */
@@ -215,6 +229,14 @@ typedef struct TsyncRun
 	int			drifted;		/* chunks that somebody else has changed */
 	bool		distrusted;		/* memory led to an APPLY that failed */
 	bool		watched;		/* no write to the replica goes unnoticed */
+	bool		rules_by_row;	/* a usual run sees a change of any column */
+	List	   *remembered;		/* verify: tablesync.chunk as it is */
+	bool		memory_usable;	/* verify: and we know what its digests are made of */
+	bool		memory_by_row;	/* all columns */
+	TimestampTz verified_at;	/* when the current scan began */
+	TsyncRowSet opaque;			/* columns without a hash of a chunk's source rows */
+	int64		differences;	/* rows that verifying has found */
+	int64		drifted_rows;	/* of them, those that are not just newer at the source */
 	TsyncDigest source;
 	TsyncDigest result;			/* of the replica after the run */
 	int64		source_time;	/* microseconds spent waiting for the source */
@@ -223,6 +245,13 @@ typedef struct TsyncRun
 	double		actual_time;	/* of the current chunk, microseconds */
 	double		usual_time;		/* what it would usually take; 0: unknown */
 } TsyncRun;
+
+/* Does the run leave the replica as it is? */
+static inline bool
+tsync_reports_only(TsyncRun *run)
+{
+	return run->verify && !run->repair;
+}
 
 /* Does something with a row of a query's result. */
 typedef void (*TsyncRowFunction) (TupleTableSlot *slot, void *arg);
@@ -239,6 +268,9 @@ typedef void (*TsyncKeysFunction) (TsyncRun *run, List *keys, void *arg);
 /* Buckets cost the source so many times as much as a digest of the same rows. */
 #define TSYNC_BUCKET_COST 2.2
 
+/* Nor is a digest of all columns as cheap as one of a version column. */
+#define TSYNC_ROW_COST 3.0
+
 /* Bitmaps whose keys one statement lists, instead of looking at a whole chunk. */
 #define TSYNC_INDEXED_BUCKETS 78
 
@@ -252,6 +284,8 @@ typedef struct TsyncStart
 	Oid			owner;
 	Oid			replica;
 	bool		force;
+	bool		verify;
+	bool		repair;
 	bool		helper;			/* of a load that another worker leads */
 	int64		run_id;
 } TsyncStart;
@@ -275,6 +309,8 @@ extern int	tsync_missed_after; /* ms */
 
 /* in launch.c */
 extern Oid	tsync_check_owner(Oid relid);
+extern bool tsync_query_latest(const char *sql, Oid type, Datum argument);
+extern int64 tsync_run_verify(Oid relid, bool repair);
 
 /* in check.c */
 extern PGDLLEXPORT void tsync_check_main(Datum main_arg);
@@ -315,6 +351,23 @@ extern void tsync_confirm(TsyncRun *run);
 
 /* in apply.c */
 extern bool tsync_apply(List *runs);
+
+extern void tsync_avoid_large_joins(void);
+extern void tsync_register_stage(TsyncStage *stage);
+extern void tsync_add_up_replica(TsyncRun *run);
+
+/* in verify.c: every column of every row */
+extern void tsync_check_may_evolve(TsyncRun *run);
+extern void tsync_prepare_verify(TsyncRun *run);
+extern void tsync_plan_verify(TsyncRun *run);
+extern void tsync_choose_chunks(TsyncRun *run);
+extern void tsync_know_rows(TsyncRun *run);
+extern void tsync_use_row_fingerprint(TsyncRun *run, bool all_columns);
+extern void tsync_compare_opaque(TsyncRun *run, TsyncChunk *chunk);
+extern void tsync_judge_chunks(TsyncRun *run);
+extern void tsync_record_differences(TsyncRun *run);
+extern void tsync_save_verified(TsyncRun *run);
+extern bool tsync_report(TsyncRun *run);
 
 /* in blocks.c */
 extern bool tsync_next_blocks(TsyncRun *run, TsyncChunk *range, int64 rows);
@@ -391,7 +444,7 @@ extern void tsync_distrust_memory(TsyncRun *run);
 extern List *tsync_read_chunks(TsyncReplica *replica);
 extern void tsync_write_plan(TsyncReplica *replica, List *chunks);
 extern bool tsync_begin_bulk_load(TsyncRun *run, int64 range_rows);
-extern TsyncChunk *tsync_claim_range(TsyncReplica *replica, bool *plain);
+extern TsyncChunk *tsync_claim_range(TsyncReplica *replica);
 extern void tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, int64 rows);
 extern int	tsync_ranges_left(TsyncRun *run);
 extern void tsync_report_load(TsyncRun *run);
@@ -401,6 +454,12 @@ extern bytea *tsync_read_buckets(TsyncReplica *replica, TsyncChunk *chunk, Tsync
 extern void tsync_write_memory(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing,
 							   bytea *buckets);
 extern void tsync_write_digest(TsyncReplica *replica, TsyncChunk *chunk);
+
+/* in catalog_verify.c */
+extern bool tsync_read_proof(TsyncRun *run, TsyncDigest *proof, char **memory_key);
+extern void tsync_write_differences(TsyncRun *run, const char *differences);
+extern void tsync_count_differences(TsyncRun *run);
+extern void tsync_write_verified(TsyncRun *run, List *numbers);
 
 /* in query.c: SQL text; the caller runs it */
 extern char *tsync_sql_digest(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int version);
@@ -432,6 +491,11 @@ extern char *tsync_sql_update(TsyncReplica *rep, const char *from, int version);
 extern char *tsync_sql_delete(TsyncReplica *rep, const char *keys, const char *except, int version);
 
 extern TsyncHint tsync_hint(TsyncReplica *rep);
+
+/* in query_verify.c */
+extern char *tsync_sql_differences(TsyncRun *run, List *ranges, bool touched);
+extern char *tsync_sql_list_opaque(TsyncReplica *rep, TsyncChunk *chunk);
+extern char *tsync_sql_compare_opaque(TsyncRun *run, TsyncChunk *chunk);
 
 /* in fingerprint.c */
 extern void tsync_append_hash(StringInfo buf, TsyncColumn *column, const char *seed, int version);

@@ -163,13 +163,17 @@ open_source(TsyncRun *run)
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 	if (run->new_shape != NULL)
+	{
+		tsync_check_may_evolve(run);
 		tsync_evolve(run);
+	}
 
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
 	if (run->new_shape != NULL)
 		run->replica = tsync_read_replica(run->replica_oid);
 	tsync_read_columns(run->replica);
+	tsync_prepare_verify(run);
 	if (run->stage != NULL)
 		tsync_stage_clear(run->stage);
 	run->stage = tsync_stage_create(run->replica);
@@ -243,9 +247,9 @@ open_sources(List *runs)
 		open_source(run);
 		if (!run->replica->loaded)
 			tsync_load(run);
-		else if (list_length(runs) == 1 && tsync_source_unmoved(run))
+		else if (list_length(runs) == 1 && !run->verify && tsync_source_unmoved(run))
 			run->skipped = true;
-		else
+		if (!run->skipped)
 			tsync_refetch(run);
 	}
 }
@@ -266,8 +270,12 @@ synchronise(List *runs)
 	if (any_was_rewritten(runs))
 		return false;
 	foreach(lc, runs)
-		tsync_check_guards(lfirst(lc));
-	return confirm_deletes(runs) && tsync_apply(runs);
+		if (!tsync_reports_only(lfirst(lc)))
+			tsync_check_guards(lfirst(lc));
+	if (!confirm_deletes(runs))
+		return false;
+	tsync_judge_chunks(linitial(runs));
+	return tsync_reports_only(linitial(runs)) ? tsync_report(linitial(runs)) : tsync_apply(runs);
 }
 
 /* May an error have come from columns that changed while we read them? */
@@ -357,6 +365,8 @@ make_run(TsyncStart *start)
 	run->run_id = start->run_id;
 	run->replica_oid = start->replica;
 	run->force = start->force;
+	run->verify = start->verify;
+	run->repair = start->repair;
 	return run;
 }
 
@@ -376,7 +386,7 @@ make_runs(TsyncStart *start)
 
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	members = tsync_group_members(start->replica);
+	members = start->verify ? NIL : tsync_group_members(start->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 	if (members == NIL)

@@ -364,6 +364,7 @@ BEGIN
         ('drop_columns', settings.drop_columns::text, 'true or false', settings.drop_columns IS NOT NULL),
         ('freshness', settings.freshness::text, 'greater than 0', coalesce(settings.freshness > '0', true)),
         ('trust_counters_for', settings.trust_counters_for::text, 'greater than 0', coalesce(settings.trust_counters_for > '0', true)),
+        ('verify_fraction', settings.verify_fraction::text, 'between 0 and 1', coalesce(settings.verify_fraction BETWEEN 0 AND 1, true)),
         ('workers', settings.workers::text, 'between 1 and 16', settings.workers BETWEEN 1 AND 16),
         ('enabled', settings.enabled::text, 'true or false', settings.enabled IS NOT NULL)
     ) v (setting, value, wanted, valid)
@@ -493,10 +494,11 @@ BEGIN
 
     INSERT INTO tablesync.replica (replica, source, key_columns, version_column, fingerprint, consistency, chunk_rows,
                                    max_source_load, max_delete_fraction, on_schema_change, drop_columns, freshness, workers, enabled,
-                                   trust_counters_for, sync_group, shape, source_created, loaded, adopted)
+                                   trust_counters_for, sync_group, verify_fraction, shape, source_created, loaded, adopted)
     VALUES (wanted.replica, wanted.source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.consistency,
             wanted.chunk_rows, wanted.max_source_load, wanted.max_delete_fraction, wanted.on_schema_change, wanted.drop_columns,
-            wanted.freshness, wanted.workers, wanted.enabled, wanted.trust_counters_for, wanted.sync_group, wanted.shape, wanted.source_created, has_rows, has_rows);
+            wanted.freshness, wanted.workers, wanted.enabled, wanted.trust_counters_for, wanted.sync_group, wanted.verify_fraction,
+            wanted.shape, wanted.source_created, has_rows, has_rows);
 
     -- fires whatever session_replication_role is
     EXECUTE format('CREATE TRIGGER tablesync_note_write AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
@@ -602,7 +604,8 @@ CREATE FUNCTION tablesync_add(
     workers integer DEFAULT 2,
     enabled boolean DEFAULT true,
     trust_counters_for interval DEFAULT NULL,
-    sync_group text DEFAULT NULL)
+    sync_group text DEFAULT NULL,
+    verify_fraction double precision DEFAULT NULL)
 RETURNS regclass
 LANGUAGE sql
 AS $$
@@ -611,9 +614,9 @@ AS $$
             'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
             'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
             'drop_columns', drop_columns, 'freshness', freshness, 'workers', workers, 'enabled', enabled,
-            'trust_counters_for', trust_counters_for, 'sync_group', sync_group));
+            'trust_counters_for', trust_counters_for, 'sync_group', sync_group, 'verify_fraction', verify_fraction));
 $$;
-COMMENT ON FUNCTION tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text)
+COMMENT ON FUNCTION tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
     IS 'makes a table the replica of an existing foreign table; creates it if it does not exist';
 
 CREATE FUNCTION tablesync_add(
@@ -633,7 +636,8 @@ CREATE FUNCTION tablesync_add(
     workers integer DEFAULT 2,
     enabled boolean DEFAULT true,
     trust_counters_for interval DEFAULT NULL,
-    sync_group text DEFAULT NULL)
+    sync_group text DEFAULT NULL,
+    verify_fraction double precision DEFAULT NULL)
 RETURNS regclass
 LANGUAGE sql
 AS $$
@@ -643,7 +647,7 @@ AS $$
             'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
             'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
             'drop_columns', drop_columns, 'freshness', freshness, 'workers', workers, 'enabled', enabled,
-            'trust_counters_for', trust_counters_for, 'sync_group', sync_group));
+            'trust_counters_for', trust_counters_for, 'sync_group', sync_group, 'verify_fraction', verify_fraction));
 $$;
-COMMENT ON FUNCTION tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text)
+COMMENT ON FUNCTION tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
     IS 'makes a table the replica of schema.table on a server; creates the foreign table <replica>_source too';

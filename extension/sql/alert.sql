@@ -260,7 +260,7 @@ DECLARE
     kind text;
 BEGIN
     UPDATE tablesync.run r SET settled = true WHERE r.run_id = $1 AND NOT r.settled RETURNING * INTO run;
-    IF run.run_id IS NULL THEN
+    IF run.run_id IS NULL OR run.kind = 'verify' THEN    -- who asked to verify has been told
         RETURN;
     END IF;
     kind := tablesync.alert_kind(run.sqlstate);

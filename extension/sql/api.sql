@@ -62,7 +62,8 @@ CREATE FUNCTION tablesync_alter(
     workers integer DEFAULT NULL,
     enabled boolean DEFAULT NULL,
     trust_counters_for interval DEFAULT NULL,
-    sync_group text DEFAULT NULL)
+    sync_group text DEFAULT NULL,
+    verify_fraction double precision DEFAULT NULL)
 RETURNS SETOF tablesync.replica
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -85,23 +86,27 @@ BEGIN
     changed.enabled := coalesce($12, changed.enabled);
     changed.trust_counters_for := nullif(coalesce($13, changed.trust_counters_for), '0');
     changed.sync_group := nullif(coalesce($14, changed.sync_group), '');
+    changed.verify_fraction := coalesce($15, changed.verify_fraction);
     PERFORM tablesync.check_settings(changed);
     IF $2 IS NOT NULL OR $3 IS NOT NULL THEN
         PERFORM tablesync.check_comparable(changed);
     END IF;
     UPDATE tablesync.replica t
     SET (version_column, fingerprint, consistency, chunk_rows, max_source_load, max_delete_fraction,
-         on_schema_change, drop_columns, freshness, workers, enabled, trust_counters_for, sync_group)
+         on_schema_change, drop_columns, freshness, workers, enabled, trust_counters_for, sync_group, verify_fraction)
         = (changed.version_column, changed.fingerprint, changed.consistency, changed.chunk_rows, changed.max_source_load,
            changed.max_delete_fraction, changed.on_schema_change, changed.drop_columns, changed.freshness,
-           changed.workers, changed.enabled, changed.trust_counters_for, changed.sync_group),
+           changed.workers, changed.enabled, changed.trust_counters_for, changed.sync_group, changed.verify_fraction),
         watermark = CASE WHEN t.version_column = changed.version_column THEN t.watermark END,
         counters = CASE WHEN (t.version_column, t.fingerprint) IS NOT DISTINCT FROM (changed.version_column, changed.fingerprint) THEN t.counters END
     WHERE t.replica = $1;
+    IF $2 IS NOT NULL THEN    -- versions of another column say nothing about this one
+        UPDATE tablesync.run r SET newest_version = NULL WHERE r.replica = $1 AND r.newest_version IS NOT NULL;
+    END IF;
     RETURN NEXT changed;
 END
 $$;
-COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text)
+COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
     IS 'changes settings of a replica; NULL leaves one as it is, 0 ends trust_counters_for, an empty text leaves a sync_group';
 
 CREATE FUNCTION tablesync_remove(replica regclass, drop_replica boolean DEFAULT false)

@@ -32,6 +32,7 @@ CREATE TABLE tablesync.replica (
     workers integer NOT NULL DEFAULT 2 CHECK (workers BETWEEN 1 AND 16),
     trust_counters_for interval CHECK (trust_counters_for > '0'),
     sync_group text CHECK (sync_group <> ''),
+    verify_fraction double precision CHECK (verify_fraction >= 0 AND verify_fraction <= 1),
     enabled boolean NOT NULL DEFAULT true,
     shape jsonb NOT NULL,
     source_created boolean NOT NULL DEFAULT false,
@@ -69,6 +70,7 @@ COMMENT ON COLUMN tablesync.replica.freshness IS 'age of the last success after 
 COMMENT ON COLUMN tablesync.replica.workers IS 'background workers, each with a connection to the source, that a load may use';
 COMMENT ON COLUMN tablesync.replica.sync_group IS 'replicas of the same group, server and owner are run together: one snapshot of the source, one transaction here';
 COMMENT ON COLUMN tablesync.replica.trust_counters_for IS 'how long after a scan a run may skip the next one while the source''s statistics counters have not moved; NULL never does';
+COMMENT ON COLUMN tablesync.replica.verify_fraction IS 'share of the key space that each run compares in every column, in turn, and repairs; NULL and 0 are none';
 COMMENT ON COLUMN tablesync.replica.enabled IS 'false while paused';
 COMMENT ON COLUMN tablesync.replica.shape IS 'columns of the source that the replica was built for';
 COMMENT ON COLUMN tablesync.replica.source_created IS 'true when tablesync_add created the foreign table';
@@ -148,6 +150,7 @@ CREATE TABLE tablesync.chunk (
     bucket_shift smallint,
     bucket_mask bigint,
     buckets bytea,
+    verified_at timestamptz,
     PRIMARY KEY (replica, chunk_no),
     CHECK ((lower_key IS NULL) = (chunk_no IN (0, -1))),
     CHECK ((buckets IS NULL) = (bucket_mask IS NULL) AND (buckets IS NULL) = (bucket_shift IS NULL))
@@ -161,6 +164,7 @@ COMMENT ON COLUMN tablesync.chunk.loaded IS 'false until a load has copied its r
 COMMENT ON COLUMN tablesync.chunk.differed IS 'whether the last run found a difference in it';
 COMMENT ON COLUMN tablesync.chunk.digest IS 'sum modulo 2^64 of the fingerprints of these rows; NULL when unknown';
 COMMENT ON COLUMN tablesync.chunk.stale IS 'true when somebody else has written to the replica since';
+COMMENT ON COLUMN tablesync.chunk.verified_at IS 'when every column of every row in it was last compared with the source and found, or made, equal; NULL is never';
 COMMENT ON COLUMN tablesync.chunk.bucket_shift IS 'keys belong to the bucket (key >> bucket_shift) & bucket_mask';
 COMMENT ON COLUMN tablesync.chunk.bucket_mask IS '-1 where a bucket is 64 neighbouring integer keys and its rows are a bitmap of those present';
 COMMENT ON COLUMN tablesync.chunk.buckets IS 'number, rows and digest (and moment, for bitmaps without a version column) of each bucket, 64 bits each in network byte order, ordered by number; NULL when unknown';

@@ -46,7 +46,7 @@ WITH scheduled AS (
     CROSS JOIN LATERAL (
         SELECT two.run_id, two.status
         FROM (SELECT r.run_id, tablesync.run_status(r) AS status
-              FROM tablesync.run r WHERE r.replica = s.replica ORDER BY r.run_id DESC LIMIT 2) two
+              FROM tablesync.run r WHERE r.replica = s.replica AND r.kind <> 'verify' ORDER BY r.run_id DESC LIMIT 2) two
         WHERE two.status <> 'running' ORDER BY two.run_id DESC LIMIT 1
     ) ended
     WHERE ended.status <> 'succeeded'

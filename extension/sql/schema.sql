@@ -567,7 +567,7 @@ BEGIN
     INTO proof
     FROM tablesync.replica t
     JOIN LATERAL (SELECT * FROM tablesync.run l
-                  WHERE l.replica = t.replica AND l.status = 'succeeded' ORDER BY l.run_id DESC LIMIT 1) r
+                  WHERE l.replica = t.replica AND l.status = 'succeeded' AND l.kind <> 'verify' ORDER BY l.run_id DESC LIMIT 1) r
         ON r.source_rows = r.replica_rows AND r.source_digest = r.replica_digest
     WHERE t.replica = $1 AND t.counters = $2 AND t.loaded AND NOT t.adopted AND t.refetch = '{}'
       AND clock_timestamp() < t.counters_at + t.trust_counters_for

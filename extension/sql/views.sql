@@ -105,7 +105,8 @@ SELECT t.replica,
                 WHEN last.status = 'crashed' THEN 'the worker of the last run ended unexpectedly; the next run goes on'
                 ELSE last.message END
        END AS message,
-       t.retry_after
+       t.retry_after,
+       verified.oldest_proof
 FROM tablesync.replica t
 LEFT JOIN tablesync.schedule s ON s.replica = t.replica
 CROSS JOIN LATERAL (
@@ -114,12 +115,17 @@ CROSS JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT r.run_id, tablesync.run_status(r) AS status, r.inserted, r.updated, r.deleted,
            r.started_at, r.finished_at, r.message
-    FROM tablesync.run r WHERE r.replica = t.replica ORDER BY r.run_id DESC LIMIT 1
+    FROM tablesync.run r
+    WHERE r.replica = t.replica AND (r.kind <> 'verify' OR r.status = 'running') ORDER BY r.run_id DESC LIMIT 1
 ) last ON true
 LEFT JOIN LATERAL (
     SELECT r.finished_at, r.replica_rows
-    FROM tablesync.run r WHERE r.replica = t.replica AND r.status = 'succeeded' ORDER BY r.run_id DESC LIMIT 1
+    FROM tablesync.run r WHERE r.replica = t.replica AND r.status = 'succeeded' AND r.kind <> 'verify' ORDER BY r.run_id DESC LIMIT 1
 ) success ON true
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN pg_catalog.bool_and(c.verified_at IS NOT NULL) THEN pg_catalog.min(c.verified_at) END
+    FROM tablesync.chunk c WHERE c.replica = t.replica
+) verified (oldest_proof)
 WHERE tablesync.sees(t.replica);
 GRANT SELECT ON tablesync_status TO PUBLIC;
 COMMENT ON VIEW tablesync_status IS 'one row per replica: its state, freshness and last run';
@@ -130,6 +136,7 @@ COMMENT ON COLUMN tablesync_status.schedule IS 'cron expression that starts the 
 COMMENT ON COLUMN tablesync_status.next_run IS 'when the schedule starts the next run; NULL while paused, or where it can''t be told';
 COMMENT ON COLUMN tablesync_status.message IS 'what the last run has to say';
 COMMENT ON COLUMN tablesync_status.retry_after IS 'scheduled runs wait until then, because the last ones failed';
+COMMENT ON COLUMN tablesync_status.oldest_proof IS 'every column of every row was compared with the source since then; NULL if some never was';
 
 CREATE VIEW tablesync_alerts WITH (security_barrier = true) AS
 SELECT a.alert_id,

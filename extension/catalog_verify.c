@@ -1,0 +1,100 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog_verify.c
+ *	  Reading what was proved, and writing what verifying has found.
+ *
+ * As in catalog.c, a function expects a transaction begun with tsync_begin()
+ * and allocates its result in the current context.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+#include "catalog.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+
+/*
+ * What the last success of a usual run proved, and what the digests in
+ * tablesync.chunk are made of.  Returns whether no such run has failed since;
+ * the proof is of -1 rows when there is none.
+ */
+bool
+tsync_read_proof(TsyncRun *run, TsyncDigest *proof, char **memory_key)
+{
+	bool		latest;
+
+	*proof = (TsyncDigest) {-1, 0};
+	*memory_key = NULL;
+	if (tsync_catalog_execute_oid("SELECT CASE WHEN right(t.memory_key, length(m.columns)) = m.columns"
+								  "  THEN left(t.memory_key, -length(m.columns)) END, p.replica_rows, p.replica_digest, p.run_id = (SELECT max(l.run_id)"
+								  "  FROM tablesync.run l WHERE l.replica = t.replica AND l.kind <> 'verify')"
+								  " FROM tablesync.replica t CROSS JOIN tablesync.memory_columns($1::regclass) m (columns) LEFT JOIN LATERAL (SELECT * FROM tablesync.run r"
+								  "  WHERE r.replica = t.replica AND r.status = 'succeeded' AND r.kind <> 'verify'"
+								  "  ORDER BY r.run_id DESC LIMIT 1) p"
+								  "  ON p.source_rows = p.replica_rows AND p.source_digest = p.replica_digest"
+								  " WHERE t.replica = $1::regclass", run->replica->relid) != 1)
+		return false;
+	*memory_key = tsync_result_text(0, 1);
+	if (tsync_result_text(0, 2) != NULL)
+	{
+		proof->rows = tsync_result_int64(0, 2);
+		proof->sum = (uint64) tsync_result_int64(0, 3);
+	}
+	latest = tsync_result_bool(0, 4);
+	SPI_freetuptable(SPI_tuptable);
+	return latest;
+}
+
+/* Write the result of a query for differences. */
+void
+tsync_write_differences(TsyncRun *run, const char *differences)
+{
+	Oid			types[] = {INT8OID, OIDOID};
+	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica->relid)};
+
+	tsync_catalog_execute(psprintf("INSERT INTO tablesync.difference (run_id, replica, key, difference, source, replica_row)"
+								   " SELECT $1, $2::regclass, f.* FROM (%s) f", differences),
+						  lengthof(types), types, values, NULL);
+}
+
+/* Count the differences of the run, and tell of those that are somebody's fault. */
+void
+tsync_count_differences(TsyncRun *run)
+{
+	Oid			types[] = {INT8OID, OIDOID, INT8OID};
+	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica->relid), (Datum) 0};
+
+	tsync_catalog_execute("SELECT count(*), count(*) FILTER (WHERE difference <> 'newer at source')"
+						  " FROM tablesync.difference WHERE run_id = $1", 1, types, values, NULL);
+	run->differences = tsync_result_int64(0, 1);
+	run->drifted_rows = tsync_result_int64(0, 2);
+	SPI_freetuptable(SPI_tuptable);
+	if (run->drifted_rows == 0)
+		return;
+	values[2] = Int64GetDatum(run->drifted_rows);
+	tsync_catalog_execute("SELECT tablesync.note_drift($2::regclass, $1, $3)", lengthof(types), types, values, NULL);
+}
+
+/* Record that every column of some chunks was compared, as of when their scan began. */
+void
+tsync_write_verified(TsyncRun *run, List *numbers)
+{
+	Oid			types[] = {OIDOID, INT4ARRAYOID, TIMESTAMPTZOID};
+	Datum	   *elements = palloc(list_length(numbers) * sizeof(Datum));
+	ListCell   *lc;
+
+	foreach(lc, numbers)
+		elements[foreach_current_index(lc)] = Int32GetDatum(lfirst_int(lc));
+
+	Datum		values[] = {
+		ObjectIdGetDatum(run->replica->relid),
+		PointerGetDatum(construct_array(elements, list_length(numbers), INT4OID, sizeof(int32), true, TYPALIGN_INT)),
+		TimestampTzGetDatum(run->verified_at)
+	};
+
+	tsync_catalog_execute("UPDATE tablesync.chunk SET verified_at = $3 WHERE replica = $1::regclass AND chunk_no = ANY ($2)",
+						  lengthof(types), types, values, NULL);
+}

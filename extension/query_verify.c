@@ -1,0 +1,264 @@
+/*-------------------------------------------------------------------------
+ *
+ * query_verify.c
+ *	  SQL text for telling how rows differ.
+ *
+ * As in query.c, every function returns text in the current memory context
+ * and runs nothing, and text for the source uses only what ships.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+#include "query.h"
+
+#include "access/transam.h"
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+
+#define NEWER "'newer at source'"
+
+/* A value whose text form has more bytes is described instead. */
+#define MAX_VALUE_BYTES "1048576"
+
+/* Append the condition that a row's key is in one of some ranges. */
+static void
+append_ranges(StringInfo buf, TsyncReplica *rep, List *ranges)
+{
+	ListCell   *lc;
+
+	foreach(lc, ranges)
+	{
+		appendStringInfoString(buf, lc == list_head(ranges) ? "((" : " OR (");
+		tsync_append_range(buf, rep, lfirst(lc), false);
+		appendStringInfoChar(buf, ')');
+	}
+	appendStringInfoChar(buf, ')');
+}
+
+/* Append the key of a row as jsonb. */
+static void
+append_json_key(StringInfo buf, TsyncReplica *rep, const char *prefix)
+{
+	appendStringInfoString(buf, "pg_catalog.jsonb_build_object(");
+	for (int i = 0; i < rep->nkeys; i++)
+		appendStringInfo(buf, "%s%s, %s%s", i > 0 ? ", " : "", quote_literal_cstr(rep->keys[i]->name),
+						 prefix, rep->keys[i]->quoted);
+	appendStringInfoChar(buf, ')');
+}
+
+/*
+ * Append a value as jsonb.  No value may make that fail: not every json is
+ * jsonb, and others' casts to json are not ours to call.
+ */
+static void
+append_json_value(StringInfo buf, TsyncColumn *column, const char *prefix)
+{
+	char	   *value = psprintf("%s%s", prefix, column->quoted);
+
+	if (tsync_max_bytes(column->type, column->typmod) >= 0)
+	{
+		appendStringInfo(buf, "%s", value);
+		return;
+	}
+	appendStringInfo(buf, "CASE WHEN pg_catalog.octet_length(%s::pg_catalog.text) OPERATOR(pg_catalog.>) " MAX_VALUE_BYTES
+					 " THEN pg_catalog.to_jsonb(pg_catalog.format('%%s bytes, md5 %%s',"
+					 " pg_catalog.octet_length(%s::pg_catalog.text), pg_catalog.md5(%s::pg_catalog.text)))"
+					 " ELSE pg_catalog.to_jsonb(%s%s) END", value, value, value, value,
+					 column->type == JSONOID || column->type >= FirstNormalObjectId ? "::pg_catalog.text" : "");
+}
+
+/* Append a whole row as jsonb. */
+static void
+append_json_row(StringInfo buf, TsyncReplica *rep, const char *prefix)
+{
+	appendStringInfoString(buf, "(SELECT pg_catalog.to_jsonb(j.*) FROM (SELECT ");
+	for (int i = 0; i < rep->ncolumns; i++)
+	{
+		appendStringInfoString(buf, i > 0 ? ", " : "");
+		append_json_value(buf, &rep->columns[i], prefix);
+		appendStringInfo(buf, " AS %s", rep->columns[i].quoted);
+	}
+	appendStringInfoString(buf, ") j)");
+}
+
+/* Append a staged row set as "s", and the replica's rows with its keys as "r". */
+static void
+append_pairs(StringInfo buf, TsyncReplica *rep, const char *staged, bool keys_only, List *ranges)
+{
+	appendStringInfoString(buf, " FROM (SELECT ");
+	if (keys_only)
+		tsync_append_keys(buf, rep, 0, rep->nkeys, "");
+	else
+		tsync_append_columns(buf, rep, "");
+	appendStringInfo(buf, " FROM %s WHERE ", staged);
+	append_ranges(buf, rep, ranges);
+	appendStringInfoString(buf, ") s JOIN (SELECT ");
+	tsync_append_columns(buf, rep, "");
+	appendStringInfo(buf, " FROM %s) r ON ", rep->replica_sql);
+	tsync_append_keys_equal(buf, rep, "s.", "r.");
+}
+
+/* The version column, where one version can be newer than another. */
+static TsyncColumn *
+ordered_version(TsyncReplica *rep)
+{
+	TsyncColumn *version = rep->version;
+
+	return version && tsync_orders_alike(version->type) && version->type != UUIDOID ? version : NULL;
+}
+
+/* Append what to call a row that both sides have. */
+static void
+append_verdict_of_pair(StringInfo buf, TsyncRun *run, bool touched)
+{
+	TsyncColumn *version = ordered_version(run->replica);
+
+	if (touched ? !version : run->rules_by_row)
+	{
+		appendStringInfoString(buf, touched ? "'different'" : NEWER);
+		return;
+	}
+	appendStringInfoString(buf, "CASE");
+	if (!run->rules_by_row)
+		appendStringInfo(buf, " WHEN s.%s IS NOT DISTINCT FROM r.%s THEN 'different'",
+						 run->replica->version->quoted, run->replica->version->quoted);
+	if (touched)
+		appendStringInfo(buf, " WHEN s.%s OPERATOR(pg_catalog.>) r.%s OR (s.%s IS NOT NULL AND r.%s IS NULL) THEN " NEWER,
+						 version->quoted, version->quoted, version->quoted, version->quoted);
+	appendStringInfo(buf, " ELSE %s END", touched ? "'different'" : NEWER);
+}
+
+/*
+ * Append what to call a row that only the source has: somebody may have deleted
+ * it here, unless it is newer than all that the replica ever had.
+ */
+static void
+append_verdict_of_source(StringInfo buf, TsyncReplica *rep, bool touched)
+{
+	TsyncColumn *version = ordered_version(rep);
+	bool		timestamp = version && (version->type == TIMESTAMPOID || version->type == TIMESTAMPTZOID);
+
+	if (!touched || !version)
+	{
+		appendStringInfoString(buf, touched ? "'missing here'" : NEWER);
+		return;
+	}
+	appendStringInfo(buf, "CASE WHEN s.%s OPERATOR(pg_catalog.>) GREATEST((SELECT pg_catalog.max(%s) FROM %s)",
+					 version->quoted, version->quoted, rep->replica_sql);
+	if (rep->watermark)			/* lies so far below the newest version applied */
+		appendStringInfo(buf, ", %s::%s%s", quote_literal_cstr(rep->watermark), tsync_type_sql(version->type),
+						 timestamp ? " OPERATOR(pg_catalog.+) '1 minute'::pg_catalog.interval" : "");
+	appendStringInfoString(buf, ") THEN " NEWER " ELSE 'missing here' END");
+}
+
+/*
+ * (key, difference, source, replica_row) of the staged rows in some ranges, in
+ * which somebody has touched the replica or not; a usual run asks only for
+ * what is not merely newer.
+ */
+char *
+tsync_sql_differences(TsyncRun *run, List *ranges, bool touched)
+{
+	TsyncReplica *rep = run->replica;
+	TsyncStage *stage = run->stage;
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT key, difference, source, replica_row FROM (SELECT ");
+	append_json_key(&buf, rep, "s.");
+	appendStringInfoString(&buf, " AS key, ");
+	append_verdict_of_pair(&buf, run, touched);
+	appendStringInfoString(&buf, " AS difference, ");
+	append_json_row(&buf, rep, "s.");
+	appendStringInfoString(&buf, " AS source, ");
+	append_json_row(&buf, rep, "r.");
+	appendStringInfoString(&buf, " AS replica_row");
+	append_pairs(&buf, rep, stage->updated.name, false, ranges);
+
+	appendStringInfoString(&buf, " UNION ALL SELECT ");
+	append_json_key(&buf, rep, "s.");
+	appendStringInfoString(&buf, ", ");
+	append_verdict_of_source(&buf, rep, touched);
+	appendStringInfoString(&buf, ", ");
+	append_json_row(&buf, rep, "s.");
+	appendStringInfoString(&buf, ", NULL FROM (SELECT ");
+	tsync_append_columns(&buf, rep, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", stage->inserted.name);
+	append_ranges(&buf, rep, ranges);
+	appendStringInfoString(&buf, ") s UNION ALL SELECT ");
+
+	append_json_key(&buf, rep, "r.");
+	appendStringInfo(&buf, ", %s, NULL, ", touched ? "'missing at source'" : NEWER);
+	append_json_row(&buf, rep, "r.");
+	append_pairs(&buf, rep, stage->deleted.name, true, ranges);
+	appendStringInfo(&buf, " WHERE NOT EXISTS (SELECT FROM %s e WHERE ", stage->reappeared.name);
+	tsync_append_keys_equal(&buf, rep, "e.", "s.");
+	appendStringInfo(&buf, ")) d%s", run->verify ? "" : " WHERE difference OPERATOR(pg_catalog.<>) " NEWER);
+	return buf.data;
+}
+
+/* Append the columns that have no hash, with "between" before each. */
+static void
+append_opaque(StringInfo buf, TsyncReplica *rep, const char *between, const char *format)
+{
+	bool		first = true;
+
+	for (int i = 0; i < rep->ncolumns; i++)
+	{
+		const char *column = rep->columns[i].quoted;
+
+		if (tsync_can_hash(rep->columns[i].type))
+			continue;
+		if (!first)
+			appendStringInfoString(buf, between);
+		for (const char *p = format; *p; p++)
+			if (*p == '$')
+				appendStringInfoString(buf, column);
+			else
+				appendStringInfoChar(buf, *p);
+		first = false;
+	}
+}
+
+/* Keys of the source's rows in a chunk, with the columns that have no hash. */
+char *
+tsync_sql_list_opaque(TsyncReplica *rep, TsyncChunk *chunk)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	appendStringInfoString(&buf, ", ");
+	append_opaque(&buf, rep, ", ", "$");
+	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
+	tsync_append_range(&buf, rep, chunk, false);
+	return buf.data;
+}
+
+/*
+ * Keys of the replica's rows whose columns without a hash differ from those
+ * listed, in text form, and that are not staged already.
+ */
+char *
+tsync_sql_compare_opaque(TsyncRun *run, TsyncChunk *chunk)
+{
+	TsyncReplica *rep = run->replica;
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "r.");
+	appendStringInfoString(&buf, " FROM (SELECT ");
+	tsync_append_columns(&buf, rep, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", rep->replica_sql);
+	tsync_append_range(&buf, rep, chunk, false);
+	appendStringInfo(&buf, ") r JOIN %s s ON ", run->opaque.name);
+	tsync_append_keys_equal(&buf, rep, "r.", "s.");
+	appendStringInfoString(&buf, " WHERE (");
+	append_opaque(&buf, rep, " OR ", "r.$::pg_catalog.text IS DISTINCT FROM s.$::pg_catalog.text");
+	appendStringInfo(&buf, ") AND NOT EXISTS (SELECT FROM %s u WHERE ", run->stage->updated.name);
+	tsync_append_keys_equal(&buf, rep, "u.", "r.");
+	appendStringInfoChar(&buf, ')');
+	return buf.data;
+}
