@@ -400,8 +400,8 @@ BEGIN
     ELSIF settings.on_schema_change = 'pause' AND changes.all_of_them IS NOT NULL THEN
         PERFORM tablesync.fail_check(changes.all_of_them, 'The next run pauses the replica, as on_schema_change says.');
     END IF;
-    detail := coalesce(format('the next run does what on_schema_change says, which is %s: %s', settings.on_schema_change, changes.all_of_them),
-                       'the source is as it was when the replica was built');
+    detail := CASE WHEN changes.all_of_them IS NULL THEN 'the source is as it was when the replica was built'
+              ELSE format('the next run does what on_schema_change says, which is %s: %s', settings.on_schema_change, changes.all_of_them) END;
 END
 $$;
 COMMENT ON FUNCTION tablesync.preflight_shape(tablesync.replica) IS 'check: has the source changed its shape?';

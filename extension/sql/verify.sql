@@ -53,8 +53,8 @@ BEGIN
         RETURN;
     END IF;
     PERFORM tablesync.open_alert($1, 'drift', 'warning',
-        CASE WHEN rows > 0 THEN format('%s rows differed from the source in a way that no change there explains', rows)
-             ELSE format('somebody else had changed the replica in %s chunks', chunks) END,
+        CASE WHEN rows > 0 THEN format('differences from the source that no change there explains: %s rows', rows)
+             ELSE format('somebody else had changed the replica; chunks concerned: %s', chunks) END,
         format('Look for who writes to %s, or for updates at the source that leave the version column as it was; see tablesync_runs and tablesync.difference for run %s.',
                $1, run_id), run_id);
 END
