@@ -21,6 +21,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "commands/trigger.h"
 #include "compat.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -211,22 +212,48 @@ insert_range(TsyncRun *run, TsyncChunk *range)
 	return inserted;
 }
 
+/*
+ * Does nothing but the heap need a row, as when the load began
+ * (tablesync.can_bulk_load)?  A lock of the caller keeps it so.
+ */
+static bool
+is_plain(TsyncReplica *replica, Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	TriggerDesc *triggers = rel->trigdesc;
+
+	if (desc->natts != replica->ncolumns || RelationGetIndexList(rel) != NIL || rel->rd_rules != NULL ||
+		rel->rd_rel->relispartition || rel->rd_rel->relhassubclass ||
+		(desc->constr != NULL && desc->constr->num_check > 0) ||
+		(triggers != NULL && (triggers->numtriggers > 1 || triggers->trig_insert_before_row ||
+							  triggers->trig_insert_after_row || triggers->trig_insert_before_statement)))
+		return false;
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(desc, i);
+
+		if (strcmp(NameStr(attribute->attname), replica->columns[i].name) != 0 ||
+			attribute->atttypid != replica->columns[i].type || attribute->attgenerated != '\0')
+			return false;
+	}
+	return true;
+}
+
 /* Load the next range; false if nobody has left one. */
 static bool
 load_range(TsyncRun *run, MemoryContext range_context)
 {
 	TsyncChunk *range;
 	Relation	rel;
-	bool		plain;
 
 	tsync_begin();
 	MemoryContextSwitchTo(range_context);
 	/* first: from here on nobody can add an index that misses our rows */
 	rel = table_open(run->replica->relid, RowExclusiveLock);
-	range = tsync_claim_range(run->replica, &plain);
+	range = tsync_claim_range(run->replica);
 	if (range != NULL)
 		tsync_finish_range(run->replica, range,
-						   plain ? write_range(run, range, rel) : insert_range(run, range));
+						   is_plain(run->replica, rel) ? write_range(run, range, rel) : insert_range(run, range));
 	table_close(rel, NoLock);	/* until the transaction ends */
 	tsync_commit();
 	return range != NULL;

@@ -255,6 +255,7 @@ tsync_read_replica(Oid relid)
 	replica->trust_counters = tsync_result_bool(0, 14);
 	replica->bulk_loading = tsync_result_bool(0, 15);
 	replica->remembered_rows = tsync_result_int64(0, 16);
+	replica->drift_known = tsync_result_bool(0, 17);
 	replica->verify_fraction = tsync_result_double(0, 17);
 	if (tsync_result_bool(0, 9))
 		ereport(ERROR,
@@ -505,6 +506,23 @@ save_lessons(TsyncRun *run)
 						  " WHERE replica = $1::regclass", lengthof(types), types, values, nulls);
 }
 
+/* Open an alert about chunks that somebody else has changed, or close it. */
+static void
+note_drift(TsyncRun *run)
+{
+	Oid			types[] = {OIDOID, INT8OID, INT8OID};
+	Datum		values[] = {
+		ObjectIdGetDatum(run->replica->relid),
+		Int64GetDatum(run->run_id),
+		Int64GetDatum(run->drifted)
+	};
+
+	if (run->drifted == 0 && (run->drifted_rows > 0 || !run->replica->drift_known))
+		return;
+	tsync_catalog_execute("SELECT tablesync.note_drift($1::regclass, $2, 0, $3)",
+						  lengthof(types), types, values, NULL);
+}
+
 /* Record success; part of the transaction that changes the replica. */
 void
 tsync_finish_run(TsyncRun *run)
@@ -554,6 +572,7 @@ tsync_finish_run(TsyncRun *run)
 				 errmsg("replica %s was removed during the run", run->replica->label)));
 	if (!run->verify)
 		save_lessons(run);
+	note_drift(run);
 }
 
 /*

@@ -283,18 +283,17 @@ tsync_begin_bulk_load(TsyncRun *run, int64 range_rows)
  * Tells whether nothing but the heap needs its rows.
  */
 TsyncChunk *
-tsync_claim_range(TsyncReplica *replica, bool *plain)
+tsync_claim_range(TsyncReplica *replica)
 {
 	TsyncChunk *range;
 
-	if (tsync_catalog_execute_oid("SELECT chunk_no, lower_key, upper_key, plain"
+	if (tsync_catalog_execute_oid("SELECT chunk_no, lower_key, upper_key"
 								  " FROM tablesync.claim_range($1::regclass)", replica->relid) != 1)
 		return NULL;
 	range = palloc0(sizeof(TsyncChunk));
 	range->number = (int) tsync_result_int64(0, 1);
 	range->lower = tsync_result_texts(0, 2);
 	range->upper = tsync_result_texts(0, 3);
-	*plain = tsync_result_bool(0, 4);
 	SPI_freetuptable(SPI_tuptable);
 	return range;
 }

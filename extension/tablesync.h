@@ -61,6 +61,7 @@ typedef struct TsyncReplica
 	const char *watermark;		/* of the version column, NULL: unknown */
 	bool		trust_counters;
 	int64		remembered_rows;	/* of the replica after the last run */
+	bool		drift_known;	/* an alert is open */
 	bool		bulk_loading;	/* indexes are missing, ranges are planned */
 	double		max_source_load;
 	double		max_delete_fraction;
@@ -448,7 +449,7 @@ extern void tsync_distrust_memory(TsyncRun *run);
 extern List *tsync_read_chunks(TsyncReplica *replica);
 extern void tsync_write_plan(TsyncReplica *replica, List *chunks);
 extern bool tsync_begin_bulk_load(TsyncRun *run, int64 range_rows);
-extern TsyncChunk *tsync_claim_range(TsyncReplica *replica, bool *plain);
+extern TsyncChunk *tsync_claim_range(TsyncReplica *replica);
 extern void tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, int64 rows);
 extern int	tsync_ranges_left(TsyncRun *run);
 extern void tsync_report_load(TsyncRun *run);

@@ -249,7 +249,7 @@ open_sources(List *runs)
 			tsync_load(run);
 		else if (list_length(runs) == 1 && !run->verify && tsync_source_unmoved(run))
 			run->skipped = true;
-		else
+		if (!run->skipped)
 			tsync_refetch(run);
 	}
 }

@@ -100,6 +100,9 @@ BEGIN
         watermark = CASE WHEN t.version_column = changed.version_column THEN t.watermark END,
         counters = CASE WHEN (t.version_column, t.fingerprint) IS NOT DISTINCT FROM (changed.version_column, changed.fingerprint) THEN t.counters END
     WHERE t.replica = $1;
+    IF $2 IS NOT NULL THEN    -- versions of another column say nothing about this one
+        UPDATE tablesync.run r SET newest_version = NULL WHERE r.replica = $1 AND r.newest_version IS NOT NULL;
+    END IF;
     RETURN NEXT changed;
 END
 $$;

@@ -151,11 +151,10 @@ COMMENT ON FUNCTION tablesync.begin_bulk_load(regclass, text[]) IS 'drops the in
 
 /*
  * Claim the next range of a load for this transaction; no row if all are
- * loaded or being loaded, or the load is over.  The caller has a lock on the
- * replica, so that "plain" stays true: nothing but its heap needs the rows.
+ * loaded or being loaded, or the load is over.
  */
 CREATE FUNCTION tablesync.claim_range(replica regclass)
-RETURNS TABLE (chunk_no integer, lower_key text[], upper_key text[], plain boolean)
+RETURNS TABLE (chunk_no integer, lower_key text[], upper_key text[])
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -165,8 +164,7 @@ AS $$
       AND c.chunk_no = (SELECT n.chunk_no FROM tablesync.chunk n WHERE n.replica = $1 AND NOT n.loaded
                         ORDER BY n.chunk_no LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING c.chunk_no, c.lower_key,
-              (SELECT u.lower_key FROM tablesync.chunk u WHERE u.replica = $1 AND u.chunk_no = c.chunk_no + 1),
-              tablesync.can_bulk_load($1) AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = $1);
+              (SELECT u.lower_key FROM tablesync.chunk u WHERE u.replica = $1 AND u.chunk_no = c.chunk_no + 1);
 $$;
 COMMENT ON FUNCTION tablesync.claim_range(regclass) IS 'takes the next range of a load for the current transaction';
 

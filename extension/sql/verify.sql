@@ -38,18 +38,28 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON tablesync.difference TO PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('tablesync.difference', '');
 
 /*
- * Called in the transaction of a run that has found rows which are different,
- * or missing on one side, and not because the source is newer.  Nothing is
- * done with that yet: it is the place to open an alert of kind drift.
+ * Somebody has changed the replica, or the source without its version column:
+ * an alert until a run finds nothing of that kind.  Rows are known where all
+ * columns were compared, else chunks.
  */
-CREATE FUNCTION tablesync.note_drift(replica regclass, run_id bigint, rows bigint)
+CREATE FUNCTION tablesync.note_drift(replica regclass, run_id bigint, rows bigint, chunks bigint DEFAULT 0)
 RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT NULL::void;
+BEGIN
+    IF rows + chunks = 0 THEN
+        PERFORM tablesync.close_alert($1, 'drift');
+        RETURN;
+    END IF;
+    PERFORM tablesync.open_alert($1, 'drift', 'warning',
+        CASE WHEN rows > 0 THEN format('%s rows differed from the source in a way that no change there explains', rows)
+             ELSE format('somebody else had changed the replica in %s chunks', chunks) END,
+        format('Look for who writes to %s, or for updates at the source that leave the version column as it was; see tablesync_runs and tablesync.difference for run %s.',
+               $1, run_id), run_id);
+END
 $$;
-COMMENT ON FUNCTION tablesync.note_drift(regclass, bigint, bigint) IS 'told by a run that so many rows of the replica had drifted from the source';
+COMMENT ON FUNCTION tablesync.note_drift(regclass, bigint, bigint, bigint) IS 'opens an alert about a replica that had drifted from its source, or closes it';
 
 CREATE FUNCTION tablesync_verify(replica regclass, repair boolean DEFAULT false)
 RETURNS TABLE (key jsonb, difference text, source jsonb, replica_row jsonb)

@@ -5,7 +5,7 @@ SELECT plan(27);
 SELECT has_function('public', 'tablesync_verify', ARRAY['regclass', 'boolean']);
 SELECT is(pg_get_function_arguments('tablesync_verify'::regproc), 'replica regclass, repair boolean DEFAULT false', 'arguments of tablesync_verify');
 SELECT is(pg_get_function_result('tablesync_verify'::regproc), 'TABLE(key jsonb, difference text, source jsonb, replica_row jsonb)', 'tablesync_verify returns rows that differ');
-SELECT has_function('tablesync', 'note_drift', ARRAY['regclass', 'bigint', 'bigint']);
+SELECT has_function('tablesync', 'note_drift', ARRAY['regclass', 'bigint', 'bigint', 'bigint']);
 
 -- the table
 SELECT is((SELECT string_agg(attname || ' ' || atttypid::regtype, ', ' ORDER BY attnum)

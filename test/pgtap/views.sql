@@ -12,7 +12,7 @@ SELECT has_view('public', v, v) FROM unnest(ARRAY['tablesync_status', 'tablesync
 SELECT is(pg_temp.columns('tablesync_status'),
     'replica regclass, source regclass, state text, rows bigint, last_success timestamp with time zone, staleness interval, '
     'last_run_id bigint, inserted bigint, updated bigint, deleted bigint, duration interval, schedule text, '
-    'next_run timestamp with time zone, message text, retry_after timestamp with time zone',
+    'next_run timestamp with time zone, message text, retry_after timestamp with time zone, oldest_proof timestamp with time zone',
     'columns of tablesync_status');
 SELECT is(pg_temp.columns('tablesync_runs'),
     'run_id bigint, replica regclass, kind text, status text, started_at timestamp with time zone, finished_at timestamp with time zone, '
@@ -21,7 +21,7 @@ SELECT is(pg_temp.columns('tablesync_runs'),
     'columns of tablesync_runs');
 SELECT is(pg_temp.columns('tablesync_progress'),
     'run_id bigint, replica regclass, phase text, chunks_done bigint, chunks_total bigint, rows_scanned bigint, rows_estimated bigint, '
-    'percent numeric, rows_per_second bigint, eta interval, throttled_for interval',
+    'percent numeric, rows_per_second bigint, eta interval, throttled_for interval, reason text',
     'columns of tablesync_progress');
 SELECT results_eq(
     $$SELECT relname::text FROM pg_class WHERE relkind = 'v' AND relname LIKE 'tablesync\_%' AND 'security_barrier=true' = ANY (reloptions) ORDER BY 1$$,
