@@ -233,7 +233,9 @@ tsync_read_replica(Oid relid)
 							" c.relforcerowsecurity, adopted, workers, scan_rate, watermark,"
 							" trust_counters_for IS NOT NULL, load_indexes IS NOT NULL,"
 							" (SELECT sum(k.rows) FROM tablesync.chunk k WHERE k.replica = t.replica),"
-							" verify_fraction"
+							" verify_fraction,"
+							" EXISTS (SELECT FROM tablesync.alert a"
+							"  WHERE a.replica = t.replica AND a.kind = 'drift' AND a.closed_at IS NULL AND a.run_id IS NOT NULL)"
 							" FROM tablesync.replica t JOIN pg_class c ON c.oid = t.replica"
 							" WHERE t.replica = $1::regclass", relid) != 1)
 		ereport(ERROR,
@@ -255,8 +257,8 @@ tsync_read_replica(Oid relid)
 	replica->trust_counters = tsync_result_bool(0, 14);
 	replica->bulk_loading = tsync_result_bool(0, 15);
 	replica->remembered_rows = tsync_result_int64(0, 16);
-	replica->drift_known = tsync_result_bool(0, 17);
 	replica->verify_fraction = tsync_result_double(0, 17);
+	replica->drift_known = tsync_result_bool(0, 18);
 	if (tsync_result_bool(0, 9))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

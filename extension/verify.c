@@ -317,6 +317,9 @@ judge_chunk(TsyncRun *run, TsyncChunk *chunk)
 	if (chunk->touched)
 	{
 		tsync_register_stage(run->stage);
+		MemoryContextSwitchTo(caller);
+		if (run->touched_keys.rows == NULL)
+			tsync_rowset_init(&run->touched_keys, "tsync_touched", tsync_key_desc(run->replica, 0));
 		run->replica->row_fingerprint = run->verify ? run->memory_by_row : run->rules_by_row;
 		run->replica->opaque_apart = false;
 		chunk->blamed = tsync_blame(run, chunk, now);
@@ -333,19 +336,11 @@ judge_chunk(TsyncRun *run, TsyncChunk *chunk)
 void
 tsync_judge_chunks(TsyncRun *run)
 {
-	MemoryContext run_context = CurrentMemoryContext;
 	bool		proved;
 	ListCell   *lc;
 
-	if (run->touched_keys.rows == NULL)
-	{
-		tsync_begin();
-		MemoryContextSwitchTo(run_context);
-		tsync_rowset_init(&run->touched_keys, "tsync_touched", tsync_key_desc(run->replica, 0));
-		tsync_commit();
-		MemoryContextSwitchTo(run_context);
-	}
-	tsync_rowset_clear(&run->touched_keys);
+	if (run->touched_keys.rows != NULL)
+		tsync_rowset_clear(&run->touched_keys);
 	if (!run->verify)
 	{
 		foreach(lc, run->chunks)

@@ -109,6 +109,10 @@ is(app_sql($target, q{SELECT proof->>'equal' || ' ' || message FROM tablesync_ru
 is(memory_of('media'), $memory{media}, 'what is remembered is untouched');
 is(app_sql($target, q{SELECT count(*) FILTER (WHERE verified_at = m), count(*) FROM tablesync.chunk, (SELECT max(verified_at) m FROM tablesync.chunk WHERE replica = 'media'::regclass) x WHERE replica = 'media'::regclass})
 	=~ s/^(\d+)\|(\d+)$/$2 - $1/er, 1, 'one chunk is not proved by that');
+my $drift = q{SELECT count(*) FROM tablesync_alerts WHERE replica = 'media'::regclass AND kind = 'drift'};
+is(app_sql($target, $drift), 1, 'an alert');
+is(run_counts($target, 'media'), 'succeeded|0|0|0', 'a usual run');
+is(app_sql($target, $drift), 1, 'does not close it');
 is(verify('media', ', repair => true'), '10 different', 'repair returns what it mends');
 is(verify($_, ', repair => true') =~ s/^.* //r, $_ eq 'plain' ? 'source' : 'different', "$_: repair") for qw(pair named plain);
 for (qw(media pair named plain))
@@ -118,6 +122,7 @@ for (qw(media pair named plain))
 	is(run_counts($target, $_), 'succeeded|0|0|0', "$_: a usual run has nothing to do");
 	is(last_message($_), '', "$_: and nothing to complain of");
 }
+is(app_sql($target, $drift), 0, 'the alert is over');
 
 # 3. What the source has changed since the last run
 $source->safe_psql('postgres', q{
