@@ -23,7 +23,7 @@ my %tables = (
 	by_int_chunks => {
 		key => 'id integer', names => 'id',
 		random => '(CASE WHEN random() < 0.02 THEN 2147483647 WHEN random() < 0.02 THEN -2147483648 ELSE random() * 800 END)::integer',
-		settings => "version_column => 'updated_at', chunk_rows => 7, consistency => 'chunk'" },
+		settings => "version_column => 'updated_at', chunk_rows => 7, consistency => 'chunk', verify_fraction => 0.3" },
 	by_bigint => {
 		key => 'id bigint', names => 'id',
 		random => '(CASE WHEN random() < 0.5 THEN (random() * 1000)::bigint ELSE (floor(random() * 16)::bigint - 8) * 1152921504606846976 + floor(random() * 20)::bigint END)',
@@ -33,7 +33,7 @@ my %tables = (
 		settings => "fingerprint => 'row', version_column => 'updated_at', chunk_rows => 50, consistency => 'chunk'" },
 	by_uuid => {
 		key => 'id uuid', names => 'id', random => 'md5(random()::text)::uuid',
-		settings => "version_column => 'updated_at', chunk_rows => 13" },
+		settings => "version_column => 'updated_at', chunk_rows => 13, verify_fraction => 1" },
 	by_numeric => {
 		key => 'id numeric', names => 'id',
 		random => q{(CASE WHEN random() < 0.02 THEN 'NaN' ELSE round((random() * 300 - 150)::numeric, (random() * 3)::integer) END)::numeric},
@@ -58,7 +58,7 @@ my %tables = (
 	by_triple => {
 		key => 'k1 smallint, k2 varchar(10), k3 bigint', names => 'k1, k2, k3',
 		random => q{(random() * 3)::smallint, chr(97 + (random() * 25)::integer), (random() * 20)::bigint * 4611686018427},
-		settings => "chunk_rows => 10, consistency => 'chunk'" });
+		settings => "chunk_rows => 10, consistency => 'chunk', verify_fraction => 0.5" });
 
 my $payload = q{
 	u integer UNIQUE,
