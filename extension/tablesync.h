@@ -536,6 +536,7 @@ extern int64 tsync_current_target(TsyncRun *run);
 extern int64 tsync_statement_rows(TsyncReplica *replica);
 extern int	tsync_snapshot_timeout(void);
 extern bool tsync_use_snapshot(TsyncReplica *replica, double rows);
+extern void tsync_snapshot_too_old(TsyncRun *run);
 extern void tsync_check_snapshot_age(TsyncRun *run);
 extern void tsync_note_speed(TsyncRun *run, int64 rows, double cost, int64 usec);
 extern void tsync_source_is_slow(TsyncRun *run, int64 target);
