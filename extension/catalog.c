@@ -234,7 +234,8 @@ tsync_read_replica(Oid relid)
 							" trust_counters_for IS NOT NULL, load_indexes IS NOT NULL,"
 							" (SELECT sum(k.rows) FROM tablesync.chunk k WHERE k.replica = t.replica),"
 							" verify_fraction,"
-							" EXISTS (SELECT FROM tablesync.alert a WHERE a.replica = t.replica AND a.kind = 'drift' AND a.closed_at IS NULL)"
+							" EXISTS (SELECT FROM tablesync.alert a"
+							"  WHERE a.replica = t.replica AND a.kind = 'drift' AND a.closed_at IS NULL AND a.run_id IS NOT NULL)"
 							" FROM tablesync.replica t JOIN pg_class c ON c.oid = t.replica"
 							" WHERE t.replica = $1::regclass", relid) != 1)
 		ereport(ERROR,

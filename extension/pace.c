@@ -203,17 +203,24 @@ tsync_use_snapshot(TsyncReplica *replica, double rows)
 		(replica->max_source_load >= 1 || seconds < MAX_BUSY_SECONDS);
 }
 
-/* Stop a scan whose snapshot has become too old, before its next statement. */
+/* Stop a scan whose snapshot has become too old. */
+void
+tsync_snapshot_too_old(TsyncRun *run)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_SNAPSHOT_TOO_OLD),
+			 errmsg("scan of the source of %s takes longer than tablesync.max_snapshot_age",
+					run->replica->label),
+			 errdetail("After %d ms the source must be free to vacuum again.", tsync_max_snapshot_age),
+			 errhint("Increase tablesync.max_snapshot_age, or set consistency to auto or chunk.")));
+}
+
+/* Look at the age of a scan's snapshot before its next statement. */
 void
 tsync_check_snapshot_age(TsyncRun *run)
 {
 	if (TimestampDifferenceExceeds(run->snapshot_taken, GetCurrentTimestamp(), tsync_max_snapshot_age))
-		ereport(ERROR,
-				(errcode(ERRCODE_SNAPSHOT_TOO_OLD),
-				 errmsg("scan of the source of %s takes longer than tablesync.max_snapshot_age",
-						run->replica->label),
-				 errdetail("After %d ms the source must be free to vacuum again.", tsync_max_snapshot_age),
-				 errhint("Increase tablesync.max_snapshot_age, or set consistency to auto or chunk.")));
+		tsync_snapshot_too_old(run);
 }
 
 /* Note how long a digest of so many rows took, or buckets, which cost more. */

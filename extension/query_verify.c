@@ -151,13 +151,24 @@ append_verdict_of_source(StringInfo buf, TsyncReplica *rep, bool touched)
 	appendStringInfoString(buf, ") THEN " NEWER " ELSE 'missing here' END");
 }
 
+/* Append the condition that the key of "s" has been touched, or has not. */
+static void
+append_key_filter(StringInfo buf, TsyncRun *run, const char *conjunction, const char *keys)
+{
+	if (*keys == '\0')
+		return;
+	appendStringInfo(buf, "%s%sEXISTS (SELECT FROM %s t WHERE ", conjunction, keys, run->touched_keys.name);
+	tsync_append_keys_equal(buf, run->replica, "t.", "s.");
+	appendStringInfoChar(buf, ')');
+}
+
 /*
  * (key, difference, source, replica_row) of the staged rows in some ranges, in
  * which somebody has touched the replica or not; a usual run asks only for
  * what is not merely newer.
  */
 char *
-tsync_sql_differences(TsyncRun *run, List *ranges, bool touched)
+tsync_sql_differences(TsyncRun *run, List *ranges, bool touched, const char *keys)
 {
 	TsyncReplica *rep = run->replica;
 	TsyncStage *stage = run->stage;
@@ -174,6 +185,7 @@ tsync_sql_differences(TsyncRun *run, List *ranges, bool touched)
 	append_json_row(&buf, rep, "r.");
 	appendStringInfoString(&buf, " AS replica_row");
 	append_pairs(&buf, rep, stage->updated.name, false, ranges);
+	append_key_filter(&buf, run, " WHERE ", keys);
 
 	appendStringInfoString(&buf, " UNION ALL SELECT ");
 	append_json_key(&buf, rep, "s.");
@@ -185,7 +197,9 @@ tsync_sql_differences(TsyncRun *run, List *ranges, bool touched)
 	tsync_append_columns(&buf, rep, "");
 	appendStringInfo(&buf, " FROM %s WHERE ", stage->inserted.name);
 	append_ranges(&buf, rep, ranges);
-	appendStringInfoString(&buf, ") s UNION ALL SELECT ");
+	appendStringInfoString(&buf, ") s");
+	append_key_filter(&buf, run, " WHERE ", keys);
+	appendStringInfoString(&buf, " UNION ALL SELECT ");
 
 	append_json_key(&buf, rep, "r.");
 	appendStringInfo(&buf, ", %s, NULL, ", touched ? "'missing at source'" : NEWER);
@@ -193,7 +207,59 @@ tsync_sql_differences(TsyncRun *run, List *ranges, bool touched)
 	append_pairs(&buf, rep, stage->deleted.name, true, ranges);
 	appendStringInfo(&buf, " WHERE NOT EXISTS (SELECT FROM %s e WHERE ", stage->reappeared.name);
 	tsync_append_keys_equal(&buf, rep, "e.", "s.");
-	appendStringInfo(&buf, ")) d%s", run->verify ? "" : " WHERE difference OPERATOR(pg_catalog.<>) " NEWER);
+	appendStringInfoChar(&buf, ')');
+	append_key_filter(&buf, run, " AND ", keys);
+	appendStringInfo(&buf, ") d%s", run->verify ? "" : " WHERE difference OPERATOR(pg_catalog.<>) " NEWER);
+	return buf.data;
+}
+
+/* Append rows with their keys and fingerprints; of a chunk, or all that match. */
+static void
+append_fingerprinted(StringInfo buf, TsyncRun *run, const char *rows, TsyncChunk *chunk, const char *alias)
+{
+	TsyncReplica *rep = run->replica;
+
+	appendStringInfoString(buf, "(SELECT ");
+	tsync_append_keys(buf, rep, 0, rep->nkeys, "");
+	appendStringInfoString(buf, ", ");
+	tsync_append_fingerprint(buf, rep, run->source_version);
+	appendStringInfo(buf, " AS %s FROM %s WHERE ", rep->fingerprint_column, rows);
+	tsync_append_range(buf, rep, chunk, false);
+	appendStringInfo(buf, ") %s", alias);
+}
+
+/*
+ * Keys of the staged rows of a chunk, each with what it would explain if
+ * somebody had touched the row here: (rows, fingerprint now, fingerprint then).
+ */
+char *
+tsync_sql_suspects(TsyncRun *run, TsyncChunk *chunk, int limit)
+{
+	TsyncReplica *rep = run->replica;
+	TsyncStage *stage = run->stage;
+	const char *f = rep->fingerprint_column;
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "s.");
+	appendStringInfo(&buf, ", 0::pg_catalog.int8, r.%s, s.%s FROM ", f, f);
+	append_fingerprinted(&buf, run, stage->updated.name, chunk, "s JOIN ");
+	append_fingerprinted(&buf, run, rep->replica_sql, chunk, "r ON ");
+	tsync_append_keys_equal(&buf, rep, "s.", "r.");
+	appendStringInfo(&buf, " WHERE r.%s OPERATOR(pg_catalog.<>) s.%s UNION ALL SELECT ", f, f);
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "s.");
+	appendStringInfo(&buf, ", -1::pg_catalog.int8, 0::pg_catalog.int8, s.%s FROM ", f);
+	append_fingerprinted(&buf, run, stage->inserted.name, chunk, "s");
+	appendStringInfoString(&buf, " UNION ALL SELECT ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "r.");
+	appendStringInfo(&buf, ", 1::pg_catalog.int8, r.%s, 0::pg_catalog.int8 FROM ", f);
+	append_fingerprinted(&buf, run, rep->replica_sql, chunk, "r");
+	appendStringInfo(&buf, " JOIN %s s ON ", stage->deleted.name);
+	tsync_append_keys_equal(&buf, rep, "s.", "r.");
+	appendStringInfo(&buf, " WHERE NOT EXISTS (SELECT FROM %s e WHERE ", stage->reappeared.name);
+	tsync_append_keys_equal(&buf, rep, "e.", "r.");
+	appendStringInfo(&buf, ") LIMIT %d", limit);
 	return buf.data;
 }
 

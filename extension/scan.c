@@ -381,8 +381,8 @@ try_scan_snapshot(TsyncRun *run, ScanState *state)
 
 		MemoryContextSwitchTo(caller);
 		edata = CopyErrorData();
-		if (strcmp(run->replica->consistency, "auto") != 0 ||
-			(edata->sqlerrcode != ERRCODE_SNAPSHOT_TOO_OLD && !tsync_source_timed_out(edata)))
+		if (edata->sqlerrcode != ERRCODE_SNAPSHOT_TOO_OLD &&
+			!(tsync_source_timed_out(edata) && tsync_snapshot_timeout() == tsync_max_snapshot_age))
 			PG_RE_THROW();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
@@ -391,6 +391,8 @@ try_scan_snapshot(TsyncRun *run, ScanState *state)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
+	if (!done && strcmp(run->replica->consistency, "auto") != 0)
+		tsync_snapshot_too_old(run);
 	return done;
 }
 

@@ -149,6 +149,7 @@ typedef struct TsyncChunk
 	bool		by_row;			/* which needs a second fingerprint of each row */
 	bool		proved;			/* "remembered" is what a run ended with */
 	bool		touched;		/* and the replica holds something else now */
+	bool		blamed;			/* because of rows in run->touched_keys */
 	bool		rows_known;		/* "row_replica" is set */
 	TsyncDigest remembered;
 	TsyncDigest source;
@@ -234,6 +235,7 @@ typedef struct TsyncRun
 	bool		memory_usable;	/* verify: and we know what its digests are made of */
 	bool		memory_by_row;	/* all columns */
 	TimestampTz verified_at;	/* when the current scan began */
+	TsyncRowSet touched_keys;	/* of rows that somebody has changed here */
 	TsyncRowSet opaque;			/* columns without a hash of a chunk's source rows */
 	int64		differences;	/* rows that verifying has found */
 	int64		drifted_rows;	/* of them, those that are not just newer at the source */
@@ -369,6 +371,9 @@ extern void tsync_record_differences(TsyncRun *run);
 extern void tsync_save_verified(TsyncRun *run);
 extern bool tsync_report(TsyncRun *run);
 
+/* in blame.c */
+extern bool tsync_blame(TsyncRun *run, TsyncChunk *chunk, TsyncDigest now);
+
 /* in blocks.c */
 extern bool tsync_next_blocks(TsyncRun *run, TsyncChunk *range, int64 rows);
 extern TsyncAllBuckets *tsync_read_all_buckets(TsyncRun *run);
@@ -493,7 +498,8 @@ extern char *tsync_sql_delete(TsyncReplica *rep, const char *keys, const char *e
 extern TsyncHint tsync_hint(TsyncReplica *rep);
 
 /* in query_verify.c */
-extern char *tsync_sql_differences(TsyncRun *run, List *ranges, bool touched);
+extern char *tsync_sql_differences(TsyncRun *run, List *ranges, bool touched, const char *keys);
+extern char *tsync_sql_suspects(TsyncRun *run, TsyncChunk *chunk, int limit);
 extern char *tsync_sql_list_opaque(TsyncReplica *rep, TsyncChunk *chunk);
 extern char *tsync_sql_compare_opaque(TsyncRun *run, TsyncChunk *chunk);
 
@@ -530,6 +536,7 @@ extern int64 tsync_current_target(TsyncRun *run);
 extern int64 tsync_statement_rows(TsyncReplica *replica);
 extern int	tsync_snapshot_timeout(void);
 extern bool tsync_use_snapshot(TsyncReplica *replica, double rows);
+extern void tsync_snapshot_too_old(TsyncRun *run);
 extern void tsync_check_snapshot_age(TsyncRun *run);
 extern void tsync_note_speed(TsyncRun *run, int64 rows, double cost, int64 usec);
 extern void tsync_source_is_slow(TsyncRun *run, int64 target);

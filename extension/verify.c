@@ -304,19 +304,50 @@ digest_as_remembered(TsyncRun *run, TsyncChunk *chunk)
 	return digest;
 }
 
+/* Has somebody touched a chunk that differs, and if so, which of its rows? */
+static void
+judge_chunk(TsyncRun *run, TsyncChunk *chunk)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	TsyncDigest now;
+
+	tsync_begin();
+	now = run->verify ? digest_as_remembered(run, chunk) : chunk->replica;
+	chunk->touched = !digest_equal(now, chunk->remembered);
+	if (chunk->touched)
+	{
+		tsync_register_stage(run->stage);
+		MemoryContextSwitchTo(caller);
+		if (run->touched_keys.rows == NULL)
+			tsync_rowset_init(&run->touched_keys, "tsync_touched", tsync_key_desc(run->replica, 0));
+		run->replica->row_fingerprint = run->verify ? run->memory_by_row : run->rules_by_row;
+		run->replica->opaque_apart = false;
+		chunk->blamed = tsync_blame(run, chunk, now);
+		tsync_use_row_fingerprint(run, false);
+	}
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+}
+
 /*
- * Find out which remembered chunks differ from the source, and whether they
- * hold what the last usual run proved; for a run that verifies.
+ * Find out which of the chunks that differ from the source hold what the last
+ * usual run proved.
  */
 void
 tsync_judge_chunks(TsyncRun *run)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	bool		proved;
 	ListCell   *lc;
 
+	if (run->touched_keys.rows != NULL)
+		tsync_rowset_clear(&run->touched_keys);
 	if (!run->verify)
+	{
+		foreach(lc, run->chunks)
+			if (((TsyncChunk *) lfirst(lc))->touched && ((TsyncChunk *) lfirst(lc))->differs)
+				judge_chunk(run, lfirst(lc));
 		return;
+	}
 	proved = is_memory_proved(run);
 	foreach(lc, run->chunks)
 	{
@@ -331,22 +362,22 @@ tsync_judge_chunks(TsyncRun *run)
 		TsyncChunk *chunk = lfirst(lc);
 
 		chunk->touched = true;
-		if (!chunk->differs || !chunk->proved || !proved)
-			continue;
-		tsync_begin();
-		chunk->touched = !digest_equal(digest_as_remembered(run, chunk), chunk->remembered);
-		tsync_commit();
-		MemoryContextSwitchTo(caller);
+		if (chunk->differs && chunk->proved && proved)
+			judge_chunk(run, chunk);
 	}
 	foreach(lc, run->chunks)
-		if (run->remembered != NIL)
-			((TsyncChunk *) lfirst(lc))->touched =
-				((TsyncChunk *) list_nth(run->remembered, ((TsyncChunk *) lfirst(lc))->number))->touched;
+	{
+		TsyncChunk *chunk = lfirst(lc);
+		TsyncChunk *whole = run->remembered ? list_nth(run->remembered, chunk->number) : chunk;
+
+		chunk->touched = whole->touched;
+		chunk->blamed = whole->blamed;
+	}
 }
 
 /* Key ranges of the chunks in which differences are recorded, neighbours as one. */
 static List *
-differing_ranges(TsyncRun *run, bool touched)
+differing_ranges(TsyncRun *run, bool touched, bool blamed)
 {
 	List	   *ranges = NIL;
 	bool		extend = false;
@@ -355,7 +386,8 @@ differing_ranges(TsyncRun *run, bool touched)
 	foreach(lc, run->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
-		bool		wanted = chunk->differs && (run->verify || chunk->verifying) && chunk->touched == touched;
+		bool		wanted = chunk->differs && (run->verify || chunk->verifying) &&
+			chunk->touched == touched && chunk->blamed == blamed;
 
 		if (wanted && extend)
 			((TsyncChunk *) llast(ranges))->upper = chunk->upper;
@@ -373,15 +405,24 @@ differing_ranges(TsyncRun *run, bool touched)
 void
 tsync_record_differences(TsyncRun *run)
 {
-	List	   *untouched = differing_ranges(run, false);
-	List	   *touched = differing_ranges(run, true);
+	List	   *untouched = differing_ranges(run, false, false);
+	List	   *blamed = differing_ranges(run, true, true);
+	List	   *touched = differing_ranges(run, true, false);
 
+	if (untouched == NIL && blamed == NIL && touched == NIL)
+		return;
 	if (untouched != NIL)
-		tsync_write_differences(run, tsync_sql_differences(run, untouched, false));
+		tsync_write_differences(run, tsync_sql_differences(run, untouched, false, ""));
 	if (touched != NIL)
-		tsync_write_differences(run, tsync_sql_differences(run, touched, true));
-	if (untouched != NIL || touched != NIL)
-		tsync_count_differences(run);
+		tsync_write_differences(run, tsync_sql_differences(run, touched, true, ""));
+	if (blamed != NIL)
+	{
+		tsync_rowset_register(&run->touched_keys);
+		tsync_write_differences(run, tsync_sql_differences(run, blamed, false, "NOT "));
+		tsync_write_differences(run, tsync_sql_differences(run, blamed, true, " "));
+		SPI_unregister_relation(run->touched_keys.name);
+	}
+	tsync_count_differences(run);
 }
 
 /* Does the replica have what the source had, in all columns of a chunk? */

@@ -274,7 +274,8 @@ synchronise(List *runs)
 			tsync_check_guards(lfirst(lc));
 	if (!confirm_deletes(runs))
 		return false;
-	tsync_judge_chunks(linitial(runs));
+	foreach(lc, runs)
+		tsync_judge_chunks(lfirst(lc));
 	return tsync_reports_only(linitial(runs)) ? tsync_report(linitial(runs)) : tsync_apply(runs);
 }
 

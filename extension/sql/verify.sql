@@ -49,7 +49,13 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF rows + chunks = 0 THEN
-        PERFORM tablesync.close_alert($1, 'drift');
+        -- what a run that repairs nothing has found is not over because usual runs don't see it
+        IF (SELECT r.kind FROM tablesync.run r WHERE r.run_id = $2) = 'verify'
+           OR NOT EXISTS (SELECT FROM tablesync.alert a JOIN tablesync.run r ON r.run_id = a.run_id
+                          WHERE a.replica = $1 AND a.kind = 'drift' AND a.closed_at IS NULL AND r.kind = 'verify'
+                            AND (r.source_rows, r.source_digest) IS DISTINCT FROM (r.replica_rows, r.replica_digest)) THEN
+            PERFORM tablesync.close_alert($1, 'drift');
+        END IF;
         RETURN;
     END IF;
     PERFORM tablesync.open_alert($1, 'drift', 'warning',

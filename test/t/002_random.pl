@@ -10,7 +10,7 @@ use TablesyncTest;
 use Test::More;
 
 my $seed = $ENV{TABLESYNC_SEED} // int(rand(1_000_000));
-my $rounds = $ENV{TABLESYNC_ROUNDS} // 200;
+my $rounds = $ENV{TABLESYNC_ROUNDS} // 60;
 srand($seed);
 diag("TABLESYNC_SEED=$seed");
 
@@ -23,7 +23,7 @@ my %tables = (
 	by_int_chunks => {
 		key => 'id integer', names => 'id',
 		random => '(CASE WHEN random() < 0.02 THEN 2147483647 WHEN random() < 0.02 THEN -2147483648 ELSE random() * 800 END)::integer',
-		settings => "version_column => 'updated_at', chunk_rows => 7, consistency => 'chunk'" },
+		settings => "version_column => 'updated_at', chunk_rows => 7, consistency => 'chunk', verify_fraction => 0.3" },
 	by_bigint => {
 		key => 'id bigint', names => 'id',
 		random => '(CASE WHEN random() < 0.5 THEN (random() * 1000)::bigint ELSE (floor(random() * 16)::bigint - 8) * 1152921504606846976 + floor(random() * 20)::bigint END)',
@@ -33,7 +33,7 @@ my %tables = (
 		settings => "fingerprint => 'row', version_column => 'updated_at', chunk_rows => 50, consistency => 'chunk'" },
 	by_uuid => {
 		key => 'id uuid', names => 'id', random => 'md5(random()::text)::uuid',
-		settings => "version_column => 'updated_at', chunk_rows => 13" },
+		settings => "version_column => 'updated_at', chunk_rows => 13, verify_fraction => 1" },
 	by_numeric => {
 		key => 'id numeric', names => 'id',
 		random => q{(CASE WHEN random() < 0.02 THEN 'NaN' ELSE round((random() * 300 - 150)::numeric, (random() * 3)::integer) END)::numeric},
@@ -58,7 +58,27 @@ my %tables = (
 	by_triple => {
 		key => 'k1 smallint, k2 varchar(10), k3 bigint', names => 'k1, k2, k3',
 		random => q{(random() * 3)::smallint, chr(97 + (random() * 25)::integer), (random() * 20)::bigint * 4611686018427},
-		settings => "chunk_rows => 10, consistency => 'chunk'" });
+		settings => "chunk_rows => 10, consistency => 'chunk', verify_fraction => 0.5" },
+	# dense integers: their buckets are bitmaps
+	dense_int => {
+		key => 'id integer', names => 'id', random => '(random() * 1500 - 700)::integer', rows => 800,
+		settings => "version_column => 'updated_at', chunk_rows => 200, consistency => 'snapshot'" },
+	dense_bigint => {
+		key => 'id bigint', names => 'id', random => '9223372036854775807 - (random() * 1200)::bigint', rows => 700,
+		settings => "version_column => 'updated_at', chunk_rows => 64" },
+	dense_smallint => {
+		key => 'id smallint', names => 'id', random => '(-32768 + random() * 900)::smallint', rows => 600,
+		settings => "chunk_rows => 200" },
+	dense_row => {
+		key => 'id integer', names => 'id', random => '(-2147483648 + random() * 1200)::integer', rows => 800,
+		settings => "version_column => 'updated_at', fingerprint => 'row', chunk_rows => 64, consistency => 'snapshot'" },
+	dense_chunks => {
+		key => 'id bigint', names => 'id', random => '(random() * 1200 - 600)::bigint', rows => 800,
+		settings => "version_column => 'updated_at', chunk_rows => 200, consistency => 'chunk'" },
+	# many bitmaps in one chunk, of which many differ at once
+	dense_large => {
+		key => 'id integer', names => 'id', random => '(random() * 60000)::integer', rows => 40000,
+		settings => "version_column => 'updated_at', chunk_rows => 100000" });
 
 my $payload = q{
 	u integer UNIQUE,
@@ -88,6 +108,7 @@ my $random_payload = q{
 my $new_stamp = q{CASE WHEN random() < 0.2 THEN TIE ELSE clock_timestamp()::timestamp + (random() - 0.5) * interval '10 days' END};
 
 my ($source, $target) = start_pair();
+my $users = session($target, '-U', 'app');    # somebody whose writes to a replica overlap runs
 for my $table (sort keys %tables)
 {
 	my $t = $tables{$table};
@@ -95,6 +116,12 @@ for my $table (sort keys %tables)
 		CREATE TABLE $table ($t->{key}, $payload, PRIMARY KEY ($t->{names}));
 		CREATE TABLE late_$table ($t->{key}, $payload, PRIMARY KEY ($t->{names}))});
 	app_sql($target, "SELECT tablesync_add('$table', 'src', 'public.$table', $t->{settings})");
+	if ($t->{rows})
+	{
+		my $sql = inserts($table, $t->{rows}) =~ s/(ON CONFLICT)/ORDER BY 1 $1/r;    # in the order of keys
+		$sql =~ s/TIE/timestamp '2021-01-01'/g;
+		$source->safe_psql('postgres', "SELECT setseed(" . rand() . "); $sql; VACUUM ANALYZE $table");
+	}
 	# somebody here wants the unique values to be unique too
 	app_sql($target, "CREATE UNIQUE INDEX ON $table (u)");
 }
@@ -110,6 +137,57 @@ sub inserts
 	my ($table, $count) = @_;
 	my $t = $tables{$table};
 	return "INSERT INTO $table SELECT $t->{random}, $random_payload FROM generate_series(1, $count) ON CONFLICT DO NOTHING";
+}
+
+# A random write to the replica as SQL, by somebody who should not.
+sub stray_write
+{
+	my ($table) = @_;
+	my $few = 1 + int(rand(4));
+	my @kinds = (
+		"DELETE FROM $table WHERE " . some_rows($table, $few),
+		"UPDATE $table SET updated_at = 'epoch', c = 'mine' WHERE " . some_rows($table, $few),
+		"UPDATE $table SET updated_at = NULL, c = 'mine' WHERE " . some_rows($table, $few),
+		"TRUNCATE $table",
+		"CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT * FROM $table; TRUNCATE $table; INSERT INTO $table SELECT * FROM mine OFFSET 1");
+	return $kinds[ int(rand(@kinds)) ];
+}
+
+# Write to the replica before a run, or return what is to be written during it.
+sub write_to_replica
+{
+	my ($table) = @_;
+	my $sql = stray_write($table);
+	my $way = int(rand(8)) - 1;
+	return $sql if $way <= 0;
+	if ($way == 1) { app_sql($target, "BEGIN; $sql; ROLLBACK") }
+	elsif ($way == 2) { app_sql($target, "BEGIN; SAVEPOINT a; $sql; ROLLBACK TO a; DELETE FROM $table WHERE " . some_rows($table, 1) . '; COMMIT') }
+	elsif ($way == 3) { $target->safe_psql('postgres', "BEGIN; SET LOCAL session_replication_role = replica; $sql; COMMIT") }
+	elsif ($way == 4)
+	{
+		# three rows go, two of them come back
+		my $names = $tables{$table}{names};
+		my $first = "FROM $table ORDER BY $names LIMIT 3";
+		my (@rows) = split /\n/, app_sql($target, "COPY (SELECT * $first) TO STDOUT");
+		pop @rows;
+		app_sql($target, "DELETE FROM $table WHERE ($names) IN (SELECT $names $first); COPY $table FROM STDIN;\n" . join('', map { "$_\n" } @rows) . "\\.\n");
+	}
+	else { app_sql($target, "BEGIN; $sql; COMMIT") }
+	return;
+}
+
+# Run a replica while somebody writes to it, if there is something to write.
+# Whether the write comes before or after, the run after it makes it undone.
+sub run_with_writer
+{
+	my ($table, $write) = @_;
+	return run_counts($target, $table, ', force => true') if !defined $write;
+	$users->query_safe("BEGIN; $write");
+	my $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('$table', wait => false, force => true)");
+	select undef, undef, undef, rand(0.3);
+	$users->query_safe(rand() < 0.3 ? 'ROLLBACK' : 'COMMIT');
+	app_sql($target, "SELECT tablesync_wait($run_id)");
+	return run_counts($target, $table, ', force => true');
 }
 
 # One random change as SQL.
@@ -146,6 +224,8 @@ sub change
 	my $sql = $kinds[ int(rand(@kinds)) ]->();
 	$sql = "TRUNCATE $table" if rand() < 0.01;
 	$sql = "BEGIN; TRUNCATE $table; " . inserts($table, 30) . "; COMMIT" if rand() < 0.02;
+	# most of a dense table, so that most of its buckets differ
+	$sql = "UPDATE $table SET t = 'wave', updated_at = $new_stamp WHERE random() < " . (rand() < 0.5 ? 0.9 : 0.025) if $t->{rows} && rand() < 0.2;
 	$sql = "VACUUM FULL $table" if rand() < 0.01;
 	$sql = "UPDATE $table SET updated_at = $new_stamp" if rand() < 0.01;
 	return $sql;
@@ -203,11 +283,10 @@ for my $round (1 .. $rounds)
 		my $tie = "timestamp '2021-01-01' + interval '$round s'";
 		$sql =~ s/TIE/$tie/g;
 		$source->safe_psql('postgres', $sql);
-		# now and then somebody writes to the replica
-		app_sql($target, "DELETE FROM $table WHERE " . some_rows($table, 2)) if rand() < 0.05;
-		app_sql($target, "UPDATE $table SET updated_at = 'epoch' WHERE " . some_rows($table, 2)) if rand() < 0.05;
+		$source->safe_psql('postgres', "VACUUM ANALYZE $table") if rand() < 0.25;    # the order of blocks is used then
+		my $overlapping = rand() < 0.15 ? write_to_replica($table) : undef;
 
-		my $result = eval { run_counts($target, $table, ', force => true') } // "died: $@";
+		my $result = eval { run_with_writer($table, $overlapping) } // "died: $@";
 		if ($result !~ /^succeeded/ || !same_rows($source, $target, $table, $table))
 		{
 			fail("round $round, table $table: $result\n$sql");
@@ -218,6 +297,7 @@ for my $round (1 .. $rounds)
 }
 commit_late() if $late_table;
 $late->quit;
+$users->quit;
 ok(!$failed, "$rounds rounds of random changes (seed $seed)");
 
 app_sql($target, 'SELECT * FROM tablesync_run()');

@@ -109,6 +109,10 @@ is(app_sql($target, q{SELECT proof->>'equal' || ' ' || message FROM tablesync_ru
 is(memory_of('media'), $memory{media}, 'what is remembered is untouched');
 is(app_sql($target, q{SELECT count(*) FILTER (WHERE verified_at = m), count(*) FROM tablesync.chunk, (SELECT max(verified_at) m FROM tablesync.chunk WHERE replica = 'media'::regclass) x WHERE replica = 'media'::regclass})
 	=~ s/^(\d+)\|(\d+)$/$2 - $1/er, 1, 'one chunk is not proved by that');
+my $drift = q{SELECT count(*) FROM tablesync_alerts WHERE replica = 'media'::regclass AND kind = 'drift'};
+is(app_sql($target, $drift), 1, 'an alert');
+is(run_counts($target, 'media'), 'succeeded|0|0|0', 'a usual run');
+is(app_sql($target, $drift), 1, 'does not close it');
 is(verify('media', ', repair => true'), '10 different', 'repair returns what it mends');
 is(verify($_, ', repair => true') =~ s/^.* //r, $_ eq 'plain' ? 'source' : 'different', "$_: repair") for qw(pair named plain);
 for (qw(media pair named plain))
@@ -118,6 +122,7 @@ for (qw(media pair named plain))
 	is(run_counts($target, $_), 'succeeded|0|0|0', "$_: a usual run has nothing to do");
 	is(last_message($_), '', "$_: and nothing to complain of");
 }
+is(app_sql($target, $drift), 0, 'the alert is over');
 
 # 3. What the source has changed since the last run
 $source->safe_psql('postgres', q{
@@ -154,6 +159,23 @@ silently('media', $edits =~ s/INSERT.*//sr) if app_sql($target, 'SELECT count(*)
 is(verify('media'), $found, 'verify does');
 is(verify('media', ', repair => true'), $found, 'and repairs it');
 is(verify('media'), 'clean', 'nothing differs any more');
+app_sql($target, $edits);
+$source->safe_psql('postgres', q{
+	DELETE FROM media WHERE id = 43;
+	UPDATE media SET note = 'now', updated_at = '2020-01-01' WHERE id = 44;
+	INSERT INTO media VALUES (-7, 'new', 1, '2020-01-01')});
+is(verify('media'), '-7 newer at source; 40 different; 41 different; 42 missing here; 43 newer at source; 44 newer at source; 5000 missing at source',
+	'rows that somebody has touched, among those that the source has changed');
+my @keys = split /\n/, app_sql($target, 'SELECT id FROM plain ORDER BY id LIMIT 6');
+app_sql($target, qq{UPDATE plain SET note = 'mine' WHERE id = '$keys[0]'; DELETE FROM plain WHERE id = '$keys[1]'; UPDATE plain SET id = '00000000-0000-0000-0000-000000000001' WHERE id = '$keys[2]'});
+$source->safe_psql('postgres', qq{UPDATE plain SET note = 'new' WHERE id = '$keys[3]'; DELETE FROM plain WHERE id = '$keys[4]'; INSERT INTO plain VALUES ('00000000-0000-0000-0000-000000000002')});
+is(verify('plain'), join('; ', '00000000-0000-0000-0000-000000000001 missing at source', '00000000-0000-0000-0000-000000000002 newer at source',
+	"$keys[0] different", "$keys[1] missing here", "$keys[2] missing here", "$keys[3] newer at source", "$keys[4] newer at source"), 'without a version column');
+$source->safe_psql('postgres', qq{UPDATE plain SET note = 'new' WHERE id = '$keys[0]'});
+like(verify('plain'), qr/$keys[3] different; $keys[4] missing at source/, 'where both sides have changed a row, nobody can tell');
+is(run_counts($target, $_) =~ s/\|.*//r, 'succeeded', "$_: the next run takes the changes over") for qw(media plain);
+is(verify('media', ', repair => true'), '40 different', 'but no version column tells of a note that was changed here');
+is(verify($_), 'clean', "$_: nothing differs any more") for qw(media plain);
 app_sql($target, q{TRUNCATE plain});
 like(verify('plain'), qr/^(\S+ missing here(; )?){1000}$/, 'an emptied replica');
 is(app_sql($target, q{SELECT count(*) FROM tablesync_verify('plain', true)}), 1000, 'filled again');
