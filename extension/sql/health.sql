@@ -11,7 +11,8 @@
  *   32  blind     nothing to judge: no replica that the current user may see
  *
  * 2 and 8 are critical, an alert is what it says, the others are warnings.
- * Paused replicas are not judged.
+ * Paused replicas are not judged, but for their alerts: a run may have paused
+ * them.
  */
 
 CREATE FUNCTION tablesync.is_hanging(progressed_at timestamptz)
@@ -78,7 +79,7 @@ WITH scheduled AS (
 )
 SELECT s.replica, s.state, p.flag, p.severity, p.problem
 FROM scheduled s
-LEFT JOIN problem p ON p.replica = s.replica AND s.state <> 'paused';
+LEFT JOIN problem p ON p.replica = s.replica AND (s.state <> 'paused' OR p.flag = 16);
 GRANT SELECT ON tablesync.health TO PUBLIC;
 COMMENT ON VIEW tablesync.health IS 'one row per replica and problem, and one for a replica without any; tablesync_health() sums it up';
 COMMENT ON COLUMN tablesync.health.flag IS 'bit of the problem: 1 failed, 2 stale, 4 missed, 8 hanging, 16 alert';

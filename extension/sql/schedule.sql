@@ -258,7 +258,7 @@ BEGIN
         WHERE starts_with(j.jobname::text, tablesync.watch_prefix())
           AND NOT EXISTS (SELECT FROM tablesync.schedule s JOIN pg_class c ON c.oid = s.replica
                           WHERE tablesync.watch_prefix() || c.relowner = j.jobname::text);
-    ELSIF home.database IS NOT NULL AND OLD.cron_job_id IS DISTINCT FROM NEW.cron_job_id AND OLD.cron_job_id IS NOT NULL THEN
+    ELSIF home.database IS NOT NULL AND (TG_OP = 'DELETE' AND OLD.cron_job_id IS NOT NULL OR OLD.cron_job_id <> NEW.cron_job_id) THEN
         RAISE WARNING 'job % of pg_cron is still there', OLD.cron_job_id
             USING DETAIL = format('pg_cron is in database "%s".', home.database),
                   HINT = format('In that database: SELECT cron.unschedule(%s);', OLD.cron_job_id);

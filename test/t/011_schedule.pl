@@ -246,6 +246,12 @@ my ($rc, $stdout, $warning) = $elsewhere->psql('postgres', "SELECT tablesync_uns
 is($stdout, 't', 'elsewhere: unscheduled');
 $elsewhere->safe_psql('cronhome', statement_of($warning, 'SELECT cron.unschedule'));
 is($elsewhere->safe_psql('cronhome', 'SELECT string_agg(jobid::text, $$,$$) FROM cron.job'), $slow_job, 'with the statement of the warning the job is gone');
+# restored from a dump: the job is the original's, and must not be offered for removal
+($rc, $stdout, $warning) = $elsewhere->psql('postgres', q{UPDATE tablesync.replica SET home = 'of the original' WHERE replica = 'slow'::regclass; SELECT tablesync_resume('slow')},
+	extra_params => [ '-U', 'app' ]);
+like("$rc$warning", qr/^0.*NOTICE:  replica public.slow is not scheduled here/s, 'a restored replica has to be scheduled again');
+unlike($warning, qr/is still there/, 'and the job of the original is left alone');
+app_sql($elsewhere, "SELECT tablesync_schedule('slow', '0 * * * *', job_id => $slow_job)");
 ($rc, $stdout, $warning) = $elsewhere->psql('postgres', 'DROP TABLE slow', extra_params => [ '-U', 'app' ]);
 like("$rc$warning", qr/^0.*WARNING:  job $slow_job of pg_cron is still there/s, 'a dropped replica warns of its job');
 

@@ -33,7 +33,7 @@ for (split /\n/, slurp_file("$docs/queries.yaml"))
 	push @{ $columns{$query} }, $1;
 	$metrics{"${query}_$1"} = $2 if $2 ne 'LABEL';
 }
-is(scalar(keys %queries), 8, 'queries are read');
+is(scalar(keys %queries), 10, 'queries are read');
 is(scalar(grep { $metrics{$_} eq 'COUNTER' && !/_total$/ || $metrics{$_} eq 'GAUGE' && /_total$/ } keys %metrics), 0, 'counters end in _total');
 
 my $dashboard = decode_json(slurp_file("$docs/dashboard.json"));
@@ -136,6 +136,10 @@ sub tests_of_exporter
 	is($is->{'tablesync_run_failures_in_a_row{replica="public.broken"}'}, 2, 'failures in a row');
 	is($is->{'tablesync_replica_staleness_seconds{replica="public.broken"}'}, '+Inf', 'never succeeded: infinitely stale');
 	unlike($page, qr/confidential|violates/, 'no message, no value');
+	my $open = sub { return join(' ', map { s/^tablesync_open_alerts//r . "=$is->{$_}" } sort grep { /^tablesync_open_alerts/ } keys %$is) };
+	my $failed = '{kind="run_failed",replica="public.broken",severity="warning"}=1';
+	is($open->(), $failed, 'open alerts');
+	is(join(' ', map { $is->{"tablesync_health_$_\{\}"} } qw(status flags)), '1 1', 'health: warning, a run has failed');
 
 	# history is deleted: counters don't shrink
 	$target->safe_psql('postgres', 'DELETE FROM tablesync.run');
@@ -163,8 +167,23 @@ sub tests_of_exporter
 	($is) = $scrape->();
 	is(join(' ', $media->('tablesync_runs_total', 'status="crashed"'), $media->('tablesync_run_failures_in_a_row')), '1 0', 'after the next run');
 
+	# an alert that needs somebody, until it is over
+	$source->safe_psql('postgres', q{CREATE TABLE renamed (id integer PRIMARY KEY, a text)});
+	app_sql($target, q{SELECT tablesync_add('renamed', 'src', 'public.renamed')});
+	app_sql($target, q{SELECT tablesync_run('renamed')});
+	$source->safe_psql('postgres', q{ALTER TABLE renamed RENAME a TO b});
+	app_fails($target, q{SELECT tablesync_run('renamed')});
+	($is) = $scrape->();
+	is($open->(), "$failed {kind=\"schema_changed\",replica=\"public.renamed\",severity=\"critical\"}=1", 'a critical alert');
+	is(join(' ', map { $is->{"tablesync_health_$_\{\}"} } qw(status flags)), '2 16', 'health: critical, although the run has paused its replica');
+	app_sql($target, q{ALTER TABLE renamed RENAME a TO b; ALTER FOREIGN TABLE renamed_source RENAME a TO b; SELECT tablesync_resume('renamed')});
+	app_sql($target, q{SELECT tablesync_run('renamed')});
+	($is) = $scrape->();
+	is($open->(), $failed, 'it is over');
+	is($is->{'tablesync_health_status{}'}, 0, 'health: ok');
+
 	# removed, dropped: no series is left
-	app_sql($target, q{SELECT tablesync_remove('broken'); DROP TABLE media; DROP FOREIGN TABLE media_source});
+	app_sql($target, q{SELECT tablesync_remove('broken'); SELECT tablesync_remove('renamed'); DROP TABLE media; DROP FOREIGN TABLE media_source});
 	($is) = $scrape->();
 	is(join(' ', grep { /"public\.(media|broken)"/ } keys %$is), '', 'what is removed or dropped vanishes');
 	is($target->safe_psql('postgres', q{SELECT count(*) FROM tablesync.total}), 0, 'totals too');
