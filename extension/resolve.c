@@ -214,10 +214,14 @@ compare_keys(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk, TsyncBuc
 	tsync_rowset_clear(&resolver->to_update);
 }
 
-/* Compare buckets key by key, by an index where they are few bitmaps. */
+/*
+ * Compare buckets key by key: by an index where they are few bitmaps, and with
+ * the whole chunk where they are most of it, unless that would find again what
+ * is "staged" of other buckets.
+ */
 static void
 compare_buckets(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk, TsyncBuckets *source,
-				List *buckets)
+				List *buckets, bool staged)
 {
 	if (source->bucketing.mask == TSYNC_BITMAP_MASK && list_length(buckets) <= MAX_INDEXED_BUCKETS)
 		while (buckets != NIL)
@@ -227,7 +231,7 @@ compare_buckets(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk, Tsync
 			compare_keys(run, resolver, chunk, &source->bucketing, group);
 			buckets = list_copy_tail(buckets, list_length(group));
 		}
-	else if (list_length(buckets) > source->count * MAX_FILTER_FRACTION)
+	else if (!staged && list_length(buckets) > source->count * MAX_FILTER_FRACTION)
 		compare_keys(run, resolver, chunk, &source->bucketing, NIL);
 	else
 		compare_keys(run, resolver, chunk, &source->bucketing, buckets);
@@ -498,6 +502,7 @@ tsync_resolve(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk,
 	if (source->bucketing.mask == TSYNC_BITMAP_MASK)
 		unresolved = guess_rows(run, resolver, differences);
 	if (unresolved != NIL)
-		compare_buckets(run, resolver, chunk, source, unresolved);
+		compare_buckets(run, resolver, chunk, source, unresolved,
+						list_length(unresolved) < list_length(differences));
 	return true;
 }
