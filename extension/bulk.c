@@ -23,11 +23,13 @@
 #include "access/xact.h"
 #include "commands/trigger.h"
 #include "compat.h"
+#include "executor/executor.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/plancache.h"
 #include "utils/rel.h"
 
 /* Rows that a source must have to be worth it. */
@@ -43,7 +45,7 @@
 #define BUFFERED_ROWS 1000
 
 /* For building the indexes, in kB. */
-#define INDEX_MEMORY "40960"
+#define INDEX_MEMORY "65536"
 
 /* How often to look whether the helpers have finished. */
 #define HELPER_POLL_MS 50
@@ -56,7 +58,9 @@ typedef struct HeapWriter
 	TupleTableSlot *slots[BUFFERED_ROWS];
 	int			nused;			/* slots that hold a row */
 	int			ncreated;
-	int64		rows;
+	TsyncDigest digest;			/* of the rows so far */
+	ExprState  *fingerprint;
+	ExprContext *econtext;
 	MemoryContext insert_context;
 } HeapWriter;
 
@@ -67,11 +71,40 @@ typedef struct KeyTarget
 	char	  **key;
 } KeyTarget;
 
+/*
+ * The fingerprint of a row of the replica, ready to be computed.  The planner
+ * makes it from the same text as always; a replica without indexes can only be
+ * scanned for it.
+ */
+static ExprState *
+prepare_fingerprint(TsyncRun *run)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	SPIPlanPtr	plan = SPI_prepare(tsync_sql_fingerprint(run->replica, run->source_version), 0, NULL);
+	CachedPlan *cached;
+	Plan	   *scan;
+	Expr	   *expression;
+
+	MemoryContextSwitchTo(caller);
+	cached = plan ? SPI_plan_get_cached_plan(plan) : NULL;
+	if (cached == NULL || list_length(cached->stmt_list) != 1)
+		elog(ERROR, "could not plan the fingerprint of a row");
+	scan = linitial_node(PlannedStmt, cached->stmt_list)->planTree;
+	if (!IsA(scan, SeqScan))
+		elog(ERROR, "unexpected plan for the fingerprint of a row");
+	expression = copyObject(linitial_node(TargetEntry, scan->targetlist)->expr);
+	ReleaseCachedPlan(cached, NULL);
+	SPI_freeplan(plan);
+	return ExecInitExpr(expression, NULL);
+}
+
 static void
-writer_open(HeapWriter *writer, Relation rel)
+writer_open(HeapWriter *writer, TsyncRun *run, Relation rel)
 {
 	memset(writer, 0, sizeof(HeapWriter));
 	writer->rel = rel;
+	writer->fingerprint = prepare_fingerprint(run);
+	writer->econtext = CreateStandaloneExprContext();
 	writer->bistate = GetBulkInsertState();
 	writer->cid = GetCurrentCommandId(true);
 	writer->insert_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync bulk insert",
@@ -91,7 +124,6 @@ writer_flush(HeapWriter *writer)
 	MemoryContextReset(writer->insert_context);
 	for (int i = 0; i < writer->nused; i++)
 		ExecClearTuple(writer->slots[i]);
-	writer->rows += writer->nused;
 	writer->nused = 0;
 }
 
@@ -103,7 +135,20 @@ writer_close(HeapWriter *writer)
 		ExecDropSingleTupleTableSlot(writer->slots[i]);
 	FreeBulkInsertState(writer->bistate);
 	table_finish_bulk_insert(writer->rel, 0);
+	FreeExprContext(writer->econtext, true);
 	MemoryContextDelete(writer->insert_context);
+}
+
+static void
+add_to_digest(HeapWriter *writer, TupleTableSlot *slot)
+{
+	bool		isnull;
+
+	writer->econtext->ecxt_scantuple = slot;
+	writer->digest.rows++;
+	writer->digest.sum += (uint64) DatumGetInt64(ExecEvalExprSwitchContext(writer->fingerprint,
+																		   writer->econtext, &isnull));
+	ResetExprContext(writer->econtext);
 }
 
 /* No constraint is checked below the executor but by us. */
@@ -131,6 +176,7 @@ write_row(TupleTableSlot *slot, void *arg)
 		elog(ERROR, "source rows have %d columns, replica rows %d",
 			 slot->tts_tupleDescriptor->natts, RelationGetDescr(writer->rel)->natts);
 	check_not_null(writer->rel, slot);
+	add_to_digest(writer, slot);
 	if (writer->nused == writer->ncreated)
 		writer->slots[writer->ncreated++] = table_slot_create(writer->rel, NULL);
 	ExecCopySlot(writer->slots[writer->nused++], slot);
@@ -175,16 +221,16 @@ read_range(TsyncRun *run, TsyncChunk *range, TsyncRowFunction function, void *ar
 	read_range(run, &half, function, arg);
 }
 
-/* Put the rows of a range into the heap; returns how many. */
-static int64
+/* Put the rows of a range into the heap; returns their digest. */
+static TsyncDigest
 write_range(TsyncRun *run, TsyncChunk *range, Relation rel)
 {
 	HeapWriter *writer = palloc(sizeof(HeapWriter));
 
-	writer_open(writer, rel);
+	writer_open(writer, run, rel);
 	read_range(run, range, write_row, writer);
 	writer_close(writer);
-	return writer->rows;
+	return writer->digest;
 }
 
 static void
@@ -197,16 +243,16 @@ keep_row(TupleTableSlot *slot, void *arg)
 }
 
 /* Insert the rows of a range, where somebody has given the replica an index or a trigger meanwhile. */
-static int64
+static TsyncDigest
 insert_range(TsyncRun *run, TsyncChunk *range)
 {
 	TsyncRowSet rows;
-	int64		inserted;
+	TsyncDigest inserted;
 
 	tsync_rowset_init(&rows, "tsync_range", tsync_row_desc(run->replica));
 	read_range(run, range, keep_row, &rows);
 	tsync_rowset_register(&rows);
-	inserted = tsync_modify(run, tsync_sql_insert(run->replica, rows.name, TSYNC_UNCOUNTED)).rows;
+	inserted = tsync_modify(run, tsync_sql_insert(run->replica, rows.name, run->source_version));
 	SPI_unregister_relation(rows.name);
 	tuplestore_end(rows.rows);
 	return inserted;
@@ -280,6 +326,19 @@ load_ranges(TsyncRun *run, bool leader)
 	MemoryContextDelete(range_context);
 }
 
+/* Let what the ranges hold be remembered as of now. */
+static void
+open_memory(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	tsync_open_memory(run, tsync_sql_memory_key(run->replica, run->source_version));
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+}
+
 /* What a helper of a load does: as the leader, but without a record. */
 void
 tsync_help_load(TsyncRun *run)
@@ -313,6 +372,7 @@ start_helpers(TsyncRun *run, int nranges)
 			.owner = GetUserId(),
 			.replica = run->replica_oid,
 			.helper = true,
+			.source_version = run->source_version,
 			.run_id = run->run_id
 		};
 		BackgroundWorkerHandle *helper = tsync_start_worker(&start, run->replica->label);
@@ -437,6 +497,7 @@ tsync_bulk_load(TsyncRun *run)
 		if (!tsync_begin_bulk_load(run, RANGE_ROWS))
 			return false;
 	}
+	open_memory(run);
 	load_with_helpers(run, tsync_ranges_left(run));
 	if (build_indexes(run))
 		return true;

@@ -298,14 +298,16 @@ tsync_claim_range(TsyncReplica *replica)
 	return range;
 }
 
-/* Note how many rows a range has brought; part of the transaction that loads it. */
+/* Note what a range has brought; part of the transaction that loads it. */
 void
-tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, int64 rows)
+tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, TsyncDigest digest)
 {
-	Oid			types[] = {OIDOID, INT4OID, INT8OID};
-	Datum		values[] = {ObjectIdGetDatum(replica->relid), Int32GetDatum(range->number), Int64GetDatum(rows)};
+	Oid			types[] = {OIDOID, INT4OID, INT8OID, INT8OID};
+	Datum		values[] = {ObjectIdGetDatum(replica->relid), Int32GetDatum(range->number),
+	Int64GetDatum(digest.rows), Int64GetDatum((int64) digest.sum)};
 
-	tsync_catalog_execute("UPDATE tablesync.chunk SET rows = $3 WHERE replica = $1::regclass AND chunk_no = $2",
+	tsync_catalog_execute("UPDATE tablesync.chunk SET rows = $3, digest = $4"
+						  " WHERE replica = $1::regclass AND chunk_no = $2",
 						  lengthof(types), types, values, NULL);
 }
 

@@ -257,6 +257,19 @@ tsync_sql_buckets(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk,
 	return buf.data;
 }
 
+/* The fingerprints of the replica's rows. */
+char *
+tsync_sql_fingerprint(TsyncReplica *rep, int version)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_fingerprint(&buf, rep, version);
+	appendStringInfo(&buf, " FROM %s", rep->replica_sql);
+	return buf.data;
+}
+
 /* (key, fingerprint) of the rows in a row set; for a single integer key. */
 char *
 tsync_sql_fingerprints(TsyncReplica *rep, const char *rows, int version)

@@ -289,6 +289,7 @@ typedef struct TsyncStart
 	bool		verify;
 	bool		repair;
 	bool		helper;			/* of a load that another worker leads */
+	int			source_version; /* known to the helper's leader */
 	int64		run_id;
 } TsyncStart;
 
@@ -450,7 +451,7 @@ extern List *tsync_read_chunks(TsyncReplica *replica);
 extern void tsync_write_plan(TsyncReplica *replica, List *chunks);
 extern bool tsync_begin_bulk_load(TsyncRun *run, int64 range_rows);
 extern TsyncChunk *tsync_claim_range(TsyncReplica *replica);
-extern void tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, int64 rows);
+extern void tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, TsyncDigest digest);
 extern int	tsync_ranges_left(TsyncRun *run);
 extern void tsync_report_load(TsyncRun *run);
 extern void tsync_end_bulk_load(TsyncRun *run);
@@ -471,6 +472,7 @@ extern char *tsync_sql_digest(TsyncReplica *rep, TsyncSide side, TsyncChunk *chu
 extern char *tsync_sql_buckets(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk,
 							   TsyncBucketing *bucketing, int version);
 extern char *tsync_sql_digest_without(TsyncReplica *rep, TsyncChunk *range, List *chunks, int version);
+extern char *tsync_sql_fingerprint(TsyncReplica *rep, int version);
 extern char *tsync_sql_fingerprints(TsyncReplica *rep, const char *rows, int version);
 extern char *tsync_sql_fingerprints_of_keys(TsyncReplica *rep, List *keys, int version);
 extern char *tsync_sql_digest_of_keys(TsyncReplica *rep, const char *keys, int version);

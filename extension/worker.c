@@ -475,8 +475,11 @@ run_in_envelope(List *runs)
 static void
 help(TsyncStart *start)
 {
+	TsyncRun   *run = make_run(start);
+
 	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
-	tsync_help_load(make_run(start));
+	run->source_version = start->source_version;
+	tsync_help_load(run);
 }
 
 void

@@ -322,7 +322,7 @@ BEGIN
     FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = t.ftserver
     WHERE t.ftrelid = source;
     IF NOT (of_server || of_table) ? 'fetch_size' THEN
-        changes := array_append(changes, 'ADD fetch_size ''10000''');
+        changes := array_append(changes, 'ADD fetch_size ''3000''');
     END IF;
     IF (of_table->>'use_remote_estimate')::boolean THEN
         changes := array_append(changes, 'SET use_remote_estimate ''false''');
@@ -579,7 +579,7 @@ BEGIN
         END IF;
         RETURN leftover;
     END IF;
-    EXECUTE format('CREATE FOREIGN TABLE %I.%I (%s) SERVER %I OPTIONS (schema_name %L, table_name %L, fetch_size ''10000'')',
+    EXECUTE format('CREATE FOREIGN TABLE %I.%I (%s) SERVER %I OPTIONS (schema_name %L, table_name %L, fetch_size ''3000'')',
                    foreign_schema, foreign_name,
                    tablesync.column_definitions(server_oid, source_parts[1], source_parts[2]),
                    server, source_parts[1], source_parts[2]);

@@ -27,7 +27,7 @@ start_bench_pair() {    # further postgres options
     source_sql -c "CREATE ROLE reader LOGIN PASSWORD 'read-only'"
     target_sql <<'SQL'
 CREATE FOREIGN TABLE media_remote (id integer NOT NULL, s3_path varchar(1024), format varchar(5), type smallint, updated_at timestamp)
-SERVER production OPTIONS (schema_name 'public', table_name 'media', fetch_size '10000');
+SERVER production OPTIONS (schema_name 'public', table_name 'media', fetch_size '3000');
 SQL
 }
 

@@ -380,7 +380,7 @@ is($target->safe_psql('postgres', 'SELECT count(*) FROM parts WHERE my_own = 42 
 
 # a foreign table that belongs to somebody else
 at_source(q{CREATE TABLE lent (id integer PRIMARY KEY, note varchar(5)); INSERT INTO lent SELECT i, 'n' FROM generate_series(1, 10) i});
-$target->safe_psql('postgres', q{CREATE FOREIGN TABLE lent_source (id integer NOT NULL, note varchar(5)) SERVER src OPTIONS (table_name 'lent', fetch_size '10000');
+$target->safe_psql('postgres', q{CREATE FOREIGN TABLE lent_source (id integer NOT NULL, note varchar(5)) SERVER src OPTIONS (table_name 'lent', fetch_size '3000');
 	GRANT SELECT ON lent_source TO app});
 app_sql($target, q{SELECT tablesync_add('lent', 'lent_source')});
 is(run_counts($target, 'lent'), 'succeeded|10|0|0', 'a foreign table of another role');
