@@ -313,6 +313,7 @@ extern int	tsync_missed_after; /* ms */
 /* in launch.c */
 extern Oid	tsync_check_owner(Oid relid);
 extern bool tsync_query_latest(const char *sql, Oid type, Datum argument);
+extern char *tsync_latest_text(MemoryContext context, int column);
 extern int64 tsync_run_verify(Oid relid, bool repair);
 
 /* in check.c */
