@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * launch.c
- *	  tablesync_run() and tablesync_wait(): ask for a worker, wait, report.
+ *	  tablesync_run(): ask for a worker, and wait until it has ended.
  *
  * The worker says how its run went in tablesync.run, which survives both of
  * us; nothing is passed back through shared memory.  A snapshot taken after
