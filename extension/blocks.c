@@ -18,6 +18,9 @@
 /* Most buckets that are kept in memory at once, 24 bytes each. */
 #define MAX_ALL_BUCKETS 1750000
 
+/* More ranges of keys than this are not worth excluding row by row. */
+#define MAX_EXCLUDED_RANGES 4
+
 /* Rows whose buckets fit into the source's caches: more take a quarter longer each. */
 #define BUCKETED_ROWS 500000
 
@@ -178,4 +181,64 @@ tsync_read_all_buckets(TsyncRun *run)
 		tsync_note_speed(run, rows_of_blocks(run, &range), TSYNC_BUCKET_COST, run->source_time - before);
 	}
 	return all->overflow ? NULL : all;
+}
+
+/* Key ranges of the chunks that are expected to differ, neighbours as one. */
+static List *
+ranges_to_exclude(TsyncRun *run)
+{
+	List	   *ranges = NIL;
+	TsyncChunk *previous = NULL;
+	ListCell   *lc;
+
+	foreach(lc, run->chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		if (!tsync_is_quiet(chunk) && previous && !tsync_is_quiet(previous))
+			((TsyncChunk *) llast(ranges))->upper = chunk->upper;
+		else if (!tsync_is_quiet(chunk))
+		{
+			TsyncChunk *range = palloc0(sizeof(TsyncChunk));
+
+			range->lower = chunk->lower;
+			range->upper = chunk->upper;
+			ranges = lappend(ranges, range);
+		}
+		previous = chunk;
+	}
+	return ranges;
+}
+
+/*
+ * Compare all chunks that are expected to be equal by one digest, in the order
+ * of the source's blocks.  Returns false when it is not worth it, or they are
+ * not equal.
+ */
+bool
+tsync_quiet_chunks_equal(TsyncRun *run)
+{
+	List	   *excluded = ranges_to_exclude(run);
+	TsyncChunk	range = {0};
+	TsyncDigest source = {0, 0};
+	TsyncDigest replica = {0, 0};
+	ListCell   *lc;
+
+	foreach(lc, run->chunks)
+		if (tsync_is_quiet(lfirst(lc)))
+			tsync_add_digest(&replica, ((TsyncChunk *) lfirst(lc))->replica);
+	if (list_length(excluded) > MAX_EXCLUDED_RANGES || replica.rows == 0)
+		return false;
+	while (tsync_next_blocks(run, &range, tsync_statement_rows(run->replica)))
+	{
+		TsyncDigest digest;
+
+		tsync_check_snapshot_age(run);
+		digest = tsync_digest_source(run, tsync_sql_digest_without(run->replica, &range, excluded,
+															 run->source_version));
+		tsync_add_digest(&source, digest);
+		tsync_progress_step(0, digest.rows);
+	}
+	tsync_progress_step(0, -source.rows);	/* counted again chunk by chunk */
+	return tsync_digest_equal(source, replica);
 }

@@ -285,3 +285,14 @@ tsync_modify(TsyncRun *run, const char *sql)
 	tsync_expect_write(run->replica_oid, 0);
 	return changed;
 }
+
+/* Run a digest query at the source and learn how fast it is. */
+TsyncDigest
+tsync_digest_source(TsyncRun *run, char *sql)
+{
+	int64		before = run->source_time;
+	TsyncDigest digest = tsync_select_digest(run, TSYNC_SOURCE, sql);
+
+	tsync_note_speed(run, digest.rows, 1.0, run->source_time - before);
+	return digest;
+}

@@ -28,9 +28,6 @@
 /* From here on the newest version of one percent of the rows is good enough. */
 #define SAMPLED_ROWS 1000000
 
-/* More ranges of keys than this are not worth excluding row by row. */
-#define MAX_EXCLUDED_RANGES 4
-
 typedef struct ScanState
 {
 	TsyncRun   *run;
@@ -48,30 +45,6 @@ typedef enum ChunkOutcome
 	CHUNK_TOO_MANY,				/* its differences would take too long to fetch */
 	CHUNK_TOO_LARGE				/* the source could not answer in time */
 } ChunkOutcome;
-
-static bool
-digest_equal(TsyncDigest a, TsyncDigest b)
-{
-	return a.rows == b.rows && a.sum == b.sum;
-}
-
-static void
-add_digest(TsyncDigest *to, TsyncDigest digest)
-{
-	to->rows += digest.rows;
-	to->sum += digest.sum;
-}
-
-/* Run a digest query at the source and learn how fast it is. */
-static TsyncDigest
-digest_source(TsyncRun *run, char *sql)
-{
-	int64		before = run->source_time;
-	TsyncDigest digest = tsync_select_digest(run, TSYNC_SOURCE, sql);
-
-	tsync_note_speed(run, digest.rows, 1.0, run->source_time - before);
-	return digest;
-}
 
 /* Forget what an aborted transaction has left behind. */
 static void
@@ -118,13 +91,13 @@ scan_all_columns(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
 	TsyncChunk	forgotten = *chunk;
 	TsyncReplica *replica = run->replica;
 
-	chunk->source = digest_source(run, tsync_sql_digest(replica, TSYNC_SOURCE, chunk, run->source_version));
+	chunk->source = tsync_digest_source(run, tsync_sql_digest(replica, TSYNC_SOURCE, chunk, run->source_version));
 	tsync_use_row_fingerprint(run, true);
 	chunk->row_source = tsync_select_digest(run, TSYNC_SOURCE,
 											tsync_sql_digest(replica, TSYNC_SOURCE, chunk,
 															 run->source_version));
-	chunk->differs = !chunk->rows_known || !digest_equal(chunk->row_source, chunk->row_replica) ||
-		!digest_equal(chunk->source, chunk->replica);
+	chunk->differs = !chunk->rows_known || !tsync_digest_equal(chunk->row_source, chunk->row_replica) ||
+		!tsync_digest_equal(chunk->source, chunk->replica);
 	if (chunk->differs)
 	{
 		TsyncBuckets *ours;
@@ -148,9 +121,9 @@ scan_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
 		scan_all_columns(run, state, chunk);
 	else if (!chunk->differed)
 	{
-		chunk->source = digest_source(run, tsync_sql_digest(run->replica, TSYNC_SOURCE, chunk,
+		chunk->source = tsync_digest_source(run, tsync_sql_digest(run->replica, TSYNC_SOURCE, chunk,
 															run->source_version));
-		chunk->differs = !digest_equal(chunk->source, chunk->replica);
+		chunk->differs = !tsync_digest_equal(chunk->source, chunk->replica);
 	}
 	if (!chunk->by_row && (chunk->differed || chunk->differs))
 		scan_buckets(run, state, chunk);
@@ -159,78 +132,11 @@ scan_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
 	MemoryContextReset(state->chunk_context);
 }
 
-/* Is a chunk likely to be equal, so that a digest of many such chunks will do? */
-static bool
-is_quiet(TsyncChunk *chunk)
-{
-	return !chunk->differed && !chunk->by_row;
-}
-
 static void
 finish_chunk(TsyncRun *run, TsyncChunk *chunk)
 {
-	add_digest(&run->source, chunk->source);
+	tsync_add_digest(&run->source, chunk->source);
 	tsync_progress_step(1, chunk->source.rows);
-}
-
-/* Key ranges of the chunks that are expected to differ, neighbours as one. */
-static List *
-ranges_to_exclude(TsyncRun *run)
-{
-	List	   *ranges = NIL;
-	TsyncChunk *previous = NULL;
-	ListCell   *lc;
-
-	foreach(lc, run->chunks)
-	{
-		TsyncChunk *chunk = lfirst(lc);
-
-		if (!is_quiet(chunk) && previous && !is_quiet(previous))
-			((TsyncChunk *) llast(ranges))->upper = chunk->upper;
-		else if (!is_quiet(chunk))
-		{
-			TsyncChunk *range = palloc0(sizeof(TsyncChunk));
-
-			range->lower = chunk->lower;
-			range->upper = chunk->upper;
-			ranges = lappend(ranges, range);
-		}
-		previous = chunk;
-	}
-	return ranges;
-}
-
-/*
- * Compare all chunks that are expected to be equal by one digest, in the order
- * of the source's blocks.  Returns false when it is not worth it, or they are
- * not equal.
- */
-static bool
-quiet_chunks_equal(TsyncRun *run, ScanState *state)
-{
-	List	   *excluded = ranges_to_exclude(run);
-	TsyncChunk	range = {0};
-	TsyncDigest source = {0, 0};
-	TsyncDigest replica = {0, 0};
-	ListCell   *lc;
-
-	foreach(lc, run->chunks)
-		if (is_quiet(lfirst(lc)))
-			add_digest(&replica, ((TsyncChunk *) lfirst(lc))->replica);
-	if (list_length(excluded) > MAX_EXCLUDED_RANGES || replica.rows == 0)
-		return false;
-	while (tsync_next_blocks(run, &range, tsync_statement_rows(run->replica)))
-	{
-		TsyncDigest digest;
-
-		tsync_check_snapshot_age(run);
-		digest = digest_source(run, tsync_sql_digest_without(run->replica, &range, excluded,
-															 run->source_version));
-		add_digest(&source, digest);
-		tsync_progress_step(0, digest.rows);
-	}
-	tsync_progress_step(0, -source.rows);	/* counted again chunk by chunk */
-	return digest_equal(source, replica);
 }
 
 /* Scan a chunk whose buckets at the source are known already. */
@@ -248,7 +154,7 @@ scan_slice(TsyncRun *run, ScanState *state, TsyncChunk *chunk, TsyncAllBuckets *
 	caller = MemoryContextSwitchTo(state->chunk_context);
 	source = tsync_slice_of_buckets(all, chunk);
 	chunk->source = tsync_digest_of_buckets(&source);
-	if (chunk->differed || !digest_equal(chunk->source, chunk->replica))
+	if (chunk->differed || !tsync_digest_equal(chunk->source, chunk->replica))
 	{
 		TsyncBuckets *replica = tsync_buckets_of_replica(run, chunk);
 
@@ -326,13 +232,13 @@ scan_in_snapshot(TsyncRun *run, ScanState *state)
 
 	if (by_blocks && want_all_buckets(run) && scan_all_buckets(run, state))
 		return;
-	quiet_equal = by_blocks && quiet_chunks_equal(run, state);
+	quiet_equal = by_blocks && tsync_quiet_chunks_equal(run);
 	foreach(lc, run->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
 		tsync_check_snapshot_age(run);
-		if (quiet_equal && is_quiet(chunk))
+		if (quiet_equal && tsync_is_quiet(chunk))
 			chunk->source = chunk->replica;
 		else
 			scan_chunk(run, state, chunk);

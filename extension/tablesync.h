@@ -79,6 +79,19 @@ typedef struct TsyncDigest
 	uint64		sum;
 } TsyncDigest;
 
+static inline bool
+tsync_digest_equal(TsyncDigest a, TsyncDigest b)
+{
+	return a.rows == b.rows && a.sum == b.sum;
+}
+
+static inline void
+tsync_add_digest(TsyncDigest *to, TsyncDigest digest)
+{
+	to->rows += digest.rows;
+	to->sum += digest.sum;
+}
+
 /* How keys are put into buckets: (key >> shift) & mask. */
 typedef struct TsyncBucketing
 {
@@ -157,6 +170,13 @@ typedef struct TsyncChunk
 	TsyncDigest row_source;		/* of all columns, where by_row */
 	TsyncDigest row_replica;
 } TsyncChunk;
+
+/* Is a chunk likely to be equal, so that a digest of many such chunks will do? */
+static inline bool
+tsync_is_quiet(TsyncChunk *chunk)
+{
+	return !chunk->differed && !chunk->by_row;
+}
 
 typedef enum TsyncSide
 {
@@ -377,6 +397,7 @@ extern bool tsync_report(TsyncRun *run);
 extern bool tsync_blame(TsyncRun *run, TsyncChunk *chunk, TsyncDigest now);
 
 /* in blocks.c */
+extern bool tsync_quiet_chunks_equal(TsyncRun *run);
 extern bool tsync_next_blocks(TsyncRun *run, TsyncChunk *range, int64 rows);
 extern TsyncAllBuckets *tsync_read_all_buckets(TsyncRun *run);
 extern TsyncBuckets tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncChunk *chunk);
@@ -526,6 +547,7 @@ extern uint64 tsync_select_each(TsyncRun *run, TsyncSide side, const char *sql,
 extern uint64 tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into);
 extern TsyncDigest tsync_modify(TsyncRun *run, const char *sql);
 extern bool tsync_is_uniqueness_violation(ErrorData *edata);
+extern TsyncDigest tsync_digest_source(TsyncRun *run, char *sql);
 extern TsyncDigest tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql);
 extern uint64 tsync_sum_to_uint64(const char *decimal);
 
