@@ -45,7 +45,7 @@
 #define BUFFERED_ROWS 1000
 
 /* For building the indexes, in kB. */
-#define INDEX_MEMORY "65536"
+#define INDEX_MEMORY "40960"
 
 /* How often to look whether the helpers have finished. */
 #define HELPER_POLL_MS 50

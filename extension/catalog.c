@@ -232,7 +232,8 @@ tsync_read_replica(Oid relid)
 							" chunk_rows, max_source_load, max_delete_fraction, loaded, load_position,"
 							" c.relforcerowsecurity, adopted, workers, scan_rate, watermark,"
 							" trust_counters_for IS NOT NULL, load_indexes IS NOT NULL,"
-							" (SELECT sum(k.rows) FROM tablesync.chunk k WHERE k.replica = t.replica),"
+							" (SELECT sum(k.rows * CASE WHEN k.differed THEN " CppAsString2(TSYNC_BUCKET_COST) " ELSE 1 END)"
+							"  FROM tablesync.chunk k WHERE k.replica = t.replica),"
 							" verify_fraction,"
 							" EXISTS (SELECT FROM tablesync.alert a"
 							"  WHERE a.replica = t.replica AND a.kind = 'drift' AND a.closed_at IS NULL AND a.run_id IS NOT NULL)"
@@ -256,7 +257,7 @@ tsync_read_replica(Oid relid)
 	replica->watermark = tsync_result_text(0, 13);
 	replica->trust_counters = tsync_result_bool(0, 14);
 	replica->bulk_loading = tsync_result_bool(0, 15);
-	replica->remembered_rows = tsync_result_int64(0, 16);
+	replica->weighted_rows = tsync_result_double(0, 16);
 	replica->verify_fraction = tsync_result_double(0, 17);
 	replica->drift_known = tsync_result_bool(0, 18);
 	if (tsync_result_bool(0, 9))

@@ -149,7 +149,7 @@ tsync_first_timeout(TsyncReplica *replica)
 {
 	if (!replica->loaded)
 		return tsync_statement_timeout;
-	return tsync_use_snapshot(replica, replica->remembered_rows) ? tsync_snapshot_timeout()
+	return tsync_use_snapshot(replica, replica->weighted_rows) ? tsync_snapshot_timeout()
 		: limited_timeout();
 }
 
@@ -190,12 +190,15 @@ tsync_current_target(TsyncRun *run)
 	return run->chunk_target > 0 ? Min(run->chunk_target, target) : target;
 }
 
-/* Should a scan of so many rows hold one snapshot at the source? */
+/*
+ * Should a scan hold one snapshot at the source?  Its rows count as often as
+ * their buckets, if these will be asked for, cost more than their digest.
+ */
 bool
-tsync_use_snapshot(TsyncReplica *replica, double rows)
+tsync_use_snapshot(TsyncReplica *replica, double weighted_rows)
 {
-	double		rate = replica->scan_rate > 0 ? replica->scan_rate / TSYNC_BUCKET_COST : CAUTIOUS_ROWS_PER_SECOND;
-	double		seconds = rows / rate;
+	double		rate = replica->scan_rate > 0 ? replica->scan_rate : CAUTIOUS_ROWS_PER_SECOND;
+	double		seconds = weighted_rows / rate;
 
 	if (strcmp(replica->consistency, "auto") != 0)
 		return strcmp(replica->consistency, "snapshot") == 0;

@@ -35,6 +35,7 @@ typedef struct ScanState
 	TsyncResolver *row_resolver;	/* for chunks to be compared by all columns */
 	MemoryContext chunk_context;
 	int64		expected_rows;
+	double		weighted_rows;	/* more where buckets will be asked for */
 	TimestampTz locked_since;	/* 0: the source's table is not locked */
 } ScanState;
 
@@ -450,7 +451,12 @@ scan_state_create(TsyncRun *run)
 	state->run = run;
 	prepare_scan(run);
 	foreach(lc, run->chunks)
-		state->expected_rows += ((TsyncChunk *) lfirst(lc))->expected_rows;
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		state->expected_rows += chunk->expected_rows;
+		state->weighted_rows += chunk->expected_rows * (chunk->differed ? TSYNC_BUCKET_COST : 1.0);
+	}
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
 	state->resolver = tsync_resolver_create(run->replica);
@@ -484,7 +490,7 @@ try_scan(TsyncRun *run)
 	int64		busy = run->source_time;
 	bool		done;
 
-	run->snapshot = !run->snapshot_expired && tsync_use_snapshot(run->replica, state->expected_rows);
+	run->snapshot = !run->snapshot_expired && tsync_use_snapshot(run->replica, state->weighted_rows);
 	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(run->chunks), state->expected_rows);
 	if (run->snapshot)
 	{

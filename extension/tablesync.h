@@ -60,7 +60,7 @@ typedef struct TsyncReplica
 	double		scan_rate;		/* source rows digested per second lately, 0: unknown */
 	const char *watermark;		/* of the version column, NULL: unknown */
 	bool		trust_counters;
-	int64		remembered_rows;	/* of the replica after the last run */
+	double		weighted_rows;	/* of the last run, by what their scan costs */
 	bool		drift_known;	/* an alert is open */
 	bool		bulk_loading;	/* indexes are missing, ranges are planned */
 	double		max_source_load;
@@ -560,7 +560,7 @@ extern int64 tsync_chunk_target(TsyncReplica *replica);
 extern int64 tsync_current_target(TsyncRun *run);
 extern int64 tsync_statement_rows(TsyncReplica *replica);
 extern int	tsync_snapshot_timeout(void);
-extern bool tsync_use_snapshot(TsyncReplica *replica, double rows);
+extern bool tsync_use_snapshot(TsyncReplica *replica, double weighted_rows);
 extern void tsync_snapshot_too_old(TsyncRun *run);
 extern void tsync_check_snapshot_age(TsyncRun *run);
 extern void tsync_note_speed(TsyncRun *run, int64 rows, double cost, int64 usec);
