@@ -47,6 +47,9 @@
 /* For building the indexes, in kB. */
 #define INDEX_MEMORY "40960"
 
+/* How often to publish the progress of all processes. */
+#define REPORT_MS 500
+
 /* How often to look whether the helpers have finished. */
 #define HELPER_POLL_MS 50
 
@@ -313,12 +316,16 @@ load_ranges(TsyncRun *run, bool leader)
 	MemoryContext range_context = AllocSetContextCreate(run_context, "tablesync range",
 														ALLOCSET_DEFAULT_SIZES);
 	int64		before = run->source_time;
+	TimestampTz reported = 0;
 
 	while (load_range(run, range_context))
 	{
 		MemoryContextReset(range_context);
-		if (leader)
+		if (leader && TimestampDifferenceExceeds(reported, GetCurrentTimestamp(), REPORT_MS))
+		{
 			tsync_report_load(run);
+			reported = GetCurrentTimestamp();
+		}
 		tsync_rest(run, run->source_time - before, 0);
 		before = run->source_time;
 	}

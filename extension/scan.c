@@ -202,7 +202,7 @@ static bool
 scan_all_buckets(TsyncRun *run, ScanState *state)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	MemoryContext context = AllocSetContextCreate(caller, "tablesync buckets of all chunks",
+	MemoryContext context = AllocSetContextCreate(CurTransactionContext, "tablesync buckets of all chunks",
 												  ALLOCSET_DEFAULT_SIZES);
 	TsyncAllBuckets *all;
 	ListCell   *lc;

@@ -177,11 +177,21 @@ SET default_tablespace = ''
 AS $$
 DECLARE
     statement text;
+    helpers integer := (SELECT t.workers - 1 FROM tablesync.replica t WHERE t.replica = $1);
 BEGIN
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', $1);    -- until nobody loads any more
+    IF EXISTS (SELECT FROM pg_class c, unnest(c.reloptions) o WHERE c.oid = $1 AND o LIKE 'parallel_workers=%') THEN
+        helpers := 0;    -- somebody has decided
+    END IF;
+    IF helpers > 0 THEN    -- or each would have to have 32 MB
+        EXECUTE format('ALTER TABLE %s SET (parallel_workers = %s)', $1, helpers);
+    END IF;
     FOREACH statement IN ARRAY coalesce((SELECT t.load_indexes FROM tablesync.replica t WHERE t.replica = $1), '{}') LOOP
         EXECUTE statement;
     END LOOP;
+    IF helpers > 0 THEN
+        EXECUTE format('ALTER TABLE %s RESET (parallel_workers)', $1);
+    END IF;
     UPDATE tablesync.replica t SET load_indexes = NULL WHERE t.replica = $1;
 END
 $$;
