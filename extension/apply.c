@@ -234,6 +234,7 @@ static bool
 apply_run(TsyncRun *run)
 {
 	TsyncStage *stage = run->stage;
+
 	tsync_add_up_replica(run);
 	if (staged_rows(run) == 0)
 		return true;
@@ -320,8 +321,8 @@ distrust(List *runs)
 /*
  * APPLY what the runs have staged and record them as succeeded, all in one
  * transaction.  Returns false, with nothing changed, when a replica has
- * changed since SCAN.  A lock that is
- * held by others, or a deadlock with them, is tried again a few times.
+ * changed since SCAN.  A lock that is held by others, or a deadlock with them,
+ * is tried again a few times.
  */
 bool
 tsync_apply(List *runs)
