@@ -15,6 +15,9 @@
 
 #include "utils/memutils.h"
 
+/* Blocks can be addressed by a range of ctid since PostgreSQL 14. */
+#define BLOCKS_VERSION 140000
+
 /* Most buckets that are kept in memory at once, 24 bytes each. */
 #define MAX_ALL_BUCKETS 1750000
 
@@ -23,6 +26,9 @@
 
 /* Rows whose buckets fit into the source's caches: more take a quarter longer each. */
 #define BUCKETED_ROWS 500000
+
+/* Rows that a source whose speed nobody knows is asked for at once. */
+#define FIRST_ROWS 50000
 
 /* Bitmaps of the whole source, in an array without gaps. */
 typedef struct PlainBucket
@@ -53,6 +59,12 @@ rows_of_blocks(TsyncRun *run, TsyncChunk *range)
 	int64		end = range->end_block < 0 ? run->source_blocks : range->end_block;
 
 	return (int64) ((end - range->first_block) * rows_per_block(run));
+}
+
+bool
+tsync_can_read_blocks(TsyncRun *run)
+{
+	return run->source_blocks > 0 && run->source_version >= BLOCKS_VERSION;
 }
 
 /*
@@ -210,6 +222,52 @@ ranges_to_exclude(TsyncRun *run)
 	return ranges;
 }
 
+/* One digest of the source, without some ranges of keys. */
+TsyncDigest
+tsync_digest_by_blocks(TsyncRun *run, List *excluded)
+{
+	TsyncDigest total = {0, 0};
+	TsyncChunk	range = {0};
+
+	while (tsync_next_blocks(run, &range, tsync_statement_rows(run->replica)))
+	{
+		TsyncDigest digest;
+
+		tsync_check_snapshot_age(run);
+		digest = tsync_digest_source(run, tsync_sql_digest_without(run->replica, &range, excluded,
+																   run->source_version));
+		tsync_add_digest(&total, digest);
+		tsync_progress_step(0, digest.rows);
+	}
+	tsync_progress_step(0, -total.rows);	/* they are counted again chunk by chunk */
+	return total;
+}
+
+/*
+ * Digest the first blocks of a source whose speed nobody knows yet, where
+ * that decides whether all of it can be scanned in one snapshot.
+ */
+void
+tsync_learn_speed(TsyncRun *run, double weighted_rows)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	TsyncChunk	range = {0};
+
+	if (run->replica->scan_rate > 0 || !tsync_can_read_blocks(run) ||
+		strcmp(run->replica->consistency, "auto") != 0 || tsync_use_snapshot(run->replica, weighted_rows))
+		return;
+	while (run->replica->scan_rate <= 0 &&
+		   tsync_next_blocks(run, &range, Min(tsync_statement_rows(run->replica), FIRST_ROWS)))
+	{
+		tsync_begin();
+		MemoryContextSwitchTo(caller);
+		(void) tsync_digest_source(run, tsync_sql_digest_without(run->replica, &range, NIL, run->source_version));
+		tsync_commit();
+		MemoryContextSwitchTo(caller);
+		run->replica->scan_rate = tsync_learned_rate(run);
+	}
+}
+
 /*
  * Compare all chunks that are expected to be equal by one digest, in the order
  * of the source's blocks.  Returns false when it is not worth it, or they are
@@ -219,8 +277,6 @@ bool
 tsync_quiet_chunks_equal(TsyncRun *run)
 {
 	List	   *excluded = ranges_to_exclude(run);
-	TsyncChunk	range = {0};
-	TsyncDigest source = {0, 0};
 	TsyncDigest replica = {0, 0};
 	ListCell   *lc;
 
@@ -229,16 +285,5 @@ tsync_quiet_chunks_equal(TsyncRun *run)
 			tsync_add_digest(&replica, ((TsyncChunk *) lfirst(lc))->replica);
 	if (list_length(excluded) > MAX_EXCLUDED_RANGES || replica.rows == 0)
 		return false;
-	while (tsync_next_blocks(run, &range, tsync_statement_rows(run->replica)))
-	{
-		TsyncDigest digest;
-
-		tsync_check_snapshot_age(run);
-		digest = tsync_digest_source(run, tsync_sql_digest_without(run->replica, &range, excluded,
-															 run->source_version));
-		tsync_add_digest(&source, digest);
-		tsync_progress_step(0, digest.rows);
-	}
-	tsync_progress_step(0, -source.rows);	/* counted again chunk by chunk */
-	return tsync_digest_equal(source, replica);
+	return tsync_digest_equal(tsync_digest_by_blocks(run, excluded), replica);
 }

@@ -22,12 +22,8 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
-#include "compat.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
-#include "miscadmin.h"
-#include "storage/latch.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/rel.h"
@@ -41,17 +37,14 @@
 /* Bytes of rows without bound that one statement reads. */
 #define PIECE_BYTES (24 * 1024 * 1024)
 
+/* Elements of an array that makes libpq's buffer large enough, two bytes each. */
+#define LARGE_ELEMENTS 60000
+
 /* Rows that go into the heap together. */
 #define BUFFERED_ROWS 1000
 
-/* For building the indexes, in kB. */
-#define INDEX_MEMORY "40960"
-
 /* How often to publish the progress of all processes. */
 #define REPORT_MS 500
-
-/* How often to look whether the helpers have finished. */
-#define HELPER_POLL_MS 50
 
 typedef struct HeapWriter
 {
@@ -288,9 +281,25 @@ is_plain(TsyncReplica *replica, Relation rel)
 	return true;
 }
 
+/*
+ * Make libpq read more at a time.  Its buffer has 16 kB and grows with the
+ * largest message; postgres_fdw waits before each portion, which takes a tenth
+ * of a load's time.
+ */
+static void
+widen_connection(TsyncRun *run, TsyncChunk *range)
+{
+	char	  **bound = range->lower ? range->lower : range->upper;
+
+	if (bound == NULL)
+		return;
+	tsync_select(run, TSYNC_SOURCE, tsync_sql_large_value(run->replica, bound, LARGE_ELEMENTS), NULL);
+	SPI_freetuptable(SPI_tuptable);
+}
+
 /* Load the next range; false if nobody has left one. */
 static bool
-load_range(TsyncRun *run, MemoryContext range_context)
+load_range(TsyncRun *run, MemoryContext range_context, bool first)
 {
 	TsyncChunk *range;
 	Relation	rel;
@@ -300,6 +309,8 @@ load_range(TsyncRun *run, MemoryContext range_context)
 	/* first: from here on nobody can add an index that misses our rows */
 	rel = table_open(run->replica->relid, RowExclusiveLock);
 	range = tsync_claim_range(run->replica);
+	if (range != NULL && first)
+		widen_connection(run, range);
 	if (range != NULL)
 		tsync_finish_range(run->replica, range,
 						   is_plain(run->replica, rel) ? write_range(run, range, rel) : insert_range(run, range));
@@ -318,7 +329,7 @@ load_ranges(TsyncRun *run, bool leader)
 	int64		before = run->source_time;
 	TimestampTz reported = 0;
 
-	while (load_range(run, range_context))
+	for (bool first = true; load_range(run, range_context, first); first = false)
 	{
 		MemoryContextReset(range_context);
 		if (leader && TimestampDifferenceExceeds(reported, GetCurrentTimestamp(), REPORT_MS))
@@ -374,15 +385,7 @@ start_helpers(TsyncRun *run, int nranges)
 
 	for (int i = 0; i < wanted; i++)
 	{
-		TsyncStart	start = {
-			.database = MyDatabaseId,
-			.owner = GetUserId(),
-			.replica = run->replica_oid,
-			.helper = true,
-			.source_version = run->source_version,
-			.run_id = run->run_id
-		};
-		BackgroundWorkerHandle *helper = tsync_start_worker(&start, run->replica->label);
+		BackgroundWorkerHandle *helper = tsync_start_helper(run, TSYNC_HELP_LOAD);
 
 		if (helper == NULL)
 			break;
@@ -391,29 +394,13 @@ start_helpers(TsyncRun *run, int nranges)
 	return helpers;
 }
 
-static bool
-is_running(BackgroundWorkerHandle *helper)
-{
-	pid_t		pid;
-	BgwHandleStatus status = GetBackgroundWorkerPid(helper, &pid);
-
-	return status == BGWH_STARTED || status == BGWH_NOT_YET_STARTED;
-}
-
-/* Wait for the helpers to end, each in its own time. */
 static void
 wait_for_helpers(TsyncRun *run, List *helpers)
 {
 	ListCell   *lc;
 
 	foreach(lc, helpers)
-		while (is_running(lfirst(lc)))
-		{
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 HELPER_POLL_MS, tsync_wait_event("TablesyncLoadHelpers"));
-			ResetLatch(MyLatch);
-			CHECK_FOR_INTERRUPTS();
-		}
+		tsync_wait_for_helper(lfirst(lc));
 	tsync_report_load(run);
 }
 
@@ -438,43 +425,6 @@ load_with_helpers(TsyncRun *run, int nranges)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-}
-
-/*
- * Build the indexes that were dropped before.  Returns false if they refuse
- * rows: somebody else has inserted some, or unique values have moved at the
- * source between two ranges.
- */
-static bool
-build_indexes(TsyncRun *run)
-{
-	MemoryContext run_context = CurrentMemoryContext;
-	volatile bool built = false;
-
-	tsync_progress_phase(TSYNC_PHASE_INDEX, 0, run->loaded_rows);
-	PG_TRY();
-	{
-		tsync_begin();
-		(void) set_config_option("maintenance_work_mem", INDEX_MEMORY, PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_LOCAL, true, 0, false);
-		tsync_end_bulk_load(run);
-		tsync_commit();
-		built = true;
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-
-		MemoryContextSwitchTo(run_context);
-		edata = CopyErrorData();
-		if (!tsync_is_uniqueness_violation(edata))
-			PG_RE_THROW();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(run_context);
-	return built;
 }
 
 /* Can rows of any size be read in pieces of few bytes? */
@@ -506,7 +456,7 @@ tsync_bulk_load(TsyncRun *run)
 	}
 	open_memory(run);
 	load_with_helpers(run, tsync_ranges_left(run));
-	if (build_indexes(run))
+	if (tsync_build_indexes(run))
 		return true;
 	tsync_undo_bulk_load(run);
 	return false;

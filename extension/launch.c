@@ -174,7 +174,7 @@ tsync_start_worker(TsyncStart *start, const char *label)
 	strlcpy(worker.bgw_function_name, "tsync_worker_main", sizeof(worker.bgw_function_name));
 	strlcpy(worker.bgw_type, "tablesync run", sizeof(worker.bgw_type));
 	snprintf(worker.bgw_name, sizeof(worker.bgw_name), "tablesync run " INT64_FORMAT "%s for %s",
-			 start->run_id, start->helper ? " (helper)" : "", label);
+			 start->run_id, start->help != TSYNC_HELP_NONE ? " (helper)" : "", label);
 	memcpy(worker.bgw_extra, start, sizeof(TsyncStart));
 	return RegisterDynamicBackgroundWorker(&worker, &handle) ? handle : NULL;
 }

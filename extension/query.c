@@ -207,6 +207,23 @@ tsync_sql_range(TsyncReplica *rep, TsyncChunk *range)
 	return buf.data;
 }
 
+/*
+ * One value whose text has twice as many bytes as it has elements, made at the
+ * source of no row; were it a constant, it would be made here.
+ */
+char *
+tsync_sql_large_value(TsyncReplica *rep, char **bound, int elements)
+{
+	TsyncChunk	nothing = {.lower = bound,.upper = bound};
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "SELECT pg_catalog.array_fill(0, ARRAY[(%d OPERATOR(pg_catalog.+) pg_catalog.count(*))::pg_catalog.int4])"
+					 " FROM %s WHERE ", elements, rep->source_sql);
+	tsync_append_range(&buf, rep, &nothing, false);
+	return buf.data;
+}
+
 /* Whole source rows by key. */
 char *
 tsync_sql_fetch(TsyncReplica *rep, List *keys)

@@ -22,9 +22,6 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-/* Blocks can be addressed by a range of ctid since PostgreSQL 14. */
-#define BLOCKS_VERSION 140000
-
 /* From here on the newest version of one percent of the rows is good enough. */
 #define SAMPLED_ROWS 1000000
 
@@ -226,14 +223,14 @@ scan_all_buckets(TsyncRun *run, ScanState *state)
 static void
 scan_in_snapshot(TsyncRun *run, ScanState *state)
 {
-	bool		by_blocks = list_length(run->chunks) > 1 && run->source_blocks > 0 &&
-		run->source_version >= BLOCKS_VERSION && !(run->verify && run->opaque.rows != NULL);
+	bool		by_blocks = list_length(run->chunks) > 1 && tsync_can_read_blocks(run) &&
+		!(run->verify && run->opaque.rows != NULL);
 	bool		quiet_equal;
 	ListCell   *lc;
 
 	if (by_blocks && want_all_buckets(run) && scan_all_buckets(run, state))
 		return;
-	quiet_equal = by_blocks && tsync_quiet_chunks_equal(run);
+	quiet_equal = by_blocks && !run->load_compared && tsync_quiet_chunks_equal(run);
 	foreach(lc, run->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
@@ -271,6 +268,14 @@ scan_snapshot(List *states)
 	MemoryContextSwitchTo(caller);
 }
 
+/* Did the source, or its connection, take longer than a snapshot may last? */
+bool
+tsync_took_too_long(ErrorData *edata)
+{
+	return edata->sqlerrcode == ERRCODE_SNAPSHOT_TOO_OLD ||
+		(tsync_source_timed_out(edata) && tsync_snapshot_timeout() == tsync_max_snapshot_age);
+}
+
 /*
  * Scan all chunks of a source in one transaction.  Returns false if that takes
  * too long, and a transaction for each chunk will do.
@@ -287,12 +292,8 @@ try_scan_snapshot(TsyncRun *run, ScanState *state)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
-
 		MemoryContextSwitchTo(caller);
-		edata = CopyErrorData();
-		if (edata->sqlerrcode != ERRCODE_SNAPSHOT_TOO_OLD &&
-			!(tsync_source_timed_out(edata) && tsync_snapshot_timeout() == tsync_max_snapshot_age))
+		if (!tsync_took_too_long(CopyErrorData()))
 			PG_RE_THROW();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
@@ -482,6 +483,36 @@ scan_state_destroy(ScanState *state)
 	pfree(state);
 }
 
+/*
+ * Has the load found the source to hold what the replica does (index.c)?  Then
+ * its snapshot is this scan's.
+ */
+static bool
+is_settled_by_load(TsyncRun *run)
+{
+	TsyncDigest replica = {0, 0};
+	ListCell   *lc;
+
+	foreach(lc, run->chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		if (!tsync_is_quiet(chunk))
+			return false;
+		tsync_add_digest(&replica, chunk->replica);
+	}
+	if (!run->load_compared || !tsync_digest_equal(run->load_source, replica))
+		return false;
+	foreach(lc, run->chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		chunk->source = chunk->replica;
+		finish_chunk(run, chunk);
+	}
+	return true;
+}
+
 /* One attempt to scan a source in one transaction, or one for each chunk; false to start over. */
 static bool
 try_scan(TsyncRun *run)
@@ -490,9 +521,12 @@ try_scan(TsyncRun *run)
 	int64		busy = run->source_time;
 	bool		done;
 
+	tsync_learn_speed(run, state->weighted_rows);
 	run->snapshot = !run->snapshot_expired && tsync_use_snapshot(run->replica, state->weighted_rows);
 	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(run->chunks), state->expected_rows);
-	if (run->snapshot)
+	if (run->snapshot && is_settled_by_load(run))
+		done = true;
+	else if (run->snapshot)
 	{
 		tsync_limit_source(run, tsync_snapshot_timeout());
 		done = try_scan_snapshot(run, state);
@@ -506,6 +540,7 @@ try_scan(TsyncRun *run)
 		done = scan_chunks(run, state);
 	}
 	scan_state_destroy(state);
+	run->load_compared = false;
 	return done;
 }
 

@@ -233,6 +233,7 @@ typedef struct TsyncRun
 	int64		source_horizon; /* its transaction counter, 0 if unknown */
 	bool		went_back;		/* that was further in the last successful run */
 	char	   *newest_version; /* seen at the source so far, NULL if none */
+	bool		grouped;		/* its snapshot must be that of other runs, too */
 	bool		snapshot;		/* one source snapshot for the whole scan */
 	bool		snapshot_expired;	/* it took too long */
 	TimestampTz snapshot_taken;
@@ -244,6 +245,8 @@ typedef struct TsyncRun
 	TsyncStage *stage;
 	int64		loaded_before;	/* by earlier runs */
 	int64		loaded_rows;
+	bool		load_compared;	/* "load_source" is what the source held after them */
+	TsyncDigest load_source;
 	int64		updated;
 	int64		inserted;
 	int64		deleted;
@@ -299,6 +302,14 @@ typedef void (*TsyncKeysFunction) (TsyncRun *run, List *keys, void *arg);
 /* Bytes of rows without bound (TsyncReplica.wide) fetched by one statement. */
 #define TSYNC_GROUP_BYTES (8 * 1024 * 1024)
 
+/* What a worker helps another one with. */
+typedef enum TsyncHelp
+{
+	TSYNC_HELP_NONE,
+	TSYNC_HELP_LOAD,
+	TSYNC_HELP_INDEX
+} TsyncHelp;
+
 /* What a worker is started with; travels in BackgroundWorker.bgw_extra. */
 typedef struct TsyncStart
 {
@@ -308,7 +319,7 @@ typedef struct TsyncStart
 	bool		force;
 	bool		verify;
 	bool		repair;
-	bool		helper;			/* of a load that another worker leads */
+	TsyncHelp	help;			/* with a load that another worker leads */
 	int			source_version; /* known to the helper's leader */
 	int64		run_id;
 } TsyncStart;
@@ -350,9 +361,17 @@ extern bool tsync_source_timed_out(ErrorData *edata);
 /* in launch.c */
 extern BackgroundWorkerHandle *tsync_start_worker(TsyncStart *start, const char *label);
 
+/* in helper.c */
+extern BackgroundWorkerHandle *tsync_start_helper(TsyncRun *run, TsyncHelp help);
+extern void tsync_wait_for_helper(BackgroundWorkerHandle *helper);
+
 /* in bulk.c */
 extern bool tsync_bulk_load(TsyncRun *run);
 extern void tsync_help_load(TsyncRun *run);
+
+/* in index.c */
+extern bool tsync_build_indexes(TsyncRun *run);
+extern void tsync_help_index(TsyncRun *run);
 
 /* in alert.c */
 extern PGDLLEXPORT void tsync_alert_main(Datum main_arg);
@@ -372,6 +391,7 @@ extern void tsync_load(TsyncRun *run);
 /* in scan.c */
 extern void tsync_scan(List *runs);
 extern void tsync_confirm(TsyncRun *run);
+extern bool tsync_took_too_long(ErrorData *edata);
 
 /* in apply.c */
 extern bool tsync_apply(List *runs);
@@ -397,6 +417,9 @@ extern bool tsync_report(TsyncRun *run);
 extern bool tsync_blame(TsyncRun *run, TsyncChunk *chunk, TsyncDigest now);
 
 /* in blocks.c */
+extern bool tsync_can_read_blocks(TsyncRun *run);
+extern void tsync_learn_speed(TsyncRun *run, double weighted_rows);
+extern TsyncDigest tsync_digest_by_blocks(TsyncRun *run, List *excluded);
 extern bool tsync_quiet_chunks_equal(TsyncRun *run);
 extern bool tsync_next_blocks(TsyncRun *run, TsyncChunk *range, int64 rows);
 extern TsyncAllBuckets *tsync_read_all_buckets(TsyncRun *run);
@@ -505,6 +528,7 @@ extern char *tsync_sql_list_source(TsyncReplica *rep, TsyncChunk *chunk, TsyncBu
 extern char *tsync_sql_compare(TsyncReplica *rep, const char *listed, TsyncChunk *chunk,
 							   TsyncBucketing *bucketing, List *buckets, int version);
 extern char *tsync_sql_range(TsyncReplica *rep, TsyncChunk *range);
+extern char *tsync_sql_large_value(TsyncReplica *rep, char **bound, int elements);
 extern char *tsync_sql_fetch(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_bytes_of_keys(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_bytes_of_page(TsyncReplica *rep, char **after, char **last);

@@ -390,6 +390,7 @@ make_runs(TsyncStart *start)
 	members = start->verify ? NIL : tsync_group_members(start->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
+	first->grouped = list_length(members) > 1;
 	if (members == NIL)
 		members = list_make1_oid(start->replica);
 	foreach(lc, members)
@@ -403,6 +404,7 @@ make_runs(TsyncStart *start)
 		member = palloc0(sizeof(TsyncRun));
 		member->replica_oid = lfirst_oid(lc);
 		member->force = start->force;
+		member->grouped = true;
 		runs = lappend(runs, member);
 	}
 	return runs;
@@ -479,7 +481,10 @@ help(TsyncStart *start)
 
 	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
 	run->source_version = start->source_version;
-	tsync_help_load(run);
+	if (start->help == TSYNC_HELP_INDEX)
+		tsync_help_index(run);
+	else
+		tsync_help_load(run);
 }
 
 void
@@ -498,7 +503,7 @@ tsync_worker_main(Datum main_arg)
 	tsync_prepare_session();
 	tsync_prepare_planner();
 
-	if (start.helper)
+	if (start.help != TSYNC_HELP_NONE)
 	{
 		help(&start);
 		proc_exit(0);

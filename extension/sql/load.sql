@@ -155,9 +155,11 @@ COMMENT ON FUNCTION tablesync.begin_bulk_load(regclass, text[]) IS 'drops the in
  */
 CREATE FUNCTION tablesync.claim_range(replica regclass)
 RETURNS TABLE (chunk_no integer, lower_key text[], upper_key text[])
-LANGUAGE sql
+LANGUAGE plpgsql    -- which keeps the plan
 SET search_path = pg_catalog, pg_temp
 AS $$
+BEGIN
+    RETURN QUERY
     UPDATE tablesync.chunk c SET loaded = true
     WHERE c.replica = $1
       AND EXISTS (SELECT FROM tablesync.replica t WHERE t.replica = $1 AND t.load_indexes IS NOT NULL)
@@ -165,6 +167,7 @@ AS $$
                         ORDER BY n.chunk_no LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING c.chunk_no, c.lower_key,
               (SELECT u.lower_key FROM tablesync.chunk u WHERE u.replica = $1 AND u.chunk_no = c.chunk_no + 1);
+END
 $$;
 COMMENT ON FUNCTION tablesync.claim_range(regclass) IS 'takes the next range of a load for the current transaction';
 

@@ -1,0 +1,166 @@
+/*-------------------------------------------------------------------------
+ *
+ * index.c
+ *	  The indexes of a replica, once a bulk load has put its rows in place.
+ *
+ * A helper builds them, and meanwhile this process asks the source for one
+ * digest of all rows: what a SCAN begins with (scan.c), and all there is to
+ * it if the source has not changed since it was read.  The helper has locked
+ * the replica, and the source must never wait for that, so the replica is not
+ * to be touched in between.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/xact.h"
+#include "utils/guc.h"
+
+/* For building the indexes, in kB. */
+#define INDEX_MEMORY "40960"
+
+/* Build the indexes in a transaction of their own: with them, the load is complete. */
+static void
+build_all(TsyncRun *run)
+{
+	tsync_begin();
+	(void) set_config_option("maintenance_work_mem", INDEX_MEMORY, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+	tsync_end_bulk_load(run);
+	tsync_commit();
+}
+
+/* What a helper does that is asked for the indexes. */
+void
+tsync_help_index(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	run->replica = tsync_read_replica(run->replica_oid);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	build_all(run);
+}
+
+static bool
+are_missing(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	bool		missing;
+
+	tsync_begin();
+	missing = tsync_read_replica(run->replica_oid)->bulk_loading;
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	return missing;
+}
+
+/* Build what is missing; false if an index refuses rows. */
+static bool
+build_here(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	volatile bool built = false;
+
+	PG_TRY();
+	{
+		build_all(run);
+		built = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(run_context);
+		edata = CopyErrorData();
+		if (!tsync_is_uniqueness_violation(edata))
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(run_context);
+	return built;
+}
+
+/* Digest the whole source, unless the snapshot gets too old; SCAN has to do with chunks then. */
+static void
+try_digest_source(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		tsync_begin();
+		MemoryContextSwitchTo(run_context);
+		run->snapshot_taken = GetCurrentTimestamp();
+		run->load_source = tsync_digest_by_blocks(run, NIL);
+		run->load_compared = true;
+		tsync_commit();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(run_context);
+		if (!tsync_took_too_long(CopyErrorData()))
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		run->snapshot_expired = true;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(run_context);
+}
+
+/* Ask the source for its digest where SCAN would want it in one snapshot, too. */
+static void
+digest_source(TsyncRun *run)
+{
+	int64		busy = run->source_time;
+
+	if (run->grouped || !tsync_can_read_blocks(run))
+		return;
+	tsync_learn_speed(run, run->source_estimate);
+	if (!tsync_use_snapshot(run->replica, run->source_estimate))
+		return;
+	tsync_limit_source(run, tsync_snapshot_timeout());
+	try_digest_source(run);
+	tsync_rest(run, run->source_time - busy, 0);
+}
+
+/* Let a helper build the indexes, which must not survive an error here. */
+static void
+build_by_helper(TsyncRun *run)
+{
+	BackgroundWorkerHandle *helper = NULL;
+
+	if (run->replica->workers > 1)
+		helper = tsync_start_helper(run, TSYNC_HELP_INDEX);
+	if (helper == NULL)
+		return;
+	PG_TRY();
+	{
+		digest_source(run);
+		tsync_wait_for_helper(helper);
+	}
+	PG_CATCH();
+	{
+		TerminateBackgroundWorker(helper);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Build the indexes that a bulk load has dropped.  Returns false if they refuse
+ * rows: somebody else has inserted some, or unique values have moved at the
+ * source between two ranges.
+ */
+bool
+tsync_build_indexes(TsyncRun *run)
+{
+	tsync_progress_phase(TSYNC_PHASE_INDEX, 0, run->loaded_before + run->loaded_rows);
+	build_by_helper(run);
+	return !are_missing(run) || build_here(run);	/* with the helper's error */
+}
