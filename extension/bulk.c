@@ -400,7 +400,7 @@ wait_for_helpers(TsyncRun *run, List *helpers)
 	ListCell   *lc;
 
 	foreach(lc, helpers)
-		tsync_wait_for_helper(lfirst(lc));
+		tsync_wait_for_helper(lfirst(lc), true);
 	tsync_report_load(run);
 }
 

@@ -352,6 +352,19 @@ tsync_end_bulk_load(TsyncRun *run)
 							  run->replica->relid);
 }
 
+/* Is a process that creates indexes neither waiting for a lock nor writing one yet? */
+bool
+tsync_is_sorting(int pid)
+{
+	Oid			type = INT4OID;
+	Datum		value = Int32GetDatum(pid);
+
+	return tsync_catalog_execute("SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event_type = 'Lock'"
+								 " UNION ALL SELECT FROM pg_stat_progress_create_index"
+								 " WHERE pid = $1 AND phase LIKE '%loading tuples in tree'",
+								 1, &type, &value, NULL) == 0;
+}
+
 /* Empty the replica and create the indexes, in a transaction of its own. */
 void
 tsync_undo_bulk_load(TsyncRun *run)

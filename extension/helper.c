@@ -16,7 +16,7 @@
 #include "storage/latch.h"
 #include "utils/wait_event.h"
 
-/* A helper that ends wakes its leader; this often the leader shows that it is alive. */
+/* A helper that ends wakes its leader; how often to look nevertheless. */
 #define HELPER_POLL_MS 500
 
 /* Start a helper; NULL when the server has no slot for one. */
@@ -44,9 +44,12 @@ is_running(BackgroundWorkerHandle *helper)
 	return status == BGWH_STARTED || status == BGWH_NOT_YET_STARTED;
 }
 
-/* Wait until a helper has ended, in its own time. */
+/*
+ * Wait until a helper has ended, in its own time.  Unless "silent", say that
+ * we are alive meanwhile: what it does may take long.
+ */
 void
-tsync_wait_for_helper(BackgroundWorkerHandle *helper)
+tsync_wait_for_helper(BackgroundWorkerHandle *helper, bool silent)
 {
 	while (is_running(helper))
 	{
@@ -54,6 +57,7 @@ tsync_wait_for_helper(BackgroundWorkerHandle *helper)
 						 HELPER_POLL_MS, tsync_wait_event("TablesyncLoadHelpers"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
-		tsync_progress_step(0, 0);
+		if (!silent)
+			tsync_progress_step(0, 0);
 	}
 }

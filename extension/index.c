@@ -14,10 +14,17 @@
 #include "tablesync.h"
 
 #include "access/xact.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
 #include "utils/guc.h"
+#include "utils/wait_event.h"
 
 /* For building the indexes, in kB. */
 #define INDEX_MEMORY "40960"
+
+/* How often to look what the helper is doing. */
+#define SORT_POLL_MS 20
 
 /* Build the indexes in a transaction of their own: with them, the load is complete. */
 static void
@@ -107,7 +114,7 @@ try_digest_source(TsyncRun *run)
 			PG_RE_THROW();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
-		run->snapshot_expired = true;
+		run->snapshot_expired = strcmp(run->replica->consistency, "auto") == 0;	/* else SCAN says so */
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(run_context);
@@ -129,6 +136,34 @@ digest_source(TsyncRun *run)
 	tsync_rest(run, run->source_time - busy, 0);
 }
 
+/*
+ * Wait while the helper sorts, which keeps all processes busy that it may use.
+ * It writes the tree alone.
+ */
+static void
+wait_for_sort(BackgroundWorkerHandle *helper)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	bool		sorting = true;
+	pid_t		pid;
+
+	while (sorting)
+	{
+		BgwHandleStatus status;
+
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 SORT_POLL_MS, tsync_wait_event("TablesyncLoadHelpers"));
+		ResetLatch(MyLatch);
+		status = GetBackgroundWorkerPid(helper, &pid);
+		tsync_begin();
+		sorting = status == BGWH_NOT_YET_STARTED ||
+			(status == BGWH_STARTED && tsync_is_sorting((int) pid));
+		tsync_commit();
+		MemoryContextSwitchTo(run_context);
+		tsync_progress_step(0, 0);
+	}
+}
+
 /* Let a helper build the indexes, which must not survive an error here. */
 static void
 build_by_helper(TsyncRun *run)
@@ -141,8 +176,9 @@ build_by_helper(TsyncRun *run)
 		return;
 	PG_TRY();
 	{
+		wait_for_sort(helper);
 		digest_source(run);
-		tsync_wait_for_helper(helper);
+		tsync_wait_for_helper(helper, false);
 	}
 	PG_CATCH();
 	{

@@ -363,7 +363,7 @@ extern BackgroundWorkerHandle *tsync_start_worker(TsyncStart *start, const char 
 
 /* in helper.c */
 extern BackgroundWorkerHandle *tsync_start_helper(TsyncRun *run, TsyncHelp help);
-extern void tsync_wait_for_helper(BackgroundWorkerHandle *helper);
+extern void tsync_wait_for_helper(BackgroundWorkerHandle *helper, bool silent);
 
 /* in bulk.c */
 extern bool tsync_bulk_load(TsyncRun *run);
@@ -500,6 +500,7 @@ extern void tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, TsyncDi
 extern int	tsync_ranges_left(TsyncRun *run);
 extern void tsync_report_load(TsyncRun *run);
 extern void tsync_end_bulk_load(TsyncRun *run);
+extern bool tsync_is_sorting(int pid);
 extern void tsync_undo_bulk_load(TsyncRun *run);
 extern bytea *tsync_read_buckets(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing);
 extern void tsync_write_memory(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing,
