@@ -16,9 +16,7 @@ seed_media "$ROWS"
 start_csv "bench-$ROWS.csv" "$COST_NAMES" "media with $ROWS rows, $OPS changes a run, medians of $REPEAT (of $LOAD_REPEAT where every row is written)"
 print_heading
 digest_baseline
-copy_baseline
-[ "${PEERS:-yes}" = yes ] || drop_naive
-load_case
+copy_and_load_cases
 idle_case
 tail_case
 scattered_case

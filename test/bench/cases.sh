@@ -44,12 +44,6 @@ copy_naive() {
     target_sql -c "ALTER TABLE naive ADD PRIMARY KEY (id)"
 }
 
-copy_baseline() {
-    observe_times "$LOAD_REPEAT" empty_naive copy_naive
-    copy=$(median_seconds)
-    report "copy (baseline)"
-}
-
 # --- cases ---
 
 is_replica() { [ "$(target_sql -At -c "SELECT count(*) FROM tablesync.replica WHERE replica = to_regclass('media')")" = 1 ]; }
@@ -62,12 +56,36 @@ new_replica() {
     settle
 }
 
-load_case() {
-    observe_times "$LOAD_REPEAT" new_replica run_timed
+report_load() {
     report "load" "1.3 x copy"
     load=$seconds
     target_sql -c "VACUUM ANALYZE media"
     run    # whatever the first run after a load has to do is not part of the other cases
+}
+
+load_case() {
+    observe_times "$LOAD_REPEAT" new_replica run_timed
+    report_load
+}
+
+# The baseline and the load by turns, so that whatever else the machine does meanwhile hits both.
+copy_and_load_cases() {
+    local i samples=$SAMPLES
+    for ((i = 0; i < LOAD_REPEAT; i++)); do
+        empty_naive
+        SAMPLES=$samples.copy
+        observe copy_naive
+        [ "${PEERS:-yes}" = yes ] || drop_naive
+        new_replica
+        SAMPLES=$samples.load
+        observe run_timed
+    done
+    SAMPLES=$samples.copy
+    copy=$(median_seconds)
+    report "copy (baseline)"
+    SAMPLES=$samples.load
+    report_load
+    SAMPLES=$samples
 }
 
 idle_case() {
