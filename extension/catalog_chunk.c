@@ -352,7 +352,10 @@ tsync_end_bulk_load(TsyncRun *run)
 							  run->replica->relid);
 }
 
-/* Is a process that creates indexes neither waiting for a lock nor writing one yet? */
+/*
+ * Is a process that creates indexes neither waiting for a lock nor nearly
+ * through with reading the table?  Then its blocks count as none again.
+ */
 bool
 tsync_is_sorting(int pid)
 {
@@ -361,7 +364,7 @@ tsync_is_sorting(int pid)
 
 	return tsync_catalog_execute("SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event_type = 'Lock'"
 								 " UNION ALL SELECT FROM pg_stat_progress_create_index"
-								 " WHERE pid = $1 AND phase LIKE '%loading tuples in tree'",
+								 " WHERE pid = $1 AND (blocks_done > blocks_total * 0.7 OR phase LIKE '%loading tuples in tree')",
 								 1, &type, &value, NULL) == 0;
 }
 

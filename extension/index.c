@@ -137,8 +137,8 @@ digest_source(TsyncRun *run)
 }
 
 /*
- * Wait while the helper sorts, which keeps all processes busy that it may use.
- * It writes the tree alone.
+ * Wait while the helper reads and sorts, which keeps all processes busy that
+ * it may use.  It writes the tree alone.
  */
 static void
 wait_for_sort(BackgroundWorkerHandle *helper)
