@@ -20,6 +20,7 @@
 #include "pgstat.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -107,6 +108,7 @@ prepare_for_source(const char *sql)
 		"seq_page_cost", "cpu_tuple_cost", "cpu_operator_cost"
 	};
 	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext planning = AllocSetContextCreate(caller, "tablesync planning", ALLOCSET_DEFAULT_SIZES);
 	int			nestlevel = NewGUCNestLevel();
 	SPIPlanPtr	plan;
 	bool		shipped;
@@ -117,8 +119,10 @@ prepare_for_source(const char *sql)
 	plan = SPI_prepare(sql, 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
-	MemoryContextSwitchTo(caller);	/* not SPI's, for the planner leaves much behind */
+	MemoryContextSwitchTo(planning);	/* the planner leaves much behind */
 	shipped = is_shipped(plan);
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(planning);
 	AtEOXact_GUC(true, nestlevel);
 
 	if (!shipped)

@@ -123,6 +123,29 @@ ends($run_id, 'succeeded true 1 1 true', 'changes since rows were loaded are fou
 cmp_ok(digests(), '<=', 6, 'which does not ask for the digest of all rows again');
 is_complete('changed');
 
+# --- the answer is not believed for longer than it holds ---
+
+begin_load('');
+app_sql($target, q{INSERT INTO big VALUES (-5, 'mine')});
+$run_id = start_to_index();
+let_go();
+ends($run_id, 'succeeded true 0 1 true', 'a row of somebody else in the replica');
+is_complete('row of somebody else');
+
+begin_load('');
+$run_id = start_to_index();
+for (1 .. 300)
+{
+	last if digests() >= 1;
+	select undef, undef, undef, 0.1;
+}
+$source->safe_psql('postgres', 'DELETE FROM big WHERE id = 77');
+$source->safe_psql('postgres', 'VACUUM FULL big');
+$source->safe_psql('postgres', 'ANALYZE big');
+let_go();
+ends($run_id, 'succeeded true 0 1 true', 'the source is rewritten after its answer: scanned again');
+is_complete('rewritten');
+
 # --- the helper ends, the run ends ---
 
 begin_load('');
