@@ -21,6 +21,7 @@
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/numeric.h"
 #include "utils/rel.h"
 
 #define ROWS_PER_BUCKET 32
@@ -134,14 +135,18 @@ tsync_slot_sum(TupleTableSlot *slot, int attnum)
 {
 	bool		isnull;
 	Datum		value = slot_getattr(slot, attnum, &isnull);
+	Numeric		number;
 	char	   *decimal;
 	uint64		sum;
 
 	if (isnull)
 		elog(ERROR, "fingerprints of a bucket are NULL");
-	decimal = DatumGetCString(DirectFunctionCall1(numeric_out, value));
+	number = DatumGetNumeric(value);	/* a copy, mostly */
+	decimal = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(number)));
 	sum = tsync_sum_to_uint64(decimal);
 	pfree(decimal);
+	if ((Pointer) number != DatumGetPointer(value))
+		pfree(number);
 	return sum;
 }
 
