@@ -27,8 +27,9 @@
 /* Rows whose buckets fit into the source's caches: more take a quarter longer each. */
 #define BUCKETED_ROWS 500000
 
-/* Rows that a source whose speed nobody knows is asked for first, then for three times as many. */
-#define FIRST_ROWS 50000
+/* Statements, and rows of each, that tell the speed of a source. */
+#define SAMPLES 5
+#define SAMPLE_ROWS 100000
 
 /* Bitmaps of the whole source, in an array without gaps. */
 typedef struct PlainBucket
@@ -244,29 +245,30 @@ tsync_digest_by_blocks(TsyncRun *run, List *excluded)
 }
 
 /*
- * Digest the first blocks of a source whose speed nobody knows yet, where
- * that decides whether all of it can be scanned in one snapshot: more and more
- * rows, until half of tablesync.chunk_time is spent.
+ * Digest some blocks here and there of a source whose speed nobody knows yet,
+ * where that decides whether all of it can be scanned in one snapshot.  A part
+ * of it may be in its memory.
  */
 void
 tsync_learn_speed(TsyncRun *run, double weighted_rows)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	TsyncChunk	range = {0};
-	int64		rows = FIRST_ROWS;
-	double		enough = tsync_chunk_time * 1000.0 / 2;	/* microseconds */
+	int64		length;
 
 	if (run->replica->scan_rate > 0 || !tsync_can_read_blocks(run) ||
 		strcmp(run->replica->consistency, "auto") != 0 || tsync_use_snapshot(run->replica, weighted_rows))
 		return;
-	while (run->rated_time < enough && tsync_next_blocks(run, &range, rows))
+	length = Max((int64) (SAMPLE_ROWS / rows_per_block(run)), 1);
+	for (int i = 0; i < SAMPLES; i++)
 	{
+		int64		first = run->source_blocks * (2 * i + 1) / (2 * SAMPLES);
+		TsyncChunk	range = {.blocks = true,.first_block = first,.end_block = first + length};
+
 		tsync_begin();
 		MemoryContextSwitchTo(caller);
 		(void) tsync_digest_source(run, tsync_sql_digest_without(run->replica, &range, NIL, run->source_version));
 		tsync_commit();
 		MemoryContextSwitchTo(caller);
-		rows *= 3;
 	}
 	run->replica->scan_rate = tsync_learned_rate(run);
 }

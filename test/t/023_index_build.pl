@@ -126,7 +126,7 @@ is_complete('changed');
 # --- the answer is not believed for longer than it holds ---
 
 begin_load('');
-app_sql($target, q{INSERT INTO big VALUES (-5, 'mine')});
+app_sql($target, q{INSERT INTO big VALUES (-5, 'mine', now())});
 $run_id = start_to_index();
 let_go();
 ends($run_id, 'succeeded true 0 1 true', 'a row of somebody else in the replica');
