@@ -211,7 +211,7 @@ static bool
 is_proved(TsyncRun *run)
 {
 	return run->stage->reappeared.count > 0 ||
-		(run->result.rows == run->source.rows && run->result.sum == run->source.sum);
+		tsync_digest_equal(run->result, run->source);
 }
 
 static void

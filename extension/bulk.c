@@ -361,14 +361,6 @@ open_memory(TsyncRun *run)
 void
 tsync_help_load(TsyncRun *run)
 {
-	MemoryContext run_context = CurrentMemoryContext;
-
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	run->replica = tsync_read_replica(run->replica_oid);
-	tsync_read_columns(run->replica);
-	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 	tsync_limit_source(run, tsync_statement_timeout);
 	load_ranges(run, false);
 }

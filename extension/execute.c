@@ -236,6 +236,35 @@ tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *i
 	return processed;
 }
 
+/*
+ * Call a function that has transactions of its own.  Returns false, with the
+ * one that failed aborted, if it ends with an error that is expected.
+ */
+bool
+tsync_try(TsyncRun *run, void (*function) (TsyncRun *), bool (*is_expected) (ErrorData *))
+{
+	MemoryContext caller = CurrentMemoryContext;
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		function(run);
+		done = true;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(caller);
+		if (!is_expected(CopyErrorData()))
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		tsync_expect_source(false);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	return done;
+}
+
 /* Did two rows get in each other's way? */
 bool
 tsync_is_uniqueness_violation(ErrorData *edata)

@@ -13,7 +13,6 @@
  */
 #include "tablesync.h"
 
-#include "access/xact.h"
 #include "compat.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
@@ -26,29 +25,18 @@
 /* How often to look what the helper is doing. */
 #define SORT_POLL_MS 20
 
-/* Build the indexes in a transaction of their own: with them, the load is complete. */
-static void
-build_all(TsyncRun *run)
+/*
+ * Build the indexes in a transaction of their own: with them, the load is
+ * complete.  That is all a helper does who is asked for it.
+ */
+void
+tsync_help_index(TsyncRun *run)
 {
 	tsync_begin();
 	(void) set_config_option("maintenance_work_mem", INDEX_MEMORY, PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
 	tsync_end_bulk_load(run);
 	tsync_commit();
-}
-
-/* What a helper does that is asked for the indexes. */
-void
-tsync_help_index(TsyncRun *run)
-{
-	MemoryContext run_context = CurrentMemoryContext;
-
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	run->replica = tsync_read_replica(run->replica_oid);
-	tsync_commit();
-	MemoryContextSwitchTo(run_context);
-	build_all(run);
 }
 
 static bool
@@ -64,60 +52,29 @@ are_missing(TsyncRun *run)
 	return missing;
 }
 
-/* Build what is missing; false if an index refuses rows. */
-static bool
-build_here(TsyncRun *run)
+/* Digest the whole source, in one snapshot. */
+static void
+digest_all(TsyncRun *run)
 {
 	MemoryContext run_context = CurrentMemoryContext;
-	volatile bool built = false;
 
-	PG_TRY();
-	{
-		build_all(run);
-		built = true;
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-
-		MemoryContextSwitchTo(run_context);
-		edata = CopyErrorData();
-		if (!tsync_is_uniqueness_violation(edata))
-			PG_RE_THROW();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
-	}
-	PG_END_TRY();
+	tsync_learn_speed(run, run->source_estimate);
+	if (!tsync_use_snapshot(run->replica, run->source_estimate))
+		return;
+	tsync_limit_source(run, tsync_snapshot_timeout());
+	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	return built;
+	run->snapshot_taken = GetCurrentTimestamp();
+	run->load_source = tsync_digest_by_blocks(run, NIL);
+	tsync_commit();
+	run->load_compared = true;
 }
 
-/* Digest the whole source, unless the snapshot gets too old; SCAN has to do with chunks then. */
-static void
-try_digest_source(TsyncRun *run)
+/* Whatever the source has, SCAN will meet it again: no reason to give up the indexes. */
+static bool
+is_left_to_scan(ErrorData *edata)
 {
-	MemoryContext run_context = CurrentMemoryContext;
-
-	PG_TRY();
-	{
-		tsync_begin();
-		MemoryContextSwitchTo(run_context);
-		run->snapshot_taken = GetCurrentTimestamp();
-		run->load_source = tsync_digest_by_blocks(run, NIL);
-		run->load_compared = true;
-		tsync_commit();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(run_context);
-		if (!tsync_took_too_long(CopyErrorData()))
-			PG_RE_THROW();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
-		run->snapshot_expired = strcmp(run->replica->consistency, "auto") == 0;	/* else SCAN says so */
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(run_context);
+	return edata->sqlerrcode != ERRCODE_QUERY_CANCELED || tsync_source_timed_out(edata);
 }
 
 /* Ask the source for its digest where SCAN would want it in one snapshot, too. */
@@ -128,11 +85,9 @@ digest_source(TsyncRun *run)
 
 	if (run->grouped || !tsync_can_read_blocks(run))
 		return;
-	tsync_learn_speed(run, run->source_estimate);
-	if (!tsync_use_snapshot(run->replica, run->source_estimate))
-		return;
-	tsync_limit_source(run, tsync_snapshot_timeout());
-	try_digest_source(run);
+	if (!tsync_try(run, digest_all, is_left_to_scan) && strcmp(run->replica->consistency, "auto") == 0)
+		run->snapshot_expired = run->snapshot_taken != 0 &&
+			TimestampDifferenceExceeds(run->snapshot_taken, GetCurrentTimestamp(), tsync_max_snapshot_age);
 	tsync_rest(run, run->source_time - busy, 0);
 }
 
@@ -198,5 +153,6 @@ tsync_build_indexes(TsyncRun *run)
 {
 	tsync_progress_phase(TSYNC_PHASE_INDEX, 0, run->loaded_before + run->loaded_rows);
 	build_by_helper(run);
-	return !are_missing(run) || build_here(run);	/* with the helper's error */
+	return !are_missing(run) ||	/* or with the helper's error */
+		tsync_try(run, tsync_help_index, tsync_is_uniqueness_violation);
 }

@@ -221,30 +221,12 @@ void
 tsync_load(TsyncRun *run)
 {
 	MemoryContext run_context = CurrentMemoryContext;
-	volatile bool adopted = has_rows_of_others(run);
+	bool		adopted = has_rows_of_others(run);
 
 	MemoryContextSwitchTo(run_context);
 	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) run->source_estimate);
 	if (!adopted && !tsync_bulk_load(run))
-	{
-		PG_TRY();
-		{
-			load_pages(run);
-		}
-		PG_CATCH();
-		{
-			ErrorData  *edata;
-
-			MemoryContextSwitchTo(run_context);
-			edata = CopyErrorData();
-			if (!tsync_is_uniqueness_violation(edata))
-				PG_RE_THROW();
-			FlushErrorState();
-			AbortOutOfAnyTransaction();
-			adopted = true;
-		}
-		PG_END_TRY();
-	}
+		adopted = !tsync_try(run, load_pages, tsync_is_uniqueness_violation);
 	MemoryContextSwitchTo(run_context);
 	tsync_finish_load(run, adopted);
 	MemoryContextSwitchTo(run_context);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * scan.c
- *	  SCAN and CONFIRM: find what differs between source and replica.
+ *	  SCAN: find what differs between source and replica.
  *
  * What the replica holds is remembered (memory.c), so a scan reads only the
  * source.  Chunks that did not differ in the last run are compared by digest;
@@ -269,8 +269,8 @@ scan_snapshot(List *states)
 }
 
 /* Did the source, or its connection, take longer than a snapshot may last? */
-bool
-tsync_took_too_long(ErrorData *edata)
+static bool
+took_too_long(ErrorData *edata)
 {
 	return edata->sqlerrcode == ERRCODE_SNAPSHOT_TOO_OLD ||
 		(tsync_source_timed_out(edata) && tsync_snapshot_timeout() == tsync_max_snapshot_age);
@@ -293,7 +293,7 @@ try_scan_snapshot(TsyncRun *run, ScanState *state)
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(caller);
-		if (!tsync_took_too_long(CopyErrorData()))
+		if (!took_too_long(CopyErrorData()))
 			PG_RE_THROW();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
@@ -578,32 +578,4 @@ tsync_scan(List *runs)
 	else
 		while (!try_scan(linitial(runs)))
 			;					/* with smaller chunks */
-}
-
-/* Note which of some keys to be deleted the source still has. */
-static void
-find_again(TsyncRun *run, List *keys, void *arg)
-{
-	tsync_select_into(run, TSYNC_SOURCE, tsync_sql_find_keys(run->replica, keys),
-					  &run->stage->reappeared);
-	tsync_progress_step(0, list_length(keys));
-}
-
-/*
- * CONFIRM: look up the keys to be deleted again, in a new remote transaction,
- * and note those that are still there.
- */
-void
-tsync_confirm(TsyncRun *run)
-{
-	MemoryContext run_context = CurrentMemoryContext;
-
-	if (run->stage->deleted.count == 0)
-		return;
-	tsync_progress_phase(TSYNC_PHASE_CONFIRM, 0, run->stage->deleted.count);
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	tsync_for_keys(run, &run->stage->deleted, find_again, NULL);
-	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 }

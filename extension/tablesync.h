@@ -390,8 +390,9 @@ extern void tsync_load(TsyncRun *run);
 
 /* in scan.c */
 extern void tsync_scan(List *runs);
+
+/* in confirm.c */
 extern void tsync_confirm(TsyncRun *run);
-extern bool tsync_took_too_long(ErrorData *edata);
 
 /* in apply.c */
 extern bool tsync_apply(List *runs);
@@ -561,6 +562,22 @@ extern bool tsync_is_integer(Oid type);
 extern int	tsync_max_bytes(Oid type, int32 typmod);
 extern bool tsync_append_size(StringInfo buf, TsyncColumn *column);
 
+/* in privilege.c */
+
+/* Whom to become again after tsync_assume_identity(). */
+typedef struct TsyncIdentity
+{
+	Oid			role;
+	int			security;
+	int			guc_level;
+} TsyncIdentity;
+
+extern Oid	tsync_extension_owner(void);
+extern TsyncIdentity tsync_assume_identity(Oid role);
+extern void tsync_resume_identity(TsyncIdentity previous);
+extern uint64 tsync_record(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls);
+extern uint64 tsync_record_oid(const char *sql, Oid oid);
+
 /* in execute.c */
 extern void tsync_prepare_planner(void);
 extern void tsync_check_ships(const char *sql);
@@ -571,6 +588,7 @@ extern uint64 tsync_select_each(TsyncRun *run, TsyncSide side, const char *sql,
 								TsyncRowFunction function, void *arg);
 extern uint64 tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into);
 extern TsyncDigest tsync_modify(TsyncRun *run, const char *sql);
+extern bool tsync_try(TsyncRun *run, void (*function) (TsyncRun *), bool (*is_expected) (ErrorData *));
 extern bool tsync_is_uniqueness_violation(ErrorData *edata);
 extern TsyncDigest tsync_digest_source(TsyncRun *run, char *sql);
 extern TsyncDigest tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql);

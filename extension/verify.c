@@ -27,12 +27,6 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-static bool
-digest_equal(TsyncDigest a, TsyncDigest b)
-{
-	return a.rows == b.rows && a.sum == b.sum;
-}
-
 /* Prepare for comparing columns that have no hash, as far as there are any. */
 static void
 prepare_opaque(TsyncRun *run)
@@ -199,7 +193,7 @@ tsync_know_rows(TsyncRun *run)
 
 		if (!chunk->verifying)
 			continue;
-		chunk->touched = chunk->proved && !digest_equal(chunk->replica, chunk->remembered);
+		chunk->touched = chunk->proved && !tsync_digest_equal(chunk->replica, chunk->remembered);
 		if (!chunk->by_row)
 			continue;
 		tsync_begin();
@@ -287,7 +281,7 @@ is_memory_proved(TsyncRun *run)
 		remembered.sum += ((TsyncChunk *) lfirst(lc))->remembered.sum;
 	}
 	return run->memory_usable && (run->memory_by_row || !run->rules_by_row) &&
-		(proved || digest_equal(remembered, proof));
+		(proved || tsync_digest_equal(remembered, proof));
 }
 
 /* Digest a remembered chunk of the replica the way it is remembered. */
@@ -313,7 +307,7 @@ judge_chunk(TsyncRun *run, TsyncChunk *chunk)
 
 	tsync_begin();
 	now = run->verify ? digest_as_remembered(run, chunk) : chunk->replica;
-	chunk->touched = !digest_equal(now, chunk->remembered);
+	chunk->touched = !tsync_digest_equal(now, chunk->remembered);
 	if (chunk->touched)
 	{
 		tsync_register_stage(run->stage);
@@ -437,7 +431,7 @@ is_verified(TsyncRun *run, TsyncChunk *chunk)
 	now = tsync_select_digest(run, TSYNC_REPLICA,
 							  tsync_sql_digest(run->replica, TSYNC_REPLICA, chunk, run->source_version));
 	tsync_use_row_fingerprint(run, false);
-	return digest_equal(now, chunk->by_row ? chunk->row_source : chunk->source);
+	return tsync_digest_equal(now, chunk->by_row ? chunk->row_source : chunk->source);
 }
 
 /* Remember what a repaired chunk holds now; it would count as somebody else's change. */

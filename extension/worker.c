@@ -478,9 +478,16 @@ static void
 help(TsyncStart *start)
 {
 	TsyncRun   *run = make_run(start);
+	MemoryContext run_context = CurrentMemoryContext;
 
 	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
 	run->source_version = start->source_version;
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	run->replica = tsync_read_replica(run->replica_oid);
+	tsync_read_columns(run->replica);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
 	if (start->help == TSYNC_HELP_INDEX)
 		tsync_help_index(run);
 	else

@@ -56,6 +56,7 @@ build_and_install() {
 }
 
 TSYNC_WORK=$(mktemp -d "${TMPDIR:-/tmp}/tablesync.XXXXXX")
+trap 'rm -rf "$TSYNC_WORK"' EXIT    # until there is more to clean up
 chmod 755 "$TSYNC_WORK"
 install_packages
 if [ -z "${PG_CONFIG:-}" ]; then

@@ -178,6 +178,27 @@ $log_offset = 0;
 like(run_counts($target, 'big'), qr/^succeeded\|0\|0\|0$/, 'the next run completes the load');
 is_complete('source crashed');
 
+# all rows are there, and the digest waits for a lock at the source
+begin_load('');
+$run_id = start_to_index();
+app_sql($target, q{SELECT tablesync_cancel('big')});
+app_sql($target, "SELECT tablesync_wait($run_id)");
+wait_until($target, "SELECT count(*) = 0 FROM ($helpers) h");
+let_go();
+my $locker = session($source);
+$locker->query_safe('BEGIN; LOCK TABLE big');
+$run_id = start_to_index();
+my $waits = q{FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%' AND wait_event_type = 'Lock'};
+wait_until($source, "SELECT count(*) = 1 $waits");
+$source->safe_psql('postgres', "SELECT pg_terminate_backend(pid) $waits");
+wait_until($source, "SELECT count(*) = 0 $waits");
+$locker->query_safe('COMMIT');
+$locker->quit;
+is($target->safe_psql('postgres', "SELECT count(*) $wants_replica"), 1, 'the helper does not mind that the source could not answer');
+let_go();
+ends($run_id, 'succeeded true 0 0 true', 'nor does the run');
+is_complete('no answer');
+
 # --- where no snapshot of all rows is wanted, or nobody helps ---
 
 begin_load(q{, consistency => 'chunk'});
