@@ -1,0 +1,91 @@
+/*-------------------------------------------------------------------------
+ *
+ * privilege.c
+ *	  Whose rights a statement runs with.
+ *
+ * A worker is connected as the replica's owner, and does with that role's
+ * rights whatever touches replica, foreign table and source.  The tables of
+ * schema tablesync belong to the extension's owner, and nobody else may write
+ * them: their rows are read back by C code, and by a superuser who looks at a
+ * view.  So what is recorded there is written with the rights of the
+ * extension's owner, around exactly one statement, in a security-restricted
+ * context and with a search_path in which nobody else can create.
+ *
+ * Such a statement must never run code or evaluate values that belong to
+ * somebody else: no table but ours, no type but built-in ones.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+#include "catalog.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "utils/guc.h"
+#include "utils/syscache.h"
+
+/* The owner of the extension's tables: who owns their schema. */
+Oid
+tsync_extension_owner(void)
+{
+	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID,
+										ObjectIdGetDatum(get_namespace_oid("tablesync", false)));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for schema tablesync");
+	owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/*
+ * Take on the rights of another role, until tsync_resume_identity() or the end
+ * of the (sub)transaction by an error.
+ */
+TsyncIdentity
+tsync_assume_identity(Oid role)
+{
+	TsyncIdentity previous;
+
+	GetUserIdAndSecContext(&previous.role, &previous.security);
+	SetUserIdAndSecContext(role, previous.security |
+						   SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
+	previous.guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	return previous;
+}
+
+void
+tsync_resume_identity(TsyncIdentity previous)
+{
+	AtEOXact_GUC(true, previous.guc_level);
+	SetUserIdAndSecContext(previous.role, previous.security);
+}
+
+/*
+ * Run one statement on the tables of schema tablesync with the rights of the
+ * extension's owner; otherwise as tsync_catalog_execute().
+ */
+uint64
+tsync_record(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls)
+{
+	TsyncIdentity caller = tsync_assume_identity(tsync_extension_owner());
+	uint64		rows = tsync_catalog_execute(sql, nargs, types, values, nulls);
+
+	tsync_resume_identity(caller);
+	return rows;
+}
+
+uint64
+tsync_record_oid(const char *sql, Oid oid)
+{
+	Oid			types[] = {OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(oid)};
+
+	return tsync_record(sql, 1, types, values, NULL);
+}
