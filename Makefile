@@ -6,8 +6,8 @@ EXTENSION = tablesync
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" tablesync.control)
 MODULE_big = tablesync
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/*.c)))
-SQL_PARTS = $(addprefix extension/sql/,catalog.sql add.sql api.sql verify.sql schema.sql load.sql guard.sql dependents.sql \
-    plan.sql evolve.sql alert.sql schedule.sql views.sql totals.sql health.sql preflight.sql check.sql add_schema.sql)
+SQL_PARTS = $(addprefix extension/sql/,catalog.sql access.sql history.sql add.sql api.sql verify.sql schema.sql load.sql guard.sql dependents.sql \
+    plan.sql evolve.sql alert.sql schedule.sql views.sql totals.sql health.sql preflight.sql check.sql add_schema.sql rights.sql)
 BUILT_SQL = tablesync--$(EXTVERSION).sql
 DATA_built = $(BUILT_SQL)
 DATA = $(wildcard extension/updates/*.sql)

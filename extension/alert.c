@@ -17,14 +17,18 @@
  *-------------------------------------------------------------------------
  */
 #include "tablesync.h"
+#include "catalog.h"
 
 #include "access/htup_details.h"
 #include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "commands/async.h"
+#include "commands/sequence.h"
 #include "compat.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -34,6 +38,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lock.h"
 #include "storage/procarray.h"
 #include "tcop/tcopprot.h"
 #include "utils/acl.h"
@@ -41,6 +46,7 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/plancache.h"
 #include "utils/regproc.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -78,15 +84,15 @@ tsync_settle_run(int64 run_id)
 	PG_TRY();
 	{
 		tsync_begin();
-		SPI_execute_with_args("SELECT tablesync.settle_run(r.run_id)"
-							  " FROM tablesync.run r JOIN tablesync.replica t ON t.replica = r.replica"
+		tsync_record("SELECT tablesync.settle_run(r.run_id)"
+							  " FROM tablesync.all_runs r JOIN tablesync.all_replicas t ON t.replica = r.replica"
 							  " WHERE r.run_id = $1"
 							  " AND (r.status <> 'succeeded' OR t.consecutive_failures > 0 OR t.retry_after IS NOT NULL"
-							  " OR EXISTS (SELECT FROM tablesync.alert a"
+							  " OR EXISTS (SELECT FROM tablesync.all_alerts a"
 							  "  WHERE a.replica = r.replica AND a.closed_at IS NULL)"
-							  " OR EXISTS (SELECT FROM tablesync.run c"
+							  " OR EXISTS (SELECT FROM tablesync.all_runs c"
 							  "  WHERE c.replica = r.replica AND c.status = 'crashed' AND NOT c.settled))",
-							  lengthof(types), types, values, NULL, false, 0);
+							  lengthof(types), types, values, NULL);
 		tsync_commit();
 	}
 	PG_CATCH();
@@ -105,6 +111,8 @@ tsync_settle_run(int64 run_id)
 Datum
 tsync_log_alert(PG_FUNCTION_ARGS)
 {
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		PG_RETURN_VOID();
 	ereport(PG_GETARG_BOOL(0) ? WARNING : LOG,
 			(errmsg_internal("%s", text_to_cstring(PG_GETARG_TEXT_PP(1))),
 			 PG_ARGISNULL(2) ? 0 : errhint("%s", text_to_cstring(PG_GETARG_TEXT_PP(2))),
@@ -116,18 +124,10 @@ tsync_log_alert(PG_FUNCTION_ARGS)
 static Oid
 owner_who_may_log_in(Oid relid)
 {
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid			owner;
+	Oid			owner = tsync_owner_of(relid);
+	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
 	bool		allowed;
 
-	if (!HeapTupleIsValid(tuple))
-		return InvalidOid;
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	ReleaseSysCache(tuple);
-	if (!has_privs_of_role(GetUserId(), owner))
-		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, tsync_relation_label(relid));
-
-	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
 	if (!HeapTupleIsValid(tuple))
 		return InvalidOid;
 	allowed = !TSYNC_NEEDS_LOGIN || ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
@@ -166,6 +166,14 @@ tsync_start_alert_worker(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(started);
 }
 
+static void
+prepare_alert_session(void)
+{
+	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("row_security", "on", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
+}
+
 /* Wait until a transaction has ended; false if it takes too long. */
 static bool
 wait_for_transaction(TransactionId xid)
@@ -198,10 +206,12 @@ static char *
 claim_alert(void)
 {
 	MemoryContext caller = CurrentMemoryContext;
+	Oid			types[] = {OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(GetUserId())};
 	char	   *payload;
 
 	tsync_begin();
-	if (SPI_execute("SELECT tablesync.claim_alert()", false, 0) != SPI_OK_SELECT || SPI_processed != 1)
+	if (tsync_record("SELECT tablesync.claim_alert($1)", lengthof(types), types, values, NULL) != 1)
 		elog(ERROR, "could not claim an alert");
 	payload = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	if (payload)
@@ -211,56 +221,74 @@ claim_alert(void)
 	return payload;
 }
 
-/* Refuse a handler that would bring somebody else the rights of the replica's owner. */
+/*
+ * Refuse a handler of somebody else.  SECURITY DEFINER would not help: what it
+ * leaves behind, a deferred trigger for instance, runs when its rights have
+ * ended, with those of the replica's owner.
+ */
 static void
 check_handler(Form_pg_proc proc)
 {
-	if (proc->prokind != PROKIND_FUNCTION || proc->pronargs != 1 ||
+	if (proc->prokind != PROKIND_FUNCTION || proc->proretset || proc->pronargs != 1 ||
 		proc->proargtypes.values[0] != JSONBOID)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("%s is not a function that takes one jsonb", tsync_alert_handler)));
-	if (proc->proowner != GetUserId() && !superuser_arg(proc->proowner) && !proc->prosecdef)
+	if (proc->proowner != GetUserId() && !superuser_arg(proc->proowner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("%s belongs neither to the replica's owner nor to a superuser, and is not SECURITY DEFINER",
+				 errmsg("%s belongs neither to the replica's owner nor to a superuser",
 						tsync_alert_handler)));
 }
 
-/* Find the handler, and quote its name for a call. */
-static char *
-handler_sql(void)
+/* Find the handler, and see that it may be called. */
+static Oid
+find_handler(void)
 {
 	Oid			function = DatumGetObjectId(DirectFunctionCall1(regprocedurein,
 																CStringGetDatum(tsync_alert_handler)));
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
-	Form_pg_proc proc;
-	char	   *sql;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for function %u", function);
-	proc = (Form_pg_proc) GETSTRUCT(tuple);
-	check_handler(proc);
-	sql = quote_qualified_identifier(get_namespace_name(proc->pronamespace), NameStr(proc->proname));
+	check_handler((Form_pg_proc) GETSTRUCT(tuple));
 	ReleaseSysCache(tuple);
-	return sql;
+	if (tsync_function_aclcheck(function, GetUserId(), ACL_EXECUTE) != ACLCHECK_OK)
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION, tsync_alert_handler);
+	return function;
 }
 
 /* Call the handler in a transaction of its own. */
 static void
 call_handler(char *payload)
 {
-	Oid			types[] = {JSONBOID};
-	Datum		values[1];
+	FmgrInfo	handler;
+	LOCAL_FCINFO(fcinfo, 1);
 
 	tsync_begin();
 	enable_timeout_after(STATEMENT_TIMEOUT, HANDLER_TIMEOUT_MS);
-	values[0] = DirectFunctionCall1(jsonb_in, CStringGetDatum(payload));
-	if (SPI_execute_with_args(psprintf("SELECT %s($1)", handler_sql()), 1, types, values,
-							  NULL, false, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not call the alert handler");
+	fmgr_info(find_handler(), &handler);
+	InitFunctionCallInfoData(*fcinfo, &handler, 1, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = DirectFunctionCall1(jsonb_in, CStringGetDatum(payload));
+	fcinfo->args[0].isnull = false;
+	(void) FunctionCallInvoke(fcinfo);	/* NULL is as good as anything */
 	commit();
 	disable_timeout(STATEMENT_TIMEOUT, false);
+}
+
+/* Let nothing that a handler leaves in the session act on what follows, like DISCARD ALL. */
+static void
+forget_session(void)
+{
+	tsync_begin();
+	ResetAllOptions();
+	prepare_alert_session();
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	Async_UnlistenAll();
+	ResetPlanCache();
+	ResetTempTableNamespace();
+	ResetSequenceCaches();
+	commit();
 }
 
 /* Call the handler; whatever it does wrong is only logged. */
@@ -289,8 +317,8 @@ try_call_handler(char *payload)
 	QueryCancelPending = false;
 	ereport(WARNING,
 			(errcode(edata->sqlerrcode),
-			 errmsg("tablesync.alert_handler %s failed: %s", tsync_alert_handler, edata->message),
-			 edata->context ? errcontext("%s", edata->context) : 0));
+			 errmsg("tablesync.alert_handler %s failed", tsync_alert_handler),
+			 errhint("Call it by hand, as the replica's owner, to see why: its message may quote rows.")));
 }
 
 /* Tell the handler about all alerts of one owner that it has not been told about. */
@@ -305,9 +333,7 @@ tsync_alert_main(Datum main_arg)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(start.database, start.owner, TSYNC_CONNECT_FLAGS);
-	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("row_security", "on", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	prepare_alert_session();
 
 	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "tablesync alert",
 												ALLOCSET_DEFAULT_SIZES));
@@ -315,6 +341,9 @@ tsync_alert_main(Datum main_arg)
 		proc_exit(0);
 	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
 	while ((payload = claim_alert()) != NULL)
+	{
 		try_call_handler(payload);
+		forget_session();
+	}
 	proc_exit(0);
 }

@@ -7,7 +7,7 @@
  * process takes the next range that nobody has taken, reads it and puts the
  * rows straight into the heap, in one transaction: a range is either loaded
  * and marked so, or neither, and an interrupted load goes on with the ranges
- * that are left.  The indexes, dropped before, are built after the rows.
+ * that are left.  The indexes, left alone meanwhile, are built after the rows.
  *
  * This works for an empty plain table where nothing else happens on INSERT
  * (tablesync.can_bulk_load) and keys that both sides order alike; load.c takes
@@ -264,7 +264,7 @@ is_plain(TsyncReplica *replica, Relation rel)
 	TupleDesc	desc = RelationGetDescr(rel);
 	TriggerDesc *triggers = rel->trigdesc;
 
-	if (desc->natts != replica->ncolumns || RelationGetIndexList(rel) != NIL || rel->rd_rules != NULL ||
+	if (desc->natts != replica->ncolumns || tsync_has_live_index(rel) || rel->rd_rules != NULL ||
 		rel->rd_rel->relispartition || rel->rd_rel->relhassubclass ||
 		(desc->constr != NULL && desc->constr->num_check > 0) ||
 		(triggers != NULL && (triggers->numtriggers > 1 || triggers->trig_insert_before_row ||

@@ -228,16 +228,16 @@ tsync_read_replica(Oid relid)
 	replica->relid = relid;
 	replica->replica_sql = replica->label = tsync_relation_label(relid);
 
-	if (tsync_catalog_execute_oid("SELECT source::oid::int8, fingerprint = 'row' OR adopted, consistency,"
+	if (tsync_record_oid("SELECT source::oid::int8, fingerprint = 'row' OR adopted, consistency,"
 							" chunk_rows, max_source_load, max_delete_fraction, loaded, load_position,"
 							" c.relforcerowsecurity, adopted, workers, scan_rate, watermark,"
 							" trust_counters_for IS NOT NULL, load_indexes IS NOT NULL,"
 							" (SELECT sum(k.rows * CASE WHEN k.differed THEN " CppAsString2(TSYNC_BUCKET_COST) " ELSE 1 END)"
-							"  FROM tablesync.chunk k WHERE k.replica = t.replica),"
+							"  FROM tablesync.all_chunks k WHERE k.replica = t.replica),"
 							" verify_fraction,"
-							" EXISTS (SELECT FROM tablesync.alert a"
+							" EXISTS (SELECT FROM tablesync.all_alerts a"
 							"  WHERE a.replica = t.replica AND a.kind = 'drift' AND a.closed_at IS NULL AND a.run_id IS NOT NULL)"
-							" FROM tablesync.replica t JOIN pg_class c ON c.oid = t.replica"
+							" FROM tablesync.all_replicas t JOIN pg_class c ON c.oid = t.replica"
 							" WHERE t.replica = $1::regclass", relid) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -284,6 +284,9 @@ tsync_read_replica(Oid relid)
 void
 tsync_read_source(TsyncRun *run)
 {
+	/* the replica may have got another owner, who has to be able to read the source's catalogs */
+	tsync_catalog_execute_oid("SELECT tablesync.prepare_server(s.srvname) FROM pg_foreign_table t"
+							  " JOIN pg_foreign_server s ON s.oid = t.ftserver WHERE t.ftrelid = $1", run->replica->source);
 	tsync_expect_source(true);
 	tsync_catalog_execute_oid("SELECT server_version, estimated_rows, new_shape"
 						" FROM tablesync.open_source($1::regclass)", run->replica->relid);
@@ -317,7 +320,7 @@ tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint)
 void
 tsync_finish_refetch(TsyncRun *run)
 {
-	tsync_catalog_execute_oid("SELECT tablesync.finish_refetch($1::regclass)", run->replica_oid);
+	tsync_record_oid("SELECT tablesync.finish_refetch($1::regclass)", run->replica_oid);
 }
 
 /* Which files hold the source's rows; a rewrite of the table changes it. */
@@ -400,7 +403,7 @@ tsync_source_unmoved(TsyncRun *run)
 			Int64GetDatum(run->source_time)
 		};
 
-		tsync_catalog_execute("SELECT tablesync.skip_scan($1::regclass, $2::jsonb, $3, $4)",
+		tsync_record("SELECT tablesync.skip_scan($1::regclass, $2::jsonb, $3, $4)",
 							  lengthof(types), types, values, NULL);
 		unmoved = tsync_result_bool(0, 1);
 	}
@@ -431,7 +434,7 @@ tsync_save_load_position(TsyncRun *run, char **key)
 	Datum		values[] = {ObjectIdGetDatum(run->replica->relid),
 	tsync_texts_datum(key, run->replica->nkeys)};
 
-	tsync_catalog_execute("UPDATE tablesync.replica SET load_position = $2"
+	tsync_record("UPDATE tablesync.all_replicas SET load_position = $2"
 					" WHERE replica = $1::regclass", 2, types, values, NULL);
 }
 
@@ -455,7 +458,7 @@ tsync_finish_load(TsyncRun *run, bool adopted)
 					 errdetail("Column %s can't be compared with the source.",
 							   run->replica->columns[i].quoted),
 					 errhint("TRUNCATE %s, and run again.", run->replica->replica_sql)));
-	tsync_catalog_execute("UPDATE tablesync.replica SET loaded = true, load_position = NULL,"
+	tsync_record("UPDATE tablesync.all_replicas SET loaded = true, load_position = NULL,"
 					" adopted = adopted OR $2 WHERE replica = $1::regclass",
 					2, types, values, NULL);
 	tsync_commit();

@@ -13,6 +13,7 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 
 /*
@@ -28,11 +29,11 @@ tsync_open_memory(TsyncRun *run, const char *key)
 	Oid			types[] = {OIDOID, TEXTOID};
 	Datum		values[] = {ObjectIdGetDatum(run->replica->relid), key ? CStringGetTextDatum(key) : (Datum) 0};
 
-	tsync_catalog_execute("WITH stray AS (DELETE FROM tablesync.stray_write WHERE replica = $1::regclass RETURNING 1),"
+	tsync_record("WITH stray AS (DELETE FROM tablesync.stray_write WHERE replica = $1::regclass RETURNING 1),"
 						  " now AS (SELECT pg_relation_filenode($1::regclass) AS file, EXISTS (SELECT FROM stray) AS written,"
 						  "  tablesync.is_watched($1::regclass) AS watched,"
 						  "  $2 || tablesync.memory_columns($1::regclass) AS key)"
-						  " UPDATE tablesync.replica t SET memory_key = coalesce(now.key, t.memory_key), memory_file = now.file"
+						  " UPDATE tablesync.all_replicas t SET memory_key = coalesce(now.key, t.memory_key), memory_file = now.file"
 						  " FROM now, tablesync.replica old WHERE t.replica = $1::regclass AND old.replica = t.replica"
 						  " RETURNING old.memory_key IS DISTINCT FROM coalesce(now.key, old.memory_key),"
 						  " now.written OR NOT now.watched OR now.file IS NULL OR old.memory_file IS DISTINCT FROM now.file,"
@@ -40,12 +41,12 @@ tsync_open_memory(TsyncRun *run, const char *key)
 						  2, types, values, key ? NULL : " n");
 	run->watched = SPI_processed == 1 && tsync_result_bool(0, 3);
 	if (SPI_processed == 1 && tsync_result_bool(0, 1))
-		tsync_catalog_execute_oid("UPDATE tablesync.chunk SET digest = NULL, stale = false,"
+		tsync_record_oid("UPDATE tablesync.all_chunks SET digest = NULL, stale = false,"
 								  " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"
 								  " WHERE replica = $1::regclass AND (digest IS NOT NULL OR buckets IS NOT NULL)",
 								  run->replica->relid);
 	else if (SPI_processed == 1 && tsync_result_bool(0, 2))
-		tsync_catalog_execute_oid("UPDATE tablesync.chunk SET stale = true"
+		tsync_record_oid("UPDATE tablesync.all_chunks SET stale = true"
 								  " WHERE replica = $1::regclass AND NOT stale", run->replica->relid);
 }
 
@@ -55,9 +56,9 @@ tsync_was_written_to(TsyncRun *run)
 {
 	bool		written;
 
-	tsync_catalog_execute_oid("SELECT EXISTS (SELECT FROM tablesync.stray_write WHERE replica = $1::regclass)"
+	tsync_record_oid("SELECT EXISTS (SELECT FROM tablesync.stray_write WHERE replica = $1::regclass)"
 							  " OR memory_file IS DISTINCT FROM pg_relation_filenode($1::regclass)"
-							  " FROM tablesync.replica WHERE replica = $1::regclass",
+							  " FROM tablesync.all_replicas WHERE replica = $1::regclass",
 							  run->replica->relid);
 	written = SPI_processed != 1 || tsync_result_bool(0, 1);
 	SPI_freetuptable(SPI_tuptable);
@@ -69,7 +70,7 @@ void
 tsync_distrust_memory(TsyncRun *run)
 {
 	tsync_begin();
-	tsync_catalog_execute_oid("UPDATE tablesync.chunk SET stale = true,"
+	tsync_record_oid("UPDATE tablesync.all_chunks SET stale = true,"
 							  " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"
 							  " WHERE replica = $1::regclass", run->replica->relid);
 	tsync_commit();
@@ -81,9 +82,9 @@ tsync_read_chunks(TsyncReplica *replica)
 {
 	List	   *chunks = NIL;
 	TsyncChunk *previous = NULL;
-	uint64		nchunks = tsync_catalog_execute_oid("SELECT lower_key, rows, differed, digest, stale,"
+	uint64		nchunks = tsync_record_oid("SELECT lower_key, rows, differed, digest, stale,"
 													" buckets IS NOT NULL, digest IS NOT NULL, bucket_mask = -1, chunk_no, verified_at"
-													" FROM tablesync.chunk"
+													" FROM tablesync.all_chunks"
 													" WHERE replica = $1::regclass ORDER BY chunk_no",
 													replica->relid);
 
@@ -135,12 +136,12 @@ tsync_write_plan(TsyncReplica *replica, List *chunks)
 		};
 
 		if (!chunk->planned)
-			tsync_catalog_execute("UPDATE tablesync.chunk SET chunk_no = $3"
+			tsync_record("UPDATE tablesync.all_chunks SET chunk_no = $3"
 								  " WHERE replica = $1::regclass AND chunk_no = $2", 3, types, values, NULL);
 	}
-	tsync_catalog_execute_oid("DELETE FROM tablesync.chunk WHERE replica = $1::regclass AND chunk_no >= 0",
+	tsync_record_oid("DELETE FROM tablesync.all_chunks WHERE replica = $1::regclass AND chunk_no >= 0",
 							  replica->relid);
-	tsync_catalog_execute_oid("UPDATE tablesync.chunk SET chunk_no = -1 - chunk_no"
+	tsync_record_oid("UPDATE tablesync.all_chunks SET chunk_no = -1 - chunk_no"
 							  " WHERE replica = $1::regclass", replica->relid);
 	foreach(lc, chunks)
 	{
@@ -164,7 +165,7 @@ tsync_write_plan(TsyncReplica *replica, List *chunks)
 		nulls[7] = chunk->known || chunk->stale ? ' ' : 'n';
 		nulls[8] = chunk->verified_at != 0 ? ' ' : 'n';
 		if (chunk->planned)
-			tsync_catalog_execute("INSERT INTO tablesync.chunk (replica, chunk_no, lower_key, rows, differed, stale, digest, verified_at)"
+			tsync_record("INSERT INTO tablesync.all_chunks (replica, chunk_no, lower_key, rows, differed, stale, digest, verified_at)"
 								  " VALUES ($1::regclass, $2, $4, $5, $6, $7, $8, $9)", lengthof(types), types, values, nulls);
 		chunk->planned = false;
 	}
@@ -179,7 +180,7 @@ tsync_read_buckets(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *buc
 	bytea	   *packed;
 	bool		isnull;
 
-	if (tsync_catalog_execute("SELECT bucket_shift, bucket_mask, buckets FROM tablesync.chunk"
+	if (tsync_record("SELECT bucket_shift, bucket_mask, buckets FROM tablesync.all_chunks"
 							  " WHERE replica = $1::regclass AND chunk_no = $2 AND buckets IS NOT NULL",
 							  2, types, values, NULL) != 1)
 		elog(ERROR, "buckets of chunk %d of replica %s are not there any more", chunk->number, replica->label);
@@ -209,7 +210,7 @@ tsync_write_memory(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *buc
 
 	nulls[4] = chunk->known ? ' ' : 'n';
 	nulls[5] = nulls[6] = nulls[7] = buckets ? ' ' : 'n';
-	tsync_catalog_execute("UPDATE tablesync.chunk SET rows = $3, differed = $4, digest = $5, stale = false,"
+	tsync_record("UPDATE tablesync.all_chunks SET rows = $3, differed = $4, digest = $5, stale = false,"
 						  " bucket_shift = $6, bucket_mask = $7, buckets = $8"
 						  " WHERE replica = $1::regclass AND chunk_no = $2", lengthof(types), types, values, nulls);
 }
@@ -227,14 +228,35 @@ tsync_write_digest(TsyncReplica *replica, TsyncChunk *chunk)
 		Int64GetDatum((int64) chunk->replica.sum)
 	};
 
-	tsync_catalog_execute("UPDATE tablesync.chunk SET rows = $3, differed = $4, digest = $5, stale = false"
+	tsync_record("UPDATE tablesync.all_chunks SET rows = $3, differed = $4, digest = $5, stale = false"
 						  " WHERE replica = $1::regclass AND chunk_no = $2", lengthof(types), types, values, NULL);
 }
 
+/* Record which indexes a bulk load leaves alone, and its ranges. */
+static void
+plan_bulk_load(TsyncReplica *replica, List *indexes, char **bounds, int nbounds)
+{
+	Oid			types[] = {OIDOID, OIDARRAYOID, TEXTARRAYOID};
+	Datum	   *oids = palloc(list_length(indexes) * sizeof(Datum));
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+		oids[foreach_current_index(lc)] = ObjectIdGetDatum(lfirst_oid(lc));
+
+	Datum		values[] = {
+		ObjectIdGetDatum(replica->relid),
+		PointerGetDatum(construct_array(oids, list_length(indexes), OIDOID, sizeof(Oid), true, TYPALIGN_INT)),
+		tsync_texts_datum(bounds, nbounds)
+	};
+
+	tsync_record("SELECT tablesync.record_bulk_load($1::regclass, $2, $3)", lengthof(types), types, values, NULL);
+}
+
 /*
- * Prepare a bulk load: plan its ranges of about so many rows and drop the
- * indexes, in two transactions, for the source must not wait for a lock here.
- * Returns false when the replica or its source are not fit for it.
+ * Prepare a bulk load: plan its ranges of about so many rows and leave the
+ * indexes alone from here on, in two transactions, for the source must not
+ * wait for a lock here.  Returns false when the replica or its source are not
+ * fit for it.
  */
 bool
 tsync_begin_bulk_load(TsyncRun *run, int64 range_rows)
@@ -271,8 +293,7 @@ tsync_begin_bulk_load(TsyncRun *run, int64 range_rows)
 
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
-	values[1] = tsync_texts_datum(bounds, nbounds);
-	tsync_catalog_execute("SELECT tablesync.begin_bulk_load($1::regclass, $2)", 2, types, values, NULL);
+	plan_bulk_load(run->replica, tsync_suspend_indexes(run->replica->relid), bounds, nbounds);
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
 	return true;
@@ -287,7 +308,7 @@ tsync_claim_range(TsyncReplica *replica)
 {
 	TsyncChunk *range;
 
-	if (tsync_catalog_execute_oid("SELECT chunk_no, lower_key, upper_key"
+	if (tsync_record_oid("SELECT chunk_no, lower_key, upper_key"
 								  " FROM tablesync.claim_range($1::regclass)", replica->relid) != 1)
 		return NULL;
 	range = palloc0(sizeof(TsyncChunk));
@@ -306,7 +327,7 @@ tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, TsyncDigest digest)
 	Datum		values[] = {ObjectIdGetDatum(replica->relid), Int32GetDatum(range->number),
 	Int64GetDatum(digest.rows), Int64GetDatum((int64) digest.sum)};
 
-	tsync_catalog_execute("UPDATE tablesync.chunk SET rows = $3, digest = $4"
+	tsync_record("UPDATE tablesync.all_chunks SET rows = $3, digest = $4"
 						  " WHERE replica = $1::regclass AND chunk_no = $2",
 						  lengthof(types), types, values, NULL);
 }
@@ -319,8 +340,8 @@ tsync_ranges_left(TsyncRun *run)
 	int			left;
 
 	tsync_begin();
-	tsync_catalog_execute_oid("SELECT count(*) FILTER (WHERE NOT loaded), sum(rows) FILTER (WHERE loaded)"
-							  " FROM tablesync.chunk WHERE replica = $1::regclass", run->replica->relid);
+	tsync_record_oid("SELECT count(*) FILTER (WHERE NOT loaded), sum(rows) FILTER (WHERE loaded)"
+							  " FROM tablesync.all_chunks WHERE replica = $1::regclass", run->replica->relid);
 	left = (int) tsync_result_int64(0, 1);
 	run->loaded_before = tsync_result_int64(0, 2);
 	tsync_commit();
@@ -335,21 +356,21 @@ tsync_report_load(TsyncRun *run)
 	MemoryContext caller = CurrentMemoryContext;
 
 	tsync_begin();
-	tsync_catalog_execute_oid("SELECT count(*) FILTER (WHERE loaded), count(*), sum(rows) FILTER (WHERE loaded)"
-							  " FROM tablesync.chunk WHERE replica = $1::regclass", run->replica->relid);
+	tsync_record_oid("SELECT count(*) FILTER (WHERE loaded), count(*), sum(rows) FILTER (WHERE loaded)"
+							  " FROM tablesync.all_chunks WHERE replica = $1::regclass", run->replica->relid);
 	tsync_progress_set(tsync_result_int64(0, 1), tsync_result_int64(0, 2), tsync_result_int64(0, 3));
 	run->loaded_rows = tsync_result_int64(0, 3) - run->loaded_before;
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
 }
 
-/* Create the indexes again that the load has dropped: with them, it is complete. */
+/* Build the indexes that the load has left alone: with them, it is complete. */
 void
 tsync_end_bulk_load(TsyncRun *run)
 {
-	tsync_catalog_execute_oid("SELECT tablesync.end_bulk_load($1::regclass)", run->replica->relid);
-	tsync_catalog_execute_oid("UPDATE tablesync.replica SET loaded = true WHERE replica = $1::regclass",
-							  run->replica->relid);
+	tsync_catalog_execute_oid("SELECT tablesync.build_indexes($1::regclass)", run->replica->relid);
+	tsync_record_oid("UPDATE tablesync.all_replicas SET loaded = true, load_indexes = NULL WHERE replica = $1::regclass",
+					 run->replica->relid);
 }
 
 /*
@@ -368,14 +389,20 @@ tsync_is_sorting(int pid)
 								 1, &type, &value, NULL) == 0;
 }
 
-/* Empty the replica and create the indexes, in a transaction of its own. */
+/*
+ * Empty the replica and build its indexes, in a transaction of its own: somebody
+ * else has inserted rows, or the source has moved values between ranges.
+ */
 void
 tsync_undo_bulk_load(TsyncRun *run)
 {
 	MemoryContext caller = CurrentMemoryContext;
 
 	tsync_begin();
-	tsync_catalog_execute_oid("SELECT tablesync.undo_bulk_load($1::regclass)", run->replica->relid);
+	tsync_catalog_execute(psprintf("TRUNCATE %s", run->replica->replica_sql), 0, NULL, NULL, NULL);
+	tsync_catalog_execute_oid("SELECT tablesync.build_indexes($1::regclass)", run->replica->relid);
+	tsync_record_oid("UPDATE tablesync.all_replicas SET load_indexes = NULL WHERE replica = $1::regclass", run->replica->relid);
+	tsync_record_oid("DELETE FROM tablesync.all_chunks WHERE replica = $1::regclass", run->replica->relid);
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
 	run->loaded_before = run->loaded_rows = 0;

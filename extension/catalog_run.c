@@ -31,16 +31,16 @@ tsync_start_run(TsyncRun *run, int64 group_run_id)
 
 	if (run->run_id == 0)
 	{
-		tsync_catalog_execute("SELECT nextval('tablesync.run_run_id_seq')", 0, NULL, NULL, NULL);
+		tsync_record("SELECT nextval('tablesync.run_run_id_seq')", 0, NULL, NULL, NULL);
 		run->run_id = tsync_result_int64(0, 1);
 		values[0] = Int64GetDatum(run->run_id);
 	}
 
-	tsync_catalog_execute_oid("UPDATE tablesync.run SET status = 'crashed'"
+	tsync_record_oid("UPDATE tablesync.all_runs SET status = 'crashed'"
 						" WHERE replica = $1::regclass AND status = 'running'", run->replica_oid);
-	if (tsync_catalog_execute("INSERT INTO tablesync.run (run_id, replica, kind, group_run_id)"
+	if (tsync_record("INSERT INTO tablesync.all_runs (run_id, replica, kind, group_run_id)"
 						" SELECT $1, replica, CASE WHEN $4 THEN 'verify' WHEN loaded THEN 'sync' ELSE 'load' END, $3"
-						" FROM tablesync.replica WHERE replica = $2::regclass",
+						" FROM tablesync.all_replicas WHERE replica = $2::regclass",
 						lengthof(types), types, values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -98,7 +98,7 @@ save_lessons(TsyncRun *run)
 		BoolGetDatum(replica->adopted && run->stage->reappeared.count > 0)
 	};
 
-	tsync_catalog_execute("UPDATE tablesync.replica SET scan_rate = nullif($2, 0), watermark = $3,"
+	tsync_record("UPDATE tablesync.all_replicas SET scan_rate = nullif($2, 0), watermark = $3,"
 						  " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = $6"
 						  " WHERE replica = $1::regclass", lengthof(types), types, values, nulls);
 }
@@ -116,7 +116,7 @@ note_drift(TsyncRun *run)
 
 	if (run->drifted == 0 && (run->drifted_rows > 0 || !run->replica->drift_known))
 		return;
-	tsync_catalog_execute("SELECT tablesync.note_drift($1::regclass, $2, 0, $3)",
+	tsync_record("SELECT tablesync.note_drift($1::regclass, $2, 0, $3)",
 						  lengthof(types), types, values, NULL);
 }
 
@@ -156,7 +156,7 @@ tsync_finish_run(TsyncRun *run)
 	values[12] = run_message(run, &nulls[12]);
 	values[14] = text_or_null(run->newest_version, &nulls[14]);
 
-	if (tsync_catalog_execute("UPDATE tablesync.run SET status = 'succeeded', finished_at = clock_timestamp(),"
+	if (tsync_record("UPDATE tablesync.all_runs SET status = 'succeeded', finished_at = clock_timestamp(),"
 						" rows_scanned = $2, chunks = $3, chunks_differing = $4,"
 						" inserted = $5, updated = $6, deleted = $7,"
 						" source_time = $8 * interval '1 microsecond', consistency = $9,"
@@ -174,8 +174,8 @@ tsync_finish_run(TsyncRun *run)
 
 /*
  * Record why a run has failed, in a transaction of its own, and notify
- * listeners.  Everybody may listen: messages of errors that may quote a value
- * stay in the table.
+ * listeners.  Everybody may listen, and an error may come from users' code that
+ * quotes a row: its message stays in the table.
  */
 void
 tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
@@ -195,15 +195,15 @@ tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
 	values[5] = text_or_null(edata->hint, &nulls[5]);
 	values[6] = Int64GetDatum(run->loaded_rows);
 	values[7] = Int64GetDatum(run->source_time);
-	tsync_catalog_execute("UPDATE tablesync.run SET status = $2, finished_at = clock_timestamp(),"
+	tsync_record("UPDATE tablesync.all_runs SET status = $2, finished_at = clock_timestamp(),"
 					" sqlstate = $3, message = $4, detail = $5, hint = $6, inserted = $7,"
 					" source_time = $8 * interval '1 microsecond'"
 					" WHERE run_id = $1 AND status = 'running'",
 					lengthof(types), types, values, nulls);
-	tsync_catalog_execute("SELECT pg_notify('tablesync', json_build_object('event', 'run_' || status,"
+	tsync_record("SELECT pg_notify('tablesync', json_build_object('event', 'run_' || status,"
 					" 'run_id', run_id, 'replica', replica, 'sqlstate', sqlstate,"
-					" 'message', tablesync.public_message(sqlstate, message))::text)"
-					" FROM tablesync.run WHERE run_id = $1",
+					" 'message', tablesync.public_message(sqlstate))::text)"
+					" FROM tablesync.all_runs WHERE run_id = $1",
 					1, types, values, NULL);
 	tsync_commit();
 }
@@ -224,6 +224,6 @@ tsync_prune_runs(TsyncRun *run)
 		pg_prng_double(&pg_global_prng_state) * tsync_keep_runs >= 100)
 		return;
 	tsync_begin();
-	tsync_catalog_execute("SELECT tablesync.prune_runs($1::regclass, $2)", 2, types, values, NULL);
+	tsync_record("SELECT tablesync.prune_runs($1::regclass, $2)", 2, types, values, NULL);
 	tsync_commit();
 }

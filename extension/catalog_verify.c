@@ -28,10 +28,10 @@ tsync_read_proof(TsyncRun *run, TsyncDigest *proof, char **memory_key)
 
 	*proof = (TsyncDigest) {-1, 0};
 	*memory_key = NULL;
-	if (tsync_catalog_execute_oid("SELECT CASE WHEN right(t.memory_key, length(m.columns)) = m.columns"
+	if (tsync_record_oid("SELECT CASE WHEN right(t.memory_key, length(m.columns)) = m.columns"
 								  "  THEN left(t.memory_key, -length(m.columns)) END, p.replica_rows, p.replica_digest, p.run_id = (SELECT max(l.run_id)"
-								  "  FROM tablesync.run l WHERE l.replica = t.replica AND l.kind <> 'verify')"
-								  " FROM tablesync.replica t CROSS JOIN tablesync.memory_columns($1::regclass) m (columns) LEFT JOIN LATERAL (SELECT * FROM tablesync.run r"
+								  "  FROM tablesync.all_runs l WHERE l.replica = t.replica AND l.kind <> 'verify')"
+								  " FROM tablesync.all_replicas t CROSS JOIN tablesync.memory_columns($1::regclass) m (columns) LEFT JOIN LATERAL (SELECT * FROM tablesync.all_runs r"
 								  "  WHERE r.replica = t.replica AND r.status = 'succeeded' AND r.kind <> 'verify'"
 								  "  ORDER BY r.run_id DESC LIMIT 1) p"
 								  "  ON p.source_rows = p.replica_rows AND p.source_digest = p.replica_digest"
@@ -55,7 +55,7 @@ tsync_write_differences(TsyncRun *run, const char *differences)
 	Oid			types[] = {INT8OID, OIDOID};
 	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica->relid)};
 
-	tsync_catalog_execute(psprintf("INSERT INTO tablesync.difference (run_id, replica, key, difference, source, replica_row)"
+	tsync_record(psprintf("INSERT INTO tablesync.all_differences (run_id, replica, key, difference, source, replica_row)"
 								   " SELECT $1, $2::regclass, f.* FROM (%s) f", differences),
 						  lengthof(types), types, values, NULL);
 }
@@ -67,15 +67,15 @@ tsync_count_differences(TsyncRun *run)
 	Oid			types[] = {INT8OID, OIDOID, INT8OID};
 	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica->relid), (Datum) 0};
 
-	tsync_catalog_execute("SELECT count(*), count(*) FILTER (WHERE difference <> 'newer at source')"
-						  " FROM tablesync.difference WHERE run_id = $1", 1, types, values, NULL);
+	tsync_record("SELECT count(*), count(*) FILTER (WHERE difference <> 'newer at source')"
+						  " FROM tablesync.all_differences WHERE run_id = $1", 1, types, values, NULL);
 	run->differences = tsync_result_int64(0, 1);
 	run->drifted_rows = tsync_result_int64(0, 2);
 	SPI_freetuptable(SPI_tuptable);
 	if (run->drifted_rows == 0)
 		return;
 	values[2] = Int64GetDatum(run->drifted_rows);
-	tsync_catalog_execute("SELECT tablesync.note_drift($2::regclass, $1, $3)", lengthof(types), types, values, NULL);
+	tsync_record("SELECT tablesync.note_drift($2::regclass, $1, $3)", lengthof(types), types, values, NULL);
 }
 
 /* Record that every column of some chunks was compared, as of when their scan began. */
@@ -95,6 +95,6 @@ tsync_write_verified(TsyncRun *run, List *numbers)
 		TimestampTzGetDatum(run->verified_at)
 	};
 
-	tsync_catalog_execute("UPDATE tablesync.chunk SET verified_at = $3 WHERE replica = $1::regclass AND chunk_no = ANY ($2)",
+	tsync_record("UPDATE tablesync.all_chunks SET verified_at = $3 WHERE replica = $1::regclass AND chunk_no = ANY ($2)",
 						  lengthof(types), types, values, NULL);
 }

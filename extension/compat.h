@@ -37,9 +37,13 @@
 #if PG_VERSION_NUM >= 160000
 #define tsync_server_aclcheck(server, role, mode) \
 	object_aclcheck(ForeignServerRelationId, (server), (role), (mode))
+#define tsync_function_aclcheck(function, role, mode) \
+	object_aclcheck(ProcedureRelationId, (function), (role), (mode))
 #else
 #define tsync_server_aclcheck(server, role, mode) \
 	pg_foreign_server_aclcheck((server), (role), (mode))
+#define tsync_function_aclcheck(function, role, mode) \
+	pg_proc_aclcheck((function), (role), (mode))
 #endif
 
 /* 17 can name an extension's wait events. */

@@ -21,7 +21,7 @@ PG_FUNCTION_INFO_V1(tsync_verify);
 static void
 return_differences(ReturnSetInfo *rsinfo, int64 run_id)
 {
-	tsync_query_latest("SELECT key, difference, source, replica_row FROM tablesync.difference"
+	tsync_query_latest("SELECT key, difference, source, replica_row FROM tablesync.all_differences"
 					   " WHERE run_id = $1 ORDER BY key", INT8OID, Int64GetDatum(run_id));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{

@@ -13,10 +13,18 @@
  */
 #include "tablesync.h"
 
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_index.h"
 #include "compat.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
 #include "utils/wait_event.h"
 
 /* For building the indexes, in kB. */
@@ -24,6 +32,56 @@
 
 /* How often to look what the helper is doing. */
 #define SORT_POLL_MS 20
+
+/*
+ * Let nobody keep the indexes of a replica up to date any more, until they are
+ * built by REINDEX; returns them.  They stay what they are, with all that
+ * depends on them: there is nothing that would have to be created again.
+ */
+List *
+tsync_suspend_indexes(Oid relid)
+{
+	Relation	rel = table_open(relid, AccessExclusiveLock);
+	Relation	catalog = table_open(IndexRelationId, RowExclusiveLock);
+	List	   *indexes = RelationGetIndexList(rel);
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+	{
+		HeapTuple	tuple = SearchSysCacheCopy1(INDEXRELID, ObjectIdGetDatum(lfirst_oid(lc)));
+		Form_pg_index index;
+
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "cache lookup failed for index %u", lfirst_oid(lc));
+		index = (Form_pg_index) GETSTRUCT(tuple);
+		index->indisready = index->indisvalid = false;
+		CatalogTupleUpdate(catalog, &tuple->t_self, tuple);
+	}
+	CacheInvalidateRelcache(rel);
+	table_close(catalog, RowExclusiveLock);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+	return indexes;
+}
+
+/* Has a table an index that is kept up to date? */
+bool
+tsync_has_live_index(Relation rel)
+{
+	ListCell   *lc;
+
+	foreach(lc, RelationGetIndexList(rel))
+	{
+		HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(lfirst_oid(lc)));
+		bool		ready = HeapTupleIsValid(tuple) && ((Form_pg_index) GETSTRUCT(tuple))->indisready;
+
+		if (HeapTupleIsValid(tuple))
+			ReleaseSysCache(tuple);
+		if (ready)
+			return true;
+	}
+	return false;
+}
 
 /*
  * Build the indexes in a transaction of their own: with them, the load is
@@ -144,7 +202,7 @@ build_by_helper(TsyncRun *run)
 }
 
 /*
- * Build the indexes that a bulk load has dropped.  Returns false if they refuse
+ * Build the indexes that a bulk load has left alone.  Returns false if they refuse
  * rows: somebody else has inserted some, or unique values have moved at the
  * source between two ranges.
  */

@@ -25,6 +25,7 @@
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/procarray.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -38,22 +39,28 @@
 PG_FUNCTION_INFO_V1(tsync_run);
 PG_FUNCTION_INFO_V1(tsync_try_run);
 PG_FUNCTION_INFO_V1(tsync_raise_error);
+PG_FUNCTION_INFO_V1(tsync_cancel);
 
 /*
- * Run a query with what is committed now, and hand its first row to the
- * caller in a SPI connection that the caller must finish.
+ * Run a query on our tables with what is committed now, and hand its first row
+ * to the caller in a SPI connection that the caller must finish.  It runs with
+ * the rights of the extension's owner: whether the current user may know the
+ * answer is for the caller to see to.
  */
 bool
 tsync_query_latest(const char *sql, Oid type, Datum argument)
 {
+	TsyncIdentity caller;
 	bool		found;
 
 	SPI_connect();
+	caller = tsync_assume_identity(tsync_extension_owner());
 	PushActiveSnapshot(GetLatestSnapshot());
 	if (SPI_execute_with_args(sql, 1, &type, &argument, NULL, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "SPI failed: %s", SPI_result_code_string(SPI_result));
 	found = SPI_processed > 0;
 	PopActiveSnapshot();
+	tsync_resume_identity(caller);
 	return found;
 }
 
@@ -73,8 +80,7 @@ next_run_id(void)
 	bool		isnull;
 
 	SPI_connect();
-	if (SPI_execute("SELECT nextval('tablesync.run_run_id_seq')", false, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not get a run id");
+	tsync_record("SELECT nextval('tablesync.run_run_id_seq')", 0, NULL, NULL, NULL);
 	run_id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
 	return run_id;
@@ -96,18 +102,11 @@ check_callable(const char *function)
 Oid
 tsync_check_owner(Oid relid)
 {
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	Oid			owner;
+	HeapTuple	tuple;
 
-	if (!HeapTupleIsValid(tuple))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", relid)));
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	ReleaseSysCache(tuple);
-	if (!has_privs_of_role(GetUserId(), owner))
-		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, tsync_relation_label(relid));
-
+	tsync_check_acts_for_owner(relid);
+	owner = tsync_owner_of(relid);
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for role %u", owner);
@@ -131,7 +130,7 @@ check_enabled(Oid relid)
 	char	   *hint = NULL;
 	MemoryContext caller = CurrentMemoryContext;
 
-	found = tsync_query_latest("SELECT p.problem, p.hint FROM tablesync.replica r, LATERAL (VALUES"
+	found = tsync_query_latest("SELECT p.problem, p.hint FROM tablesync.all_replicas r, LATERAL (VALUES"
 						 " (r.xmin = pg_current_xact_id_if_assigned()::xid,"
 						 "  'was added or altered in this transaction', 'Commit before you run it.'),"
 						 " (r.home <> tablesync.home(), 'was copied from another database',"
@@ -156,6 +155,38 @@ check_enabled(Oid relid)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("replica %s %s", tsync_relation_label(relid), problem),
 				 errhint("%s", hint)));
+}
+
+/* tablesync_cancel(replica): cancel the live run; false if there is none. */
+Datum
+tsync_cancel(PG_FUNCTION_ARGS)
+{
+	Oid			relid;
+	bool		cancelled = false;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_BOOL(false);
+	relid = PG_GETARG_OID(0);
+	tsync_check_acts_for_owner(relid);
+	if (!tsync_query_latest("SELECT FROM tablesync.all_replicas WHERE replica = $1::regclass",
+							OIDOID, ObjectIdGetDatum(relid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("%s is not a replica", tsync_relation_label(relid)),
+				 errhint("Replicas are listed in tablesync_status.")));
+	SPI_finish();
+	/* the worker may be connected as a former owner, whom the caller may not signal otherwise */
+	tsync_query_latest("SELECT pid FROM tablesync.live_runs() WHERE replica = $1::regclass",
+					   OIDOID, ObjectIdGetDatum(relid));
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		Datum		pid = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+
+		cancelled |= !isnull && BackendPidGetProc(DatumGetInt32(pid)) != NULL && kill(DatumGetInt32(pid), SIGINT) == 0;
+	}
+	SPI_finish();
+	PG_RETURN_BOOL(cancelled);
 }
 
 /* Start a worker for a run; NULL when the server has no slot for one. */
@@ -204,10 +235,13 @@ start_run(Oid relid, Oid owner, int64 run_id, const TsyncStart *wanted)
 static void
 cancel_worker(int code, Datum arg)
 {
+	BackgroundWorkerHandle *handle = (BackgroundWorkerHandle *) DatumGetPointer(arg);
 	pid_t		pid;
 
-	if (GetBackgroundWorkerPid((BackgroundWorkerHandle *) DatumGetPointer(arg), &pid) == BGWH_STARTED)
+	if (GetBackgroundWorkerPid(handle, &pid) == BGWH_STARTED)
 		kill(pid, SIGINT);
+	else
+		TerminateBackgroundWorker(handle);	/* before it starts, or while it does: that cancels, too */
 }
 
 /* Wait until a worker has ended; if we are cancelled, it is too. */
@@ -323,20 +357,20 @@ alert_no_worker(TsyncReport *report)
 	CStringGetTextDatum(report->hint)};
 
 	SPI_connect();
-	SPI_execute_with_args("SELECT tablesync.open_alert($1::regclass, 'worker_unavailable', 'warning', $2, $3)",
-						  lengthof(types), types, values, NULL, false, 0);
+	tsync_record("SELECT tablesync.open_alert($1::regclass, 'worker_unavailable', 'warning', $2, $3)",
+				 lengthof(types), types, values, NULL);
 	SPI_finish();
 }
 
-/* The replicas that tablesync_run() without arguments runs. */
+/* The replicas that tablesync_run() without arguments runs: the caller's. */
 static List *
 enabled_replicas(void)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	List	   *replicas = NIL;
 
-	tsync_query_latest("SELECT replica::oid FROM tablesync.replica"
-				 " WHERE enabled AND home = tablesync.home() AND tablesync.owns(replica)"
+	tsync_query_latest("SELECT replica::oid FROM tablesync.all_replicas"
+				 " WHERE enabled AND home = tablesync.home()"
 				 " ORDER BY added_at, replica", OIDOID, ObjectIdGetDatum(InvalidOid));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -344,7 +378,8 @@ enabled_replicas(void)
 		Datum		relid = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
 		MemoryContext spi = MemoryContextSwitchTo(caller);
 
-		replicas = lappend_oid(replicas, DatumGetObjectId(relid));
+		if (tsync_acts_for_owner(DatumGetObjectId(relid)))
+			replicas = lappend_oid(replicas, DatumGetObjectId(relid));
 		MemoryContextSwitchTo(spi);
 	}
 	SPI_finish();
@@ -408,6 +443,7 @@ tsync_try_run(PG_FUNCTION_ARGS)
 	bool		nulls[lengthof(texts) + 1] = {false};
 
 	check_callable("tablesync_run()");
+	tsync_check_acts_for_owner(PG_GETARG_OID(0));
 	InitMaterializedSRF(fcinfo, 0);
 	report = run_if_due(PG_GETARG_OID(0), true, &wanted);
 	if (report->no_worker)

@@ -78,7 +78,7 @@ tsync_note_write(PG_FUNCTION_ARGS)
 	replica = ObjectIdGetDatum(relid);
 	SPI_connect();
 	if (SPI_execute_with_args("INSERT INTO tablesync.stray_write (replica)"
-							  " SELECT replica FROM tablesync.replica WHERE replica = $1::regclass",
+							  " SELECT replica FROM tablesync.all_replicas WHERE replica = $1::regclass",
 							  1, &type, &replica, NULL, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not note a write to a replica");
 	SPI_finish();

@@ -21,9 +21,12 @@
 
 #include "access/htup_details.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/guc.h"
 #include "utils/syscache.h"
 
@@ -40,6 +43,48 @@ tsync_extension_owner(void)
 	owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
 	ReleaseSysCache(tuple);
 	return owner;
+}
+
+/* The owner of a relation, InvalidOid if there is no such relation any more. */
+Oid
+tsync_owner_of(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		return InvalidOid;
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/* Is the current user a member of the role that owns a relation? */
+bool
+tsync_acts_for_owner(Oid relid)
+{
+	Oid			owner = tsync_owner_of(relid);
+
+	return OidIsValid(owner) && has_privs_of_role(GetUserId(), owner);
+}
+
+/* An error unless the current user is a member of the role that owns a table. */
+void
+tsync_check_acts_for_owner(Oid relid)
+{
+	if (!OidIsValid(tsync_owner_of(relid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", relid)));
+	if (!tsync_acts_for_owner(relid))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, tsync_relation_label(relid));
+}
+
+/* May the current user see how a replica's runs go?  Its owner may, and pg_monitor. */
+bool
+tsync_may_see(Oid relid)
+{
+	return has_privs_of_role(GetUserId(), ROLE_PG_MONITOR) || tsync_acts_for_owner(relid);
 }
 
 /*

@@ -114,7 +114,7 @@ tsync_progress_throttled(int64 usec, double slowness)
 	publish();
 }
 
-/* tablesync.live_progress(): the published values of every live run. */
+/* tablesync.live_progress(): the published values of every live run that the caller may see. */
 Datum
 tsync_live_progress(PG_FUNCTION_ARGS)
 {
@@ -131,7 +131,8 @@ tsync_live_progress(PG_FUNCTION_ARGS)
 		bool		nulls[NPARAMS] = {0};
 
 		if (status == NULL || status->st_databaseid != MyDatabaseId ||
-			status->st_progress_param[PARAM_MAGIC] != TSYNC_PROGRESS_MAGIC)
+			status->st_progress_param[PARAM_MAGIC] != TSYNC_PROGRESS_MAGIC ||
+			!tsync_may_see((Oid) status->st_progress_param[PARAM_REPLICA]))
 			continue;
 
 		values[0] = Int32GetDatum(status->st_procpid);

@@ -42,7 +42,7 @@ tsync_live_run(Oid relid)
 	bool		isnull;
 
 	if (tsync_query_latest("SELECT coalesce(max(r.run_id), -1)"
-					 " FROM tablesync.live_runs() l LEFT JOIN tablesync.run r"
+					 " FROM tablesync.live_runs() l LEFT JOIN tablesync.all_runs r"
 					 " ON r.replica = l.replica AND r.pid = l.pid AND r.status = 'running'"
 					 " WHERE l.replica = $1::regclass HAVING count(*) > 0",
 					 OIDOID, ObjectIdGetDatum(relid)))
@@ -61,7 +61,7 @@ read_report(int64 run_id)
 	memset(report->nulls, true, sizeof(report->nulls));
 	if (tsync_query_latest("SELECT replica, run_id, status, replica_rows, inserted, updated, deleted,"
 					 " finished_at - started_at, message, sqlstate, detail, hint"
-					 " FROM tablesync.run WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
+					 " FROM tablesync.all_runs WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
 	{
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 
@@ -166,7 +166,7 @@ tsync_report_backing_off(Oid relid)
 	if (tsync_query_latest("SELECT format('consecutive failures: %s; the next try is due at %s;"
 					 " tablesync_run(%L) does not wait',"
 					 " consecutive_failures, date_trunc('second', retry_after), replica)"
-					 " FROM tablesync.replica"
+					 " FROM tablesync.all_replicas"
 					 " WHERE replica = $1::regclass AND retry_after > clock_timestamp()",
 					 OIDOID, ObjectIdGetDatum(relid)))
 		message = tsync_latest_text(caller, 1);
@@ -181,13 +181,21 @@ tsync_has_failed(TsyncReport *report)
 		strcmp(report->status, "crashed") == 0;
 }
 
+/* Is a text an SQLSTATE, and not one of success, warning or no data? */
+static bool
+is_error_code(const char *sqlstate)
+{
+	return strlen(sqlstate) == 5 && strspn(sqlstate, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == 5 &&
+		strncmp(sqlstate, "00", 2) != 0 && strncmp(sqlstate, "01", 2) != 0 && strncmp(sqlstate, "02", 2) != 0;
+}
+
 /* Raise the worker's error as our own. */
 void
 tsync_raise_report(TsyncReport *report, int elevel)
 {
 	int			sqlstate = ERRCODE_INTERNAL_ERROR;
 
-	if (report->sqlstate && strlen(report->sqlstate) == 5)
+	if (report->sqlstate && is_error_code(report->sqlstate))
 		sqlstate = MAKE_SQLSTATE(report->sqlstate[0], report->sqlstate[1], report->sqlstate[2],
 								 report->sqlstate[3], report->sqlstate[4]);
 	ereport(elevel,
@@ -208,7 +216,7 @@ tsync_group_reports(Oid relid, int64 run_id)
 	ListCell   *lc;
 	ListCell   *lc2;
 
-	tsync_query_latest("SELECT replica::oid, run_id FROM tablesync.run"
+	tsync_query_latest("SELECT replica::oid, run_id FROM tablesync.all_runs"
 				 " WHERE group_run_id = $1 AND run_id <> $1 ORDER BY run_id", INT8OID, Int64GetDatum(run_id));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{

@@ -4,27 +4,28 @@
  *	  Foreign tables over the system catalogs behind a server.
  *
  * Users may not create tables in schema tablesync, so this is done with the
- * rights of the extension's owner, after a look at the caller's.
+ * rights of the extension's owner, after a look at the caller's: who may use a
+ * server may read its catalogs.
  *
  *-------------------------------------------------------------------------
  */
 #include "tablesync.h"
+#include "catalog.h"
 
 #include "access/htup_details.h"
 #include "access/xlog.h"
 #include "catalog/dependency.h"
-#include "catalog/namespace.h"
 #include "catalog/objectaddress.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_foreign_server.h"
-#include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "compat.h"
 #include "executor/spi.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/syscache.h"
@@ -40,62 +41,68 @@ tsync_home(PG_FUNCTION_ARGS)
 											  GetSystemIdentifier(), MyDatabaseId)));
 }
 
-static Oid
-schema_owner(void)
+/*
+ * Let the foreign tables that were made go away with the server or with the
+ * extension, whichever is dropped first.
+ */
+static void
+tie_to_server(Oid table, Oid server, Oid extension)
 {
-	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID,
-										ObjectIdGetDatum(get_namespace_oid("tablesync", false)));
-	Oid			owner;
+	ObjectAddress created;
+	ObjectAddress on_server;
+	ObjectAddress of_extension;
 
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for schema tablesync");
-	owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
-	ReleaseSysCache(tuple);
-	return owner;
+	ObjectAddressSet(created, RelationRelationId, table);
+	ObjectAddressSet(on_server, ForeignServerRelationId, server);
+	ObjectAddressSet(of_extension, ExtensionRelationId, extension);
+	deleteDependencyRecordsForSpecific(RelationRelationId, table, DEPENDENCY_NORMAL,
+									   ForeignServerRelationId, server);
+	recordDependencyOn(&created, &on_server, DEPENDENCY_AUTO);
+	recordDependencyOn(&created, &of_extension, DEPENDENCY_AUTO_EXTENSION);
+}
+
+/* Make the missing foreign tables over a server's catalogs, as the extension's owner. */
+static void
+create_source_catalogs(Oid server)
+{
+	Oid			extension = get_extension_oid("tablesync", false);
+	uint64		ncreated = tsync_record_oid("SELECT t.t::pg_catalog.oid FROM tablesync.create_source_catalog($1) t", server);
+	Oid		   *created = palloc(Max(ncreated, 1) * sizeof(Oid));
+	bool		isnull;
+
+	for (uint64 i = 0; i < ncreated; i++)
+		created[i] = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+	for (uint64 i = 0; i < ncreated; i++)
+		tie_to_server(created[i], server, extension);
 }
 
 /*
  * tablesync.prepare_server(server): make sure that the foreign tables exist
- * through which we read the catalogs of a source.  They belong to the
- * extension's owner and can be read by everybody who has a user mapping.  They
- * go away with the server or the extension, whichever is dropped first.
+ * through which we read the catalogs of a source, and that the caller may read
+ * them, who may use the server.  They belong to the extension's owner.  Those
+ * who need the same server at the same time take turns.
  */
 Datum
 tsync_prepare_server(PG_FUNCTION_ARGS)
 {
 	ForeignServer *server = GetForeignServerByName(NameStr(*PG_GETARG_NAME(0)), false);
 	AclResult	allowed = tsync_server_aclcheck(server->serverid, GetUserId(), ACL_USAGE);
-	Oid			caller;
-	int			security;
-	Oid			argtype = OIDOID;
-	Datum		argument = ObjectIdGetDatum(server->serverid);
-	ObjectAddress extension;
+	Oid			types[] = {OIDOID, OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(server->serverid), ObjectIdGetDatum(GetUserId())};
 
 	if (allowed != ACLCHECK_OK)
 		aclcheck_error(allowed, OBJECT_FOREIGN_SERVER, server->servername);
+	if (RecoveryInProgress())
+		PG_RETURN_VOID();
 
-	ObjectAddressSet(extension, ExtensionRelationId, get_extension_oid("tablesync", false));
-	GetUserIdAndSecContext(&caller, &security);
-	SetUserIdAndSecContext(schema_owner(), security | SECURITY_LOCAL_USERID_CHANGE);
 	SPI_connect();
-	if (SPI_execute_with_args("SELECT t::oid FROM tablesync.create_source_catalog($1) t",
-							  1, &argtype, &argument, NULL, false, 0) != SPI_OK_SELECT)
-		elog(ERROR, "SPI failed: %s", SPI_result_code_string(SPI_result));
-	for (uint64 i = 0; i < SPI_processed; i++)
+	tsync_record("SELECT FROM tablesync.source_catalogs_missing($1, $2)", lengthof(types), types, values, NULL);
+	if (SPI_processed > 0)
 	{
-		ObjectAddress table;
-		ObjectAddress on_server;
-		bool		isnull;
-		Datum		created = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
-
-		ObjectAddressSet(table, RelationRelationId, DatumGetObjectId(created));
-		ObjectAddressSet(on_server, ForeignServerRelationId, server->serverid);
-		deleteDependencyRecordsForSpecific(RelationRelationId, table.objectId, DEPENDENCY_NORMAL,
-										   ForeignServerRelationId, server->serverid);
-		recordDependencyOn(&table, &on_server, DEPENDENCY_AUTO);
-		recordDependencyOn(&table, &extension, DEPENDENCY_AUTO_EXTENSION);
+		LockDatabaseObject(ForeignServerRelationId, server->serverid, 0, ShareUpdateExclusiveLock);
+		create_source_catalogs(server->serverid);
+		tsync_record("SELECT tablesync.grant_source_catalogs($1, $2)", lengthof(types), types, values, NULL);
 	}
 	SPI_finish();
-	SetUserIdAndSecContext(caller, security);
 	PG_RETURN_VOID();
 }

@@ -23,6 +23,7 @@
 #include "postmaster/bgworker.h"
 #include "port/pg_bitutils.h"
 #include "tcop/dest.h"
+#include "utils/relcache.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -370,6 +371,8 @@ extern bool tsync_bulk_load(TsyncRun *run);
 extern void tsync_help_load(TsyncRun *run);
 
 /* in index.c */
+extern List *tsync_suspend_indexes(Oid relid);
+extern bool tsync_has_live_index(Relation rel);
 extern bool tsync_build_indexes(TsyncRun *run);
 extern void tsync_help_index(TsyncRun *run);
 
@@ -573,6 +576,10 @@ typedef struct TsyncIdentity
 } TsyncIdentity;
 
 extern Oid	tsync_extension_owner(void);
+extern Oid	tsync_owner_of(Oid relid);
+extern bool tsync_acts_for_owner(Oid relid);
+extern void tsync_check_acts_for_owner(Oid relid);
+extern bool tsync_may_see(Oid relid);
 extern TsyncIdentity tsync_assume_identity(Oid role);
 extern void tsync_resume_identity(TsyncIdentity previous);
 extern uint64 tsync_record(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls);

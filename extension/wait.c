@@ -21,21 +21,25 @@
 /* A worker that was asked for records its run well within this time. */
 #define WAIT_START_MS 30000
 
+PG_FUNCTION_INFO_V1(tsync_run_status);
 PG_FUNCTION_INFO_V1(tsync_wait);
 
-/* The recorded status of a run, NULL if there is none; "live" if its worker is. */
+/* The recorded status of a run, NULL if the caller has none of that number; "live" if its worker is. */
 static char *
-recorded_status(int64 run_id, bool *live)
+recorded_status(int64 run_id, bool (*may_ask) (Oid replica), bool *live)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	char	   *status = NULL;
 	bool		isnull;
 
 	if (tsync_query_latest("SELECT status, EXISTS (SELECT FROM tablesync.live_runs() l"
-					 " WHERE l.replica = r.replica AND l.pid = r.pid)"
-					 " FROM tablesync.run r WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
+					 " WHERE l.replica = r.replica AND l.pid = r.pid), replica::oid"
+					 " FROM tablesync.all_runs r WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
 	{
-		status = tsync_latest_text(caller, 1);
+		Datum		replica = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull);
+
+		if (may_ask(DatumGetObjectId(replica)))
+			status = tsync_latest_text(caller, 1);
 		*live = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
 	}
 	SPI_finish();
@@ -48,15 +52,39 @@ recorded_status(int64 run_id, bool *live)
  * is what a second look still sees.
  */
 static char *
-run_status(int64 run_id)
+run_status(int64 run_id, bool (*may_ask) (Oid replica))
 {
 	bool		live = false;
-	char	   *status = recorded_status(run_id, &live);
+	char	   *status = recorded_status(run_id, may_ask, &live);
 
 	if (status == NULL || live || strcmp(status, "running") != 0)
 		return status;
-	status = recorded_status(run_id, &live);
+	status = recorded_status(run_id, may_ask, &live);
 	return status && strcmp(status, "running") == 0 ? "crashed" : status;
+}
+
+/* tablesync.run_status(run_id) */
+Datum
+tsync_run_status(PG_FUNCTION_ARGS)
+{
+	char	   *status = run_status(PG_GETARG_INT64(0), tsync_may_see);
+
+	if (status == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(status));
+}
+
+/* When to stop waiting; an interval beyond all time is for ever. */
+static TimestampTz
+end_of_wait(TimestampTz started, Interval *timeout)
+{
+	/* months, days and microseconds as a float: no overflow */
+	double		seconds = timeout->month * (30.0 * SECS_PER_DAY) + timeout->day * (double) SECS_PER_DAY +
+		timeout->time / (double) USECS_PER_SEC;
+
+	if (seconds > 1e9)
+		return DT_NOEND;
+	return started + (int64) (Max(seconds, 0) * USECS_PER_SEC);
 }
 
 /* tablesync_wait(run_id, timeout) */
@@ -72,14 +100,12 @@ tsync_wait(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	run_id = PG_GETARG_INT64(0);
 	if (!PG_ARGISNULL(1))
-		until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-														TimestampTzGetDatum(started),
-														PG_GETARG_DATUM(1)));
+		until = end_of_wait(started, PG_GETARG_INTERVAL_P(1));
 	for (;;)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 
-		status = run_status(run_id);
+		status = run_status(run_id, tsync_acts_for_owner);
 		if (status == NULL && TimestampDifferenceExceeds(started, now, WAIT_START_MS))
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_OBJECT),

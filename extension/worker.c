@@ -35,6 +35,7 @@
 #define SOURCE_GRACE_MS 1000
 
 static volatile sig_atomic_t cancel_requested = false;
+static volatile sig_atomic_t recording = false;	/* how runs have ended: not to be cancelled */
 static volatile sig_atomic_t source_silent = false;
 static TimeoutId source_timeout;
 
@@ -51,8 +52,11 @@ handle_cancel(SIGNAL_ARGS)
 	int			save_errno = errno;
 
 	cancel_requested = true;
-	InterruptPending = true;
-	QueryCancelPending = true;
+	if (!recording)
+	{
+		InterruptPending = true;
+		QueryCancelPending = true;
+	}
 	SetLatch(MyLatch);
 	errno = save_errno;
 }
@@ -433,7 +437,6 @@ record_failure(List *runs, ErrorData *edata)
 	ListCell   *lc;
 
 	tsync_expect_source(false);
-	QueryCancelPending = false;
 	if (source_silent && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
 	{
 		edata->sqlerrcode = ERRCODE_CONNECTION_FAILURE;
@@ -469,6 +472,8 @@ run_in_envelope(List *runs)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(run_context);
+	recording = true;			/* before the flag is cleared: another cancel may come at any time */
+	QueryCancelPending = false;
 	if (edata != NULL)
 		record_failure(runs, edata);
 }

@@ -291,6 +291,13 @@ DECLARE
     role_name name := pg_get_userbyid(owner);
 BEGIN
     PERFORM tablesync.check_mapping(role_name, (tablesync.source_target(source)).server);
+    IF NOT has_server_privilege(owner, (tablesync.source_target(source)).server, 'USAGE') THEN
+        RAISE EXCEPTION 'role "%" may not use server "%"', role_name,
+                (SELECT s.srvname FROM pg_foreign_server s WHERE s.oid = (tablesync.source_target(source)).server)
+            USING ERRCODE = 'insufficient_privilege', DETAIL = 'Runs read the source as the replica''s owner.',
+                  HINT = format('GRANT USAGE ON FOREIGN SERVER %I TO %I;',
+                                (SELECT s.srvname FROM pg_foreign_server s WHERE s.oid = (tablesync.source_target(source)).server), role_name);
+    END IF;
     IF NOT has_table_privilege(owner, source, 'SELECT') THEN
         RAISE EXCEPTION 'role "%" may not read foreign table %', role_name, source
             USING ERRCODE = 'insufficient_privilege',
@@ -362,9 +369,12 @@ BEGIN
         ('max_delete_fraction', settings.max_delete_fraction::text, 'between 0 and 1', settings.max_delete_fraction BETWEEN 0 AND 1),
         ('on_schema_change', settings.on_schema_change, 'apply, pause or ignore', settings.on_schema_change IN ('apply', 'pause', 'ignore')),
         ('drop_columns', settings.drop_columns::text, 'true or false', settings.drop_columns IS NOT NULL),
-        ('freshness', settings.freshness::text, 'greater than 0', coalesce(settings.freshness > '0', true)),
-        ('trust_counters_for', settings.trust_counters_for::text, 'greater than 0', coalesce(settings.trust_counters_for > '0', true)),
+        ('freshness', settings.freshness::text, 'greater than 0 and at most 100 years',
+            coalesce(settings.freshness > '0' AND settings.freshness <= '100 years', true)),
+        ('trust_counters_for', settings.trust_counters_for::text, 'greater than 0 and at most 100 years',
+            coalesce(settings.trust_counters_for > '0' AND settings.trust_counters_for <= '100 years', true)),
         ('verify_fraction', settings.verify_fraction::text, 'between 0 and 1', coalesce(settings.verify_fraction BETWEEN 0 AND 1, true)),
+        ('sync_group', settings.sync_group, 'of 1 to 200 characters', coalesce(length(settings.sync_group) BETWEEN 1 AND 200, true)),
         ('workers', settings.workers::text, 'between 1 and 16', settings.workers BETWEEN 1 AND 16),
         ('enabled', settings.enabled::text, 'true or false', settings.enabled IS NOT NULL)
     ) v (setting, value, wanted, valid)
@@ -394,6 +404,21 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.check_settings(tablesync.replica) IS 'an error if a setting of a replica is not valid';
 
+CREATE FUNCTION tablesync.check_permanent(replica regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF (SELECT c.relpersistence = 't' FROM pg_class c WHERE c.oid = $1) THEN
+        RAISE EXCEPTION 'table % can''t be a replica', $1
+            USING ERRCODE = 'wrong_object_type', DETAIL = 'It is a temporary table: a background worker can''t see it.',
+                  HINT = 'Name a schema in which you may create tables.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_permanent(regclass) IS 'an error if a table is temporary';
+
 CREATE FUNCTION tablesync.check_not_replica(existing regclass)
 RETURNS void
 LANGUAGE plpgsql
@@ -407,6 +432,45 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tablesync.check_not_replica(regclass) IS 'an error if a table is a replica';
+
+/*
+ * Behind the door tablesync.register().  The caller owns the replica; all else
+ * is only what it says, and concerns nobody else.
+ */
+CREATE FUNCTION tablesync.record_register(replica regclass, settings jsonb)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    wanted tablesync.replica := jsonb_populate_record(NULL::tablesync.replica, settings);
+BEGIN
+    IF (SELECT c.relkind NOT IN ('r', 'p') OR c.relpersistence = 't' FROM pg_class c WHERE c.oid = $1) THEN
+        RAISE EXCEPTION '% is not a table that a background worker can see', $1 USING ERRCODE = 'wrong_object_type';
+    ELSIF NOT EXISTS (SELECT FROM pg_foreign_table f WHERE f.ftrelid = wanted.source) THEN
+        RAISE EXCEPTION '% is not a foreign table', wanted.source USING ERRCODE = 'wrong_object_type';
+    END IF;
+    wanted.replica := $1;
+    PERFORM tablesync.check_settings(wanted);
+    INSERT INTO tablesync.all_replicas (replica, source, key_columns, version_column, fingerprint, consistency, chunk_rows,
+                                        max_source_load, max_delete_fraction, on_schema_change, drop_columns, freshness, workers, enabled,
+                                        trust_counters_for, sync_group, verify_fraction, shape, source_created, loaded, adopted)
+    VALUES (wanted.replica, wanted.source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.consistency,
+            wanted.chunk_rows, wanted.max_source_load, wanted.max_delete_fraction, wanted.on_schema_change, wanted.drop_columns,
+            wanted.freshness, wanted.workers, wanted.enabled, wanted.trust_counters_for, wanted.sync_group, wanted.verify_fraction,
+            wanted.shape, wanted.source_created, wanted.loaded, wanted.adopted);
+    PERFORM tablesync.grant_source_catalogs(f.ftserver, c.relowner)
+    FROM pg_foreign_table f, pg_class c
+    WHERE f.ftrelid = wanted.source AND c.oid = $1 AND has_server_privilege(c.relowner, f.ftserver, 'USAGE');
+END
+$$;
+COMMENT ON FUNCTION tablesync.record_register(regclass, jsonb) IS 'behind the door tablesync.register()';
+
+CREATE FUNCTION tablesync.register(replica regclass, settings jsonb)
+RETURNS void
+LANGUAGE C VOLATILE
+AS 'MODULE_PATHNAME', 'tsync_door';
+COMMENT ON FUNCTION tablesync.register(regclass, jsonb) IS 'door for tablesync_add()';
 
 /* Add a replica; "home_schema" is where a name without schema is created. */
 CREATE FUNCTION tablesync.add_replica(replica_name text, existing regclass, home_schema name,
@@ -488,17 +552,14 @@ BEGIN
                       HINT = format('TRUNCATE %s; the first run loads it again.', existing);
         END IF;
     END IF;
+    PERFORM tablesync.check_permanent(wanted.replica);
     PERFORM tablesync.check_owner_access((SELECT relowner FROM pg_class WHERE oid = wanted.replica), source);
     PERFORM tablesync.set_source_options(source);
     EXECUTE format('SELECT * FROM %s LIMIT 1', source) INTO first_row;   -- may we read every column?
 
-    INSERT INTO tablesync.replica (replica, source, key_columns, version_column, fingerprint, consistency, chunk_rows,
-                                   max_source_load, max_delete_fraction, on_schema_change, drop_columns, freshness, workers, enabled,
-                                   trust_counters_for, sync_group, verify_fraction, shape, source_created, loaded, adopted)
-    VALUES (wanted.replica, wanted.source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.consistency,
-            wanted.chunk_rows, wanted.max_source_load, wanted.max_delete_fraction, wanted.on_schema_change, wanted.drop_columns,
-            wanted.freshness, wanted.workers, wanted.enabled, wanted.trust_counters_for, wanted.sync_group, wanted.verify_fraction,
-            wanted.shape, wanted.source_created, has_rows, has_rows);
+    wanted.loaded := has_rows;
+    wanted.adopted := has_rows;
+    PERFORM tablesync.register(wanted.replica, to_jsonb(wanted));
 
     -- fires whatever session_replication_role is
     EXECUTE format('CREATE TRIGGER tablesync_note_write AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
@@ -588,7 +649,7 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.create_source(text, regclass, name, name, text) IS 'creates the foreign table <replica>_source over a table of a server';
 
-CREATE FUNCTION tablesync_add(
+CREATE FUNCTION @extschema@.tablesync_add(
     replica text,
     source regclass,
     key_columns name[] DEFAULT NULL,
@@ -608,18 +669,18 @@ CREATE FUNCTION tablesync_add(
     verify_fraction double precision DEFAULT NULL)
 RETURNS regclass
 LANGUAGE sql
-AS $$
+BEGIN ATOMIC
     SELECT tablesync.add_replica(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(), source, false,
         pg_catalog.jsonb_build_object('key_columns', key_columns, 'version_column', version_column, 'fingerprint', fingerprint,
             'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
             'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
             'drop_columns', drop_columns, 'freshness', freshness, 'workers', workers, 'enabled', enabled,
             'trust_counters_for', trust_counters_for, 'sync_group', sync_group, 'verify_fraction', verify_fraction));
-$$;
-COMMENT ON FUNCTION tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
+END;
+COMMENT ON FUNCTION @extschema@.tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
     IS 'makes a table the replica of an existing foreign table; creates it if it does not exist';
 
-CREATE FUNCTION tablesync_add(
+CREATE FUNCTION @extschema@.tablesync_add(
     replica text,
     server name,
     source text,
@@ -640,7 +701,7 @@ CREATE FUNCTION tablesync_add(
     verify_fraction double precision DEFAULT NULL)
 RETURNS regclass
 LANGUAGE sql
-AS $$
+BEGIN ATOMIC
     SELECT tablesync.add_replica(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(),
         tablesync.create_source(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(), server, source), true,
         pg_catalog.jsonb_build_object('key_columns', key_columns, 'version_column', version_column, 'fingerprint', fingerprint,
@@ -648,6 +709,6 @@ AS $$
             'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
             'drop_columns', drop_columns, 'freshness', freshness, 'workers', workers, 'enabled', enabled,
             'trust_counters_for', trust_counters_for, 'sync_group', sync_group, 'verify_fraction', verify_fraction));
-$$;
-COMMENT ON FUNCTION tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
+END;
+COMMENT ON FUNCTION @extschema@.tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
     IS 'makes a table the replica of schema.table on a server; creates the foreign table <replica>_source too';

@@ -176,7 +176,7 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.add_schema(name, text, text, name[], name[], jsonb) IS 'adds the tables of a schema of the source, one by one';
 
-CREATE FUNCTION tablesync_add_schema(
+CREATE FUNCTION @extschema@.tablesync_add_schema(
     server name,
     remote_schema text,
     local_schema text,
@@ -205,5 +205,5 @@ AS $$
             'max_delete_fraction', $11, 'on_schema_change', $12, 'drop_columns', $13, 'freshness', $14, 'workers', $15, 'enabled', $16,
             'trust_counters_for', $17, 'sync_group', $18, 'verify_fraction', $19));
 $$;
-COMMENT ON FUNCTION tablesync_add_schema(name, text, text, name[], name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
+COMMENT ON FUNCTION @extschema@.tablesync_add_schema(name, text, text, name[], name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
     IS 'adds every table of a schema of the source that has a usable key, and says why the others were not added';

@@ -48,7 +48,56 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.check_comparable(tablesync.replica) IS 'an error if the fingerprint of a replica can''t cover its columns';
 
-CREATE FUNCTION tablesync_alter(
+/* The settings that a user may choose, out of those of a replica; all others are kept as they are. */
+CREATE FUNCTION tablesync.with_settings(current tablesync.replica, wanted jsonb)
+RETURNS tablesync.replica
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT jsonb_populate_record(current,
+        (SELECT coalesce(jsonb_object_agg(w.key, w.value), '{}') FROM jsonb_each(wanted) w
+         WHERE w.key = ANY ('{version_column,fingerprint,consistency,chunk_rows,max_source_load,max_delete_fraction,on_schema_change,drop_columns,freshness,workers,enabled,trust_counters_for,sync_group,verify_fraction}')));
+$$;
+COMMENT ON FUNCTION tablesync.with_settings(tablesync.replica, jsonb) IS 'a replica''s settings with those changed that a user may choose';
+
+CREATE FUNCTION tablesync.record_alter(replica regclass, settings jsonb)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    changed tablesync.replica;
+BEGIN
+    SELECT * INTO changed FROM tablesync.all_replicas t WHERE t.replica = $1 FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    changed := tablesync.with_settings(changed, settings);
+    PERFORM tablesync.check_settings(changed);
+    IF changed.version_column IS DISTINCT FROM (SELECT t.version_column FROM tablesync.all_replicas t WHERE t.replica = $1) THEN
+        -- versions of another column say nothing about this one
+        UPDATE tablesync.all_runs r SET newest_version = NULL WHERE r.replica = $1 AND r.newest_version IS NOT NULL;
+    END IF;
+    UPDATE tablesync.all_replicas t
+    SET (version_column, fingerprint, consistency, chunk_rows, max_source_load, max_delete_fraction,
+         on_schema_change, drop_columns, freshness, workers, enabled, trust_counters_for, sync_group, verify_fraction)
+        = (changed.version_column, changed.fingerprint, changed.consistency, changed.chunk_rows, changed.max_source_load,
+           changed.max_delete_fraction, changed.on_schema_change, changed.drop_columns, changed.freshness,
+           changed.workers, changed.enabled, changed.trust_counters_for, changed.sync_group, changed.verify_fraction),
+        watermark = CASE WHEN t.version_column = changed.version_column THEN t.watermark END,
+        counters = CASE WHEN (t.version_column, t.fingerprint) IS NOT DISTINCT FROM (changed.version_column, changed.fingerprint) THEN t.counters END
+    WHERE t.replica = $1;
+END
+$$;
+COMMENT ON FUNCTION tablesync.record_alter(regclass, jsonb) IS 'behind the door tablesync.alter()';
+
+CREATE FUNCTION tablesync.alter(replica regclass, settings jsonb)
+RETURNS void
+LANGUAGE C VOLATILE
+AS 'MODULE_PATHNAME', 'tsync_door';
+COMMENT ON FUNCTION tablesync.alter(regclass, jsonb) IS 'door for tablesync_alter()';
+
+CREATE FUNCTION @extschema@.tablesync_alter(
     replica regclass,
     version_column name DEFAULT NULL,
     fingerprint text DEFAULT NULL,
@@ -91,25 +140,45 @@ BEGIN
     IF $2 IS NOT NULL OR $3 IS NOT NULL THEN
         PERFORM tablesync.check_comparable(changed);
     END IF;
-    UPDATE tablesync.replica t
-    SET (version_column, fingerprint, consistency, chunk_rows, max_source_load, max_delete_fraction,
-         on_schema_change, drop_columns, freshness, workers, enabled, trust_counters_for, sync_group, verify_fraction)
-        = (changed.version_column, changed.fingerprint, changed.consistency, changed.chunk_rows, changed.max_source_load,
-           changed.max_delete_fraction, changed.on_schema_change, changed.drop_columns, changed.freshness,
-           changed.workers, changed.enabled, changed.trust_counters_for, changed.sync_group, changed.verify_fraction),
-        watermark = CASE WHEN t.version_column = changed.version_column THEN t.watermark END,
-        counters = CASE WHEN (t.version_column, t.fingerprint) IS NOT DISTINCT FROM (changed.version_column, changed.fingerprint) THEN t.counters END
-    WHERE t.replica = $1;
-    IF $2 IS NOT NULL THEN    -- versions of another column say nothing about this one
-        UPDATE tablesync.run r SET newest_version = NULL WHERE r.replica = $1 AND r.newest_version IS NOT NULL;
-    END IF;
-    RETURN NEXT changed;
+    PERFORM tablesync.alter($1, to_jsonb(changed));
+    RETURN QUERY SELECT * FROM tablesync.replica t WHERE t.replica = $1;
 END
 $$;
-COMMENT ON FUNCTION tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
+COMMENT ON FUNCTION @extschema@.tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
     IS 'changes settings of a replica; NULL leaves one as it is, 0 ends trust_counters_for, an empty text leaves a sync_group';
 
-CREATE FUNCTION tablesync_remove(replica regclass, drop_replica boolean DEFAULT false)
+CREATE FUNCTION tablesync.record_forget(replica regclass)
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM tablesync.all_replicas t WHERE t.replica = $1;
+$$;
+COMMENT ON FUNCTION tablesync.record_forget(regclass) IS 'behind the door tablesync.forget()';
+
+CREATE FUNCTION tablesync.forget(replica regclass)
+RETURNS void
+LANGUAGE C VOLATILE
+AS 'MODULE_PATHNAME', 'tsync_door';
+COMMENT ON FUNCTION tablesync.forget(regclass) IS 'door for tablesync_remove(): forgets settings and history of a replica';
+
+/*
+ * Does a foreign table that was created for a replica still belong to the same
+ * role, and to no other replica?  Who removes the replica may have more rights.
+ */
+CREATE FUNCTION tablesync.may_be_dropped(source regclass, replica regclass)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (SELECT FROM pg_class f JOIN pg_class r ON r.oid = $2
+                   WHERE f.oid = $1 AND f.relkind = 'f' AND f.relowner = r.relowner
+                     AND f.relnamespace <> 'tablesync'::regnamespace)
+       AND NOT EXISTS (SELECT FROM tablesync.replica t WHERE t.source = $1 AND t.replica <> $2);
+$$;
+COMMENT ON FUNCTION tablesync.may_be_dropped(regclass, regclass) IS 'whether removing a replica drops its foreign table';
+
+CREATE FUNCTION @extschema@.tablesync_remove(replica regclass, drop_replica boolean DEFAULT false)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -125,10 +194,10 @@ BEGIN
     IF NOT drop_replica THEN
         PERFORM tablesync.abandon_bulk_load($1);
     END IF;
-    DELETE FROM tablesync.replica t WHERE t.replica = $1 RETURNING * INTO settings;
+    SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
+    PERFORM tablesync.forget($1);
     EXECUTE format('DROP TRIGGER IF EXISTS tablesync_note_write ON %s', $1);
-    IF settings.source_created AND EXISTS (SELECT FROM pg_class WHERE oid = settings.source)
-       AND NOT EXISTS (SELECT FROM tablesync.replica t WHERE t.source = settings.source) THEN
+    IF settings.source_created AND tablesync.may_be_dropped(settings.source, $1) THEN
         EXECUTE format('DROP FOREIGN TABLE %s', settings.source);
     END IF;
     IF drop_replica THEN
@@ -136,61 +205,73 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tablesync_remove(regclass, boolean) IS 'forgets a replica and its history; its rows stay unless drop_replica is true';
+COMMENT ON FUNCTION @extschema@.tablesync_remove(regclass, boolean) IS 'forgets a replica and its history; its rows stay unless drop_replica is true';
 
-CREATE FUNCTION tablesync_run(replica regclass DEFAULT NULL, wait boolean DEFAULT true, force boolean DEFAULT false)
+CREATE FUNCTION @extschema@.tablesync_run(replica regclass DEFAULT NULL, wait boolean DEFAULT true, force boolean DEFAULT false)
 RETURNS TABLE (replica regclass, run_id bigint, status text, rows bigint, inserted bigint, updated bigint, deleted bigint,
                duration interval, message text)
 LANGUAGE C VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tsync_run';
-COMMENT ON FUNCTION tablesync_run(regclass, boolean, boolean) IS 'makes a replica equal to its source now; without an argument all enabled replicas, one after the other';
+COMMENT ON FUNCTION @extschema@.tablesync_run(regclass, boolean, boolean) IS 'makes a replica equal to its source now; without an argument all enabled replicas, one after the other';
 
-CREATE FUNCTION tablesync_wait(run_id bigint, timeout interval DEFAULT NULL)
+CREATE FUNCTION @extschema@.tablesync_wait(run_id bigint, timeout interval DEFAULT NULL)
 RETURNS text
 LANGUAGE C VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tsync_wait';
-COMMENT ON FUNCTION tablesync_wait(bigint, interval) IS 'waits until a run has ended and returns its status; running (or started) if the timeout comes first';
+COMMENT ON FUNCTION @extschema@.tablesync_wait(bigint, interval) IS 'waits until a run has ended and returns its status; running (or started) if the timeout comes first';
 
-CREATE FUNCTION tablesync_cancel(replica regclass)
+CREATE FUNCTION @extschema@.tablesync_cancel(replica regclass)
 RETURNS boolean
-LANGUAGE plpgsql
+LANGUAGE C VOLATILE
 SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM tablesync.check_replica($1);
-    RETURN (SELECT coalesce(bool_or(pg_cancel_backend(l.pid)), false) FROM tablesync.live_runs() l WHERE l.replica = $1);
-END
-$$;
-COMMENT ON FUNCTION tablesync_cancel(regclass) IS 'cancels the live run of a replica; false if there is none';
+AS 'MODULE_PATHNAME', 'tsync_cancel';
+COMMENT ON FUNCTION @extschema@.tablesync_cancel(regclass) IS 'cancels the live run of a replica; false if there is none';
 
-CREATE FUNCTION tablesync_pause(replica regclass)
+CREATE FUNCTION tablesync.record_enable(replica regclass, enabled boolean)
 RETURNS void
-LANGUAGE plpgsql
+LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-BEGIN
-    PERFORM tablesync.check_replica($1);
-    UPDATE tablesync.replica t SET enabled = false WHERE t.replica = $1;
-END
-$$;
-COMMENT ON FUNCTION tablesync_pause(regclass) IS 'keeps a replica from being run until tablesync_resume(); a live run goes on';
-
-CREATE FUNCTION tablesync_resume(replica regclass)
-RETURNS void
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM tablesync.check_replica($1);
-    UPDATE tablesync.replica t
-    SET enabled = true, home = tablesync.home(), retry_after = NULL,
-        memory_file = CASE WHEN t.home = tablesync.home() THEN t.memory_file END    -- numbers of files mean nothing elsewhere
+    UPDATE tablesync.all_replicas t
+    SET enabled = $2,
+        home = CASE WHEN $2 THEN tablesync.home() ELSE t.home END,
+        retry_after = CASE WHEN $2 THEN NULL ELSE t.retry_after END,
+        memory_file = CASE WHEN NOT $2 OR t.home = tablesync.home() THEN t.memory_file END    -- numbers of files mean nothing elsewhere
     WHERE t.replica = $1;
+$$;
+COMMENT ON FUNCTION tablesync.record_enable(regclass, boolean) IS 'behind the door tablesync.enable()';
+
+CREATE FUNCTION tablesync.enable(replica regclass, enabled boolean)
+RETURNS void
+LANGUAGE C VOLATILE
+AS 'MODULE_PATHNAME', 'tsync_door';
+COMMENT ON FUNCTION tablesync.enable(regclass, boolean) IS 'door for tablesync_pause() and tablesync_resume()';
+
+CREATE FUNCTION @extschema@.tablesync_pause(replica regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tablesync.check_replica($1);
+    PERFORM tablesync.enable($1, false);
 END
 $$;
-COMMENT ON FUNCTION tablesync_resume(regclass) IS 'lets a paused replica, or one restored from a dump, be run again; ends a back-off';
+COMMENT ON FUNCTION @extschema@.tablesync_pause(regclass) IS 'keeps a replica from being run until tablesync_resume(); a live run goes on';
+
+CREATE FUNCTION @extschema@.tablesync_resume(replica regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tablesync.check_replica($1);
+    PERFORM tablesync.enable($1, true);
+END
+$$;
+COMMENT ON FUNCTION @extschema@.tablesync_resume(regclass) IS 'lets a paused replica, or one restored from a dump, be run again; ends a back-off';
 
 /* The replicas that are run together with one: those of its group with the same server and owner that may be run now. */
 CREATE FUNCTION tablesync.group_members(replica regclass)

@@ -1,6 +1,21 @@
-/* catalog.sql: what tablesync remembers, with constraints that refuse impossible states */
+/*
+ * catalog.sql: what tablesync remembers, with constraints that refuse impossible states
+ *
+ * These tables belong to the extension's owner, and nobody else writes them:
+ * what runs record is written by C (privilege.c), what users' functions change
+ * goes through doors (door.c).  Everybody may read tablesync.replica, for one,
+ * which row security restricts to the rows of one's own replicas (access.sql).
+ *
+ * Row security would also keep a role that may read everything, and nothing
+ * else, from dumping them.  So each of them is a partitioned table, and all its
+ * rows are in one partition, tablesync.all_replicas here, on which nobody has a
+ * privilege and which has no policy: that one is dumped, and used by ourselves.
+ */
 
 \echo Use "CREATE EXTENSION tablesync CASCADE" to load this file. \quit
+
+/* Nothing in this script binds to an object that somebody has put into another schema. */
+SET LOCAL search_path TO pg_catalog, pg_temp;
 
 CREATE SCHEMA tablesync;
 GRANT USAGE ON SCHEMA tablesync TO PUBLIC;
@@ -28,10 +43,10 @@ CREATE TABLE tablesync.replica (
     max_delete_fraction double precision NOT NULL DEFAULT 0.2 CHECK (max_delete_fraction >= 0 AND max_delete_fraction <= 1),
     on_schema_change text NOT NULL DEFAULT 'apply' CHECK (on_schema_change IN ('apply', 'pause', 'ignore')),
     drop_columns boolean NOT NULL DEFAULT false,
-    freshness interval CHECK (freshness > '0'),
+    freshness interval CHECK (freshness > '0' AND freshness <= '100 years'),
     workers integer NOT NULL DEFAULT 2 CHECK (workers BETWEEN 1 AND 16),
-    trust_counters_for interval CHECK (trust_counters_for > '0'),
-    sync_group text CHECK (sync_group <> ''),
+    trust_counters_for interval CHECK (trust_counters_for > '0' AND trust_counters_for <= '100 years'),
+    sync_group text CHECK (sync_group <> '' AND length(sync_group) <= 200),
     verify_fraction double precision CHECK (verify_fraction >= 0 AND verify_fraction <= 1),
     enabled boolean NOT NULL DEFAULT true,
     shape jsonb NOT NULL,
@@ -40,7 +55,7 @@ CREATE TABLE tablesync.replica (
     adopted boolean NOT NULL DEFAULT false,
     refetch name[] NOT NULL DEFAULT '{}',
     load_position text[],
-    load_indexes text[],
+    load_indexes oid[],
     memory_key text,
     memory_file oid,
     watermark text,
@@ -53,8 +68,10 @@ CREATE TABLE tablesync.replica (
     added_at timestamptz NOT NULL DEFAULT now(),
     CHECK (fingerprint = 'row' OR version_column IS NOT NULL),
     CHECK (NOT (loaded AND load_position IS NOT NULL))
-);
-COMMENT ON TABLE tablesync.replica IS 'one row per replica: its source and its settings (change them with tablesync_alter)';
+) PARTITION BY HASH (replica);
+CREATE TABLE tablesync.all_replicas PARTITION OF tablesync.replica FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+COMMENT ON TABLE tablesync.replica IS 'one row per replica: its source, its settings (change them with tablesync_alter) and its state';
+COMMENT ON TABLE tablesync.all_replicas IS 'the rows of tablesync.replica, of all roles';
 COMMENT ON COLUMN tablesync.replica.replica IS 'the local table';
 COMMENT ON COLUMN tablesync.replica.source IS 'the foreign table through which the source is read';
 COMMENT ON COLUMN tablesync.replica.key_columns IS 'primary key columns of the source, in key order';
@@ -73,12 +90,12 @@ COMMENT ON COLUMN tablesync.replica.trust_counters_for IS 'how long after a scan
 COMMENT ON COLUMN tablesync.replica.verify_fraction IS 'share of the key space that each run compares in every column, in turn, and repairs; NULL and 0 are none';
 COMMENT ON COLUMN tablesync.replica.enabled IS 'false while paused';
 COMMENT ON COLUMN tablesync.replica.shape IS 'columns of the source that the replica was built for';
-COMMENT ON COLUMN tablesync.replica.source_created IS 'true when tablesync_add created the foreign table';
+COMMENT ON COLUMN tablesync.replica.source_created IS 'true when tablesync_add created the foreign table, which tablesync_remove then drops if it still belongs to the replica''s owner';
 COMMENT ON COLUMN tablesync.replica.loaded IS 'false until the first load is complete';
 COMMENT ON COLUMN tablesync.replica.adopted IS 'true while the replica holds rows that no run has compared in every column';
 COMMENT ON COLUMN tablesync.replica.refetch IS 'columns whose values the next run fetches for all rows, because no fingerprint can compare them';
 COMMENT ON COLUMN tablesync.replica.load_position IS 'key of the last row that an unfinished load has committed';
-COMMENT ON COLUMN tablesync.replica.load_indexes IS 'statements that create the indexes again which a load has dropped; NULL when none are missing';
+COMMENT ON COLUMN tablesync.replica.load_indexes IS 'indexes that are not kept up to date while a load goes on; NULL when it is over';
 COMMENT ON COLUMN tablesync.replica.memory_key IS 'what the digests in tablesync.chunk were made with: fingerprint and columns';
 COMMENT ON COLUMN tablesync.replica.memory_file IS 'file node of the replica when the digests in tablesync.chunk were true';
 COMMENT ON COLUMN tablesync.replica.watermark IS 'versions below it were there before the last changes: a hint where to look, never proof';
@@ -90,9 +107,10 @@ COMMENT ON COLUMN tablesync.replica.retry_after IS 'scheduled runs wait until th
 COMMENT ON COLUMN tablesync.replica.home IS 'tablesync.home() of the database the replica was added or last resumed in';
 COMMENT ON COLUMN tablesync.replica.added_at IS 'when the replica was added';
 
+CREATE SEQUENCE tablesync.run_run_id_seq;
 CREATE TABLE tablesync.run (
-    run_id bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
-    replica regclass NOT NULL REFERENCES tablesync.replica ON DELETE CASCADE,
+    run_id bigint PRIMARY KEY DEFAULT nextval('tablesync.run_run_id_seq'),
+    replica regclass NOT NULL,
     kind text NOT NULL CHECK (kind IN ('load', 'sync', 'verify')),
     status text NOT NULL DEFAULT 'running' CHECK (status IN ('running', 'succeeded', 'failed', 'cancelled', 'crashed')),
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -120,12 +138,16 @@ CREATE TABLE tablesync.run (
     settled boolean NOT NULL DEFAULT false,
     CHECK ((status IN ('running', 'crashed')) = (finished_at IS NULL)),
     CHECK (status <> 'succeeded' OR (source_digest IS NOT NULL AND replica_digest IS NOT NULL))
-);
-CREATE UNIQUE INDEX run_one_active ON tablesync.run (replica) WHERE status = 'running';
-CREATE INDEX run_crashed_unsettled ON tablesync.run (replica) WHERE status = 'crashed' AND NOT settled;
-CREATE INDEX run_of_group ON tablesync.run (group_run_id) WHERE group_run_id IS NOT NULL;
-CREATE INDEX run_of_replica ON tablesync.run (replica, run_id DESC);
+) PARTITION BY HASH (run_id);
+CREATE TABLE tablesync.all_runs PARTITION OF tablesync.run FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+ALTER SEQUENCE tablesync.run_run_id_seq OWNED BY tablesync.all_runs.run_id;
+ALTER TABLE tablesync.all_runs ADD FOREIGN KEY (replica) REFERENCES tablesync.all_replicas ON DELETE CASCADE;
+CREATE UNIQUE INDEX run_one_active ON tablesync.all_runs (replica) WHERE status = 'running';
+CREATE INDEX run_crashed_unsettled ON tablesync.all_runs (replica) WHERE status = 'crashed' AND NOT settled;
+CREATE INDEX run_of_group ON tablesync.all_runs (group_run_id) WHERE group_run_id IS NOT NULL;
+CREATE INDEX run_of_replica ON tablesync.all_runs (replica, run_id DESC);
 COMMENT ON TABLE tablesync.run IS 'one row per run; read it through the view tablesync_runs';
+COMMENT ON TABLE tablesync.all_runs IS 'the rows of tablesync.run, of all roles';
 COMMENT ON COLUMN tablesync.run.kind IS 'load (first copy), sync or verify';
 COMMENT ON COLUMN tablesync.run.status IS 'as recorded; a run recorded as running whose worker is gone has crashed';
 COMMENT ON COLUMN tablesync.run.source_time IS 'time spent waiting for statements at the source';
@@ -139,7 +161,7 @@ COMMENT ON COLUMN tablesync.run.pid IS 'process of the background worker';
 COMMENT ON COLUMN tablesync.run.settled IS 'whether the failure of the run has been made an alert';
 
 CREATE TABLE tablesync.chunk (
-    replica regclass NOT NULL REFERENCES tablesync.replica ON DELETE CASCADE,
+    replica regclass NOT NULL,
     chunk_no integer NOT NULL,
     lower_key text[],
     rows bigint NOT NULL DEFAULT 0 CHECK (rows >= 0),
@@ -154,9 +176,12 @@ CREATE TABLE tablesync.chunk (
     PRIMARY KEY (replica, chunk_no),
     CHECK ((lower_key IS NULL) = (chunk_no IN (0, -1))),
     CHECK ((buckets IS NULL) = (bucket_mask IS NULL) AND (buckets IS NULL) = (bucket_shift IS NULL))
-);
+) PARTITION BY HASH (replica);
+CREATE TABLE tablesync.all_chunks PARTITION OF tablesync.chunk FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+ALTER TABLE tablesync.all_chunks ADD FOREIGN KEY (replica) REFERENCES tablesync.all_replicas ON DELETE CASCADE;
 ALTER TABLE tablesync.chunk ALTER COLUMN buckets SET STORAGE EXTERNAL;
 COMMENT ON TABLE tablesync.chunk IS 'how a replica''s key range is cut into chunks, and what each holds, so that a run reads only the source';
+COMMENT ON TABLE tablesync.all_chunks IS 'the rows of tablesync.chunk, of all roles';
 COMMENT ON COLUMN tablesync.chunk.chunk_no IS 'position in key order, from 0';
 COMMENT ON COLUMN tablesync.chunk.lower_key IS 'first key of the chunk, inclusive; NULL is unbounded; the next chunk''s is the upper bound, exclusive';
 COMMENT ON COLUMN tablesync.chunk.rows IS 'rows of the replica in the chunk';
@@ -172,161 +197,137 @@ COMMENT ON COLUMN tablesync.chunk.buckets IS 'number, rows and digest (and momen
 /* Written by a trigger of each replica (tsync_note_write): who writes to a replica makes what we remember of it stale. */
 CREATE TABLE tablesync.stray_write (
     write_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    replica regclass NOT NULL REFERENCES tablesync.replica ON DELETE CASCADE,
+    replica regclass NOT NULL REFERENCES tablesync.all_replicas ON DELETE CASCADE,
     written_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX stray_write_of_replica ON tablesync.stray_write (replica);
 COMMENT ON TABLE tablesync.stray_write IS 'one row per transaction that has written to a replica and is not a run; the next run removes it';
 
-/* A worker holds an advisory lock of its own kind for as long as it lives (catalog.c). */
-CREATE FUNCTION tablesync.live_runs()
-RETURNS TABLE (replica regclass, pid integer)
-LANGUAGE sql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT l.objid::regclass, l.pid
-    FROM pg_locks l
-    WHERE l.locktype = 'advisory'
-      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-      AND l.classid = 1953721955
-      AND l.objsubid = 3
-      AND l.granted;
-$$;
-COMMENT ON FUNCTION tablesync.live_runs() IS 'replicas that a worker is running now, with its process id';
+CREATE SEQUENCE tablesync.alert_alert_id_seq;
+CREATE TABLE tablesync.alert (
+    alert_id bigint PRIMARY KEY DEFAULT nextval('tablesync.alert_alert_id_seq'),
+    replica regclass NOT NULL,
+    kind text NOT NULL CHECK (kind IN ('run_failed', 'stale', 'delete_guard', 'schema_changed', 'drift',
+                                       'source_went_back', 'worker_unavailable')),
+    severity text NOT NULL CHECK (severity IN ('warning', 'critical')),
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    last_seen timestamptz NOT NULL DEFAULT clock_timestamp(),
+    closed_at timestamptz,
+    occurrences integer NOT NULL DEFAULT 1 CHECK (occurrences > 0),
+    run_id bigint,
+    sqlstate text,
+    message text NOT NULL,
+    hint text,
+    told text CHECK (told IN ('opened', 'closed')),
+    CHECK (closed_at >= since)
+) PARTITION BY HASH (alert_id);
+CREATE TABLE tablesync.all_alerts PARTITION OF tablesync.alert FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+ALTER SEQUENCE tablesync.alert_alert_id_seq OWNED BY tablesync.all_alerts.alert_id;
+ALTER TABLE tablesync.all_alerts ADD FOREIGN KEY (replica) REFERENCES tablesync.all_replicas ON DELETE CASCADE;
+CREATE UNIQUE INDEX alert_one_open ON tablesync.all_alerts (replica, kind) WHERE closed_at IS NULL;
+CREATE INDEX alert_untold ON tablesync.all_alerts (alert_id) WHERE told IS DISTINCT FROM 'closed';
+COMMENT ON TABLE tablesync.alert IS 'one row per problem of a replica, open or over; what is open is in the view tablesync_alerts';
+COMMENT ON TABLE tablesync.all_alerts IS 'the rows of tablesync.alert, of all roles';
+COMMENT ON COLUMN tablesync.alert.kind IS 'what is wrong; at most one open row per replica and kind';
+COMMENT ON COLUMN tablesync.alert.since IS 'when it was first seen';
+COMMENT ON COLUMN tablesync.alert.last_seen IS 'when it was last seen';
+COMMENT ON COLUMN tablesync.alert.closed_at IS 'when it was over; NULL while it is open';
+COMMENT ON COLUMN tablesync.alert.occurrences IS 'how often it was seen';
+COMMENT ON COLUMN tablesync.alert.run_id IS 'the last run that met it, if a run did';
+COMMENT ON COLUMN tablesync.alert.sqlstate IS 'error code of that run';
+COMMENT ON COLUMN tablesync.alert.told IS 'what the alert handler was last called for';
 
-/*
- * A run recorded as running whose worker is gone has crashed.  The caller's
- * snapshot may be older than the end of the run, so it is looked up again;
- * with the definer's rights, because pg_monitor may ask too.
- */
-CREATE FUNCTION tablesync.run_status(run tablesync.run)
-RETURNS text
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    status_now text;
-BEGIN
-    IF run.status <> 'running'
-       OR EXISTS (SELECT FROM tablesync.live_runs() l WHERE l.replica = run.replica AND l.pid = run.pid) THEN
-        RETURN run.status;
-    END IF;
-    SELECT r.status INTO status_now FROM tablesync.run r WHERE r.run_id = run.run_id;
-    RETURN CASE WHEN status_now IS NULL OR status_now = 'running' THEN 'crashed' ELSE status_now END;
-END
-$$;
-COMMENT ON FUNCTION tablesync.run_status(tablesync.run) IS 'status of a run; one recorded as running whose worker is gone has crashed';
+CREATE TABLE tablesync.schedule (
+    replica regclass PRIMARY KEY,
+    schedule text NOT NULL CHECK (length(schedule) <= 200),
+    cron_job_id bigint,
+    since timestamptz NOT NULL DEFAULT clock_timestamp()
+) PARTITION BY HASH (replica);
+CREATE TABLE tablesync.all_schedules PARTITION OF tablesync.schedule FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+ALTER TABLE tablesync.all_schedules ADD FOREIGN KEY (replica) REFERENCES tablesync.all_replicas ON DELETE CASCADE;
+COMMENT ON TABLE tablesync.schedule IS 'which replicas pg_cron runs, and when (change it with tablesync_schedule)';
+COMMENT ON TABLE tablesync.all_schedules IS 'the rows of tablesync.schedule, of all roles';
+COMMENT ON COLUMN tablesync.schedule.schedule IS 'cron expression as it was given to pg_cron';
+COMMENT ON COLUMN tablesync.schedule.cron_job_id IS 'job of pg_cron';
+COMMENT ON COLUMN tablesync.schedule.since IS 'when the replica was scheduled or resumed: starts are expected from here on';
 
-/*
- * Delete what is older than a number of runs of a replica, but never a live
- * run, nor the last success of each kind.  Rows that somebody has locked wait
- * for the next time; so does what is more than a worker should delete at once.
- */
-CREATE FUNCTION tablesync.prune_runs(replica regclass, keep integer)
-RETURNS void
-LANGUAGE sql
-SET search_path = pg_catalog, pg_temp
-AS $$
-    DELETE FROM tablesync.run d
-    WHERE d.run_id IN (
-        SELECT r.run_id
-        FROM tablesync.run r
-        WHERE r.replica = $1
-          AND r.run_id <= (SELECT k.run_id FROM tablesync.run k WHERE k.replica = $1
-                           ORDER BY k.run_id DESC OFFSET greatest(keep, 1) LIMIT 1)
-          AND r.status <> 'running'
-          AND r.run_id NOT IN (SELECT max(s.run_id) FROM tablesync.run s
-                               WHERE s.replica = $1 AND s.status = 'succeeded' GROUP BY s.kind)
-        ORDER BY r.run_id
-        LIMIT 10000
-        FOR UPDATE SKIP LOCKED);
-$$;
-COMMENT ON FUNCTION tablesync.prune_runs(regclass, integer) IS 'deletes the history of a replica beyond a number of runs; the last successes stay';
+CREATE SEQUENCE tablesync.schema_log_log_id_seq;
+CREATE TABLE tablesync.schema_log (
+    log_id bigint PRIMARY KEY DEFAULT nextval('tablesync.schema_log_log_id_seq'),
+    replica regclass NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    run_id bigint,
+    change text NOT NULL CHECK (change IN ('added', 'dropped', 'renamed', 'retyped', 'replaced', 'nullable', 'not_null', 'key', 'collation')),
+    column_name text,
+    action text NOT NULL CHECK (action IN ('applied', 'kept', 'dropped', 'ignored', 'recorded', 'accepted', 'paused')),
+    detail text NOT NULL
+) PARTITION BY HASH (log_id);
+CREATE TABLE tablesync.all_schema_changes PARTITION OF tablesync.schema_log FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+ALTER SEQUENCE tablesync.schema_log_log_id_seq OWNED BY tablesync.all_schema_changes.log_id;
+ALTER TABLE tablesync.all_schema_changes ADD FOREIGN KEY (replica) REFERENCES tablesync.all_replicas ON DELETE CASCADE;
+CREATE INDEX schema_log_of_replica ON tablesync.all_schema_changes (replica, log_id DESC);
+COMMENT ON TABLE tablesync.schema_log IS 'one row per change of a source''s shape; read it through the view tablesync_schema_log';
+COMMENT ON TABLE tablesync.all_schema_changes IS 'the rows of tablesync.schema_log, of all roles';
+COMMENT ON COLUMN tablesync.schema_log.at IS 'when a run noticed the change';
+COMMENT ON COLUMN tablesync.schema_log.run_id IS 'the run that noticed it';
+COMMENT ON COLUMN tablesync.schema_log.change IS 'added, dropped, renamed, retyped, replaced (dropped and added again), nullable, not_null, key or collation';
+COMMENT ON COLUMN tablesync.schema_log.column_name IS 'the column''s name here; NULL for the key';
+COMMENT ON COLUMN tablesync.schema_log.action IS 'applied; kept or dropped, of a column that the source has dropped; ignored by policy; recorded, as nothing was to do; accepted, as the owner had done it; paused';
+COMMENT ON COLUMN tablesync.schema_log.detail IS 'what has changed, in words';
 
-/* Access: a user sees and changes what belongs to the replicas of roles that she is a member of. */
-CREATE FUNCTION tablesync.owns(replica regclass)
-RETURNS boolean
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT coalesce((SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = $1), false);
-$$;
-COMMENT ON FUNCTION tablesync.owns(regclass) IS 'whether the current user is a member of the role that owns the replica';
+CREATE TABLE tablesync.total (
+    replica regclass PRIMARY KEY,
+    succeeded bigint NOT NULL DEFAULT 0,
+    failed bigint NOT NULL DEFAULT 0,
+    cancelled bigint NOT NULL DEFAULT 0,
+    crashed bigint NOT NULL DEFAULT 0,
+    failures_in_a_row bigint NOT NULL DEFAULT 0,
+    rows_scanned bigint NOT NULL DEFAULT 0,
+    inserted bigint NOT NULL DEFAULT 0,
+    updated bigint NOT NULL DEFAULT 0,
+    deleted bigint NOT NULL DEFAULT 0,
+    duration interval NOT NULL DEFAULT '0',
+    source_time interval NOT NULL DEFAULT '0'
+) PARTITION BY HASH (replica);
+CREATE TABLE tablesync.all_totals PARTITION OF tablesync.total FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+COMMENT ON TABLE tablesync.total IS 'what all runs of a replica add up to, those no longer in tablesync.run too; read it through the view tablesync_totals';
+COMMENT ON TABLE tablesync.all_totals IS 'the rows of tablesync.total, of all roles';
+COMMENT ON COLUMN tablesync.total.failures_in_a_row IS 'runs that have failed or crashed since the last success';
 
-/* What the views show: members of pg_monitor see how runs go, but no messages. */
-CREATE FUNCTION tablesync.sees(replica regclass)
-RETURNS boolean
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT pg_has_role('pg_monitor', 'USAGE') OR tablesync.owns(replica);
-$$;
-COMMENT ON FUNCTION tablesync.sees(regclass) IS 'whether the current user may see the state of a replica';
+CREATE TABLE tablesync.difference (
+    run_id bigint NOT NULL,
+    replica regclass NOT NULL,
+    key jsonb NOT NULL,
+    difference text NOT NULL CHECK (difference IN ('different', 'missing here', 'missing at source', 'newer at source')),
+    source jsonb,
+    replica_row jsonb,
+    CHECK (source IS NOT NULL OR replica_row IS NOT NULL),
+    CHECK (difference <> 'missing here' OR (source IS NOT NULL AND replica_row IS NULL)),
+    CHECK (difference <> 'missing at source' OR (source IS NULL AND replica_row IS NOT NULL)),
+    CHECK (difference <> 'different' OR (source IS NOT NULL AND replica_row IS NOT NULL))
+) PARTITION BY HASH (run_id);
+CREATE TABLE tablesync.all_differences PARTITION OF tablesync.difference FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+ALTER TABLE tablesync.all_differences ADD FOREIGN KEY (run_id) REFERENCES tablesync.all_runs ON DELETE CASCADE;
+CREATE INDEX difference_of_run ON tablesync.all_differences (run_id);
+COMMENT ON TABLE tablesync.difference IS 'rows in which a replica differed from its source when a run compared all columns; kept as long as the run';
+COMMENT ON TABLE tablesync.all_differences IS 'the rows of tablesync.difference, of all roles';
+COMMENT ON COLUMN tablesync.difference.run_id IS 'the run that has found it';
+COMMENT ON COLUMN tablesync.difference.replica IS 'the local table';
+COMMENT ON COLUMN tablesync.difference.key IS 'key columns of the row';
+COMMENT ON COLUMN tablesync.difference.difference IS 'different, missing here, missing at source, or newer at source (changed there since the last run)';
+COMMENT ON COLUMN tablesync.difference.source IS 'the whole row at the source, NULL where it has none';
+COMMENT ON COLUMN tablesync.difference.replica_row IS 'the whole row of the replica before a repair, NULL where it had none';
 
-ALTER TABLE tablesync.replica ENABLE ROW LEVEL SECURITY;
-ALTER TABLE tablesync.run ENABLE ROW LEVEL SECURITY;
-ALTER TABLE tablesync.chunk ENABLE ROW LEVEL SECURITY;
-ALTER TABLE tablesync.stray_write ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON tablesync.replica USING (tablesync.owns(replica));
-CREATE POLICY owner ON tablesync.run USING (tablesync.owns(replica));
-CREATE POLICY owner ON tablesync.chunk USING (tablesync.owns(replica));
-CREATE POLICY owner ON tablesync.stray_write USING (tablesync.owns(replica));
-GRANT SELECT, INSERT, UPDATE, DELETE ON tablesync.replica, tablesync.run, tablesync.chunk TO PUBLIC;
-GRANT SELECT, DELETE ON tablesync.stray_write TO PUBLIC;
-GRANT USAGE ON SEQUENCE tablesync.run_run_id_seq TO PUBLIC;
-
-/* Fires after every statement on a replica, whatever session_replication_role is. */
-CREATE FUNCTION tablesync.note_write()
-RETURNS trigger
-LANGUAGE C SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS 'MODULE_PATHNAME', 'tsync_note_write';
-COMMENT ON FUNCTION tablesync.note_write() IS 'trigger: notes that somebody else than a run has written to a replica';
-
-/*
- * Does every write to a replica leave a note?  Not where rows come through
- * another table (a parent, a partition), from a subscription, whose worker
- * fires no statement triggers, or go by a cascade of a run's own deletes.  And
- * a crash empties an unlogged table.
- */
-CREATE FUNCTION tablesync.is_watched(replica regclass)
-RETURNS boolean
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT c.relkind = 'r' AND c.relpersistence = 'p'
-       AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid)
-       AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid)
-       AND NOT EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid)
-       AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND k.confrelid = c.oid AND k.confdeltype IN ('c', 'n', 'd'))
-       AND EXISTS (SELECT FROM pg_trigger g
-                   WHERE g.tgrelid = c.oid AND g.tgfoid = 'tablesync.note_write'::regproc
-                     AND g.tgenabled = 'A' AND g.tgqual IS NULL AND g.tgtype & 61 = 60)    -- each statement, all four kinds
-    FROM pg_class c WHERE c.oid = $1;
-$$;
-COMMENT ON FUNCTION tablesync.is_watched(regclass) IS 'whether every write to a replica leaves a note in tablesync.stray_write';
-
-SELECT pg_catalog.pg_extension_config_dump('tablesync.replica', '');
-SELECT pg_catalog.pg_extension_config_dump('tablesync.run', '');
+/* The contents of these tables belong into a dump. */
+SELECT pg_catalog.pg_extension_config_dump('tablesync.all_replicas', '');
+SELECT pg_catalog.pg_extension_config_dump('tablesync.all_runs', '');
 SELECT pg_catalog.pg_extension_config_dump('tablesync.run_run_id_seq', '');
-SELECT pg_catalog.pg_extension_config_dump('tablesync.chunk', '');
+SELECT pg_catalog.pg_extension_config_dump('tablesync.all_chunks', '');
+SELECT pg_catalog.pg_extension_config_dump('tablesync.all_alerts', '');
+SELECT pg_catalog.pg_extension_config_dump('tablesync.alert_alert_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('tablesync.all_schedules', '');
+SELECT pg_catalog.pg_extension_config_dump('tablesync.all_schema_changes', '');
+SELECT pg_catalog.pg_extension_config_dump('tablesync.schema_log_log_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('tablesync.all_totals', '');
+SELECT pg_catalog.pg_extension_config_dump('tablesync.all_differences', '');
 
-/* A dropped replica takes its settings and history with it. */
-CREATE FUNCTION tablesync.forget_dropped()
-RETURNS event_trigger
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    DELETE FROM tablesync.replica r
-    USING pg_event_trigger_dropped_objects() d
-    WHERE d.classid = 'pg_class'::regclass
-      AND d.objsubid = 0
-      AND r.replica = d.objid::regclass;
-END
-$$;
-COMMENT ON FUNCTION tablesync.forget_dropped() IS 'event trigger: removes settings and history of dropped replicas';
-REVOKE ALL ON FUNCTION tablesync.forget_dropped() FROM PUBLIC;
-CREATE EVENT TRIGGER tablesync_forget_dropped ON sql_drop
-    EXECUTE FUNCTION tablesync.forget_dropped();
-COMMENT ON EVENT TRIGGER tablesync_forget_dropped IS 'removes tablesync''s settings and history of dropped tables';

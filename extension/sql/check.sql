@@ -112,11 +112,11 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.check_replicas(regclass) IS 'all checks of one replica, or of all';
 
-CREATE FUNCTION tablesync_check(replica regclass DEFAULT NULL)
+CREATE FUNCTION @extschema@.tablesync_check(replica regclass DEFAULT NULL)
 RETURNS TABLE (replica regclass, check_name text, ok boolean, detail text, hint text)
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT * FROM tablesync.check_replicas($1);
 $$;
-COMMENT ON FUNCTION tablesync_check(regclass) IS 'would a run work, and what would it cost?  One row per check, with what to do; without an argument for all replicas';
+COMMENT ON FUNCTION @extschema@.tablesync_check(regclass) IS 'would a run work, and what would it cost?  One row per check, with what to do; without an argument for all replicas';

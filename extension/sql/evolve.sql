@@ -6,50 +6,26 @@
  * settings and logs it, or pauses the replica and says what to do.
  */
 
-CREATE TABLE tablesync.schema_log (
-    log_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    replica regclass NOT NULL REFERENCES tablesync.replica ON DELETE CASCADE,
-    at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    run_id bigint,
-    change text NOT NULL CHECK (change IN ('added', 'dropped', 'renamed', 'retyped', 'replaced', 'nullable', 'not_null', 'key', 'collation')),
-    column_name text,
-    action text NOT NULL CHECK (action IN ('applied', 'kept', 'dropped', 'ignored', 'recorded', 'accepted', 'paused')),
-    detail text NOT NULL
-);
-CREATE INDEX schema_log_of_replica ON tablesync.schema_log (replica, log_id DESC);
-COMMENT ON TABLE tablesync.schema_log IS 'one row per change of a source''s shape; read it through the view tablesync_schema_log';
-COMMENT ON COLUMN tablesync.schema_log.at IS 'when a run noticed the change';
-COMMENT ON COLUMN tablesync.schema_log.run_id IS 'the run that noticed it';
-COMMENT ON COLUMN tablesync.schema_log.change IS 'added, dropped, renamed, retyped, replaced (dropped and added again), nullable, not_null, key or collation';
-COMMENT ON COLUMN tablesync.schema_log.column_name IS 'the column''s name here; NULL for the key';
-COMMENT ON COLUMN tablesync.schema_log.action IS 'applied; kept or dropped, of a column that the source has dropped; ignored by policy; recorded, as nothing was to do; accepted, as the owner had done it; paused';
-COMMENT ON COLUMN tablesync.schema_log.detail IS 'what has changed, in words';
-ALTER TABLE tablesync.schema_log ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON tablesync.schema_log USING (tablesync.owns(replica));
-GRANT SELECT, INSERT, DELETE ON tablesync.schema_log TO PUBLIC;
-SELECT pg_catalog.pg_extension_config_dump('tablesync.schema_log', '');
-SELECT pg_catalog.pg_extension_config_dump('tablesync.schema_log_log_id_seq', '');
-
-CREATE VIEW tablesync_schema_log WITH (security_barrier = true) AS
+CREATE VIEW @extschema@.tablesync_schema_log WITH (security_barrier = true) AS
 SELECT l.replica,
        l.at,
        l.change,
        l.column_name AS "column",
        l.action,
        CASE WHEN tablesync.owns(l.replica) THEN l.detail END AS detail
-FROM tablesync.schema_log l
+FROM tablesync.all_schema_changes l
 WHERE tablesync.sees(l.replica);
-GRANT SELECT ON tablesync_schema_log TO PUBLIC;
-COMMENT ON VIEW tablesync_schema_log IS 'one row per change of a source''s shape, and what a run did about it';
-COMMENT ON COLUMN tablesync_schema_log.change IS 'added, dropped, renamed, retyped, replaced (dropped and added again), nullable, not_null, key or collation';
-COMMENT ON COLUMN tablesync_schema_log.action IS 'applied, kept, dropped, ignored, recorded, accepted or paused';
+GRANT SELECT ON @extschema@.tablesync_schema_log TO PUBLIC;
+COMMENT ON VIEW @extschema@.tablesync_schema_log IS 'one row per change of a source''s shape, and what a run did about it';
+COMMENT ON COLUMN @extschema@.tablesync_schema_log.change IS 'added, dropped, renamed, retyped, replaced (dropped and added again), nullable, not_null, key or collation';
+COMMENT ON COLUMN @extschema@.tablesync_schema_log.action IS 'applied, kept, dropped, ignored, recorded, accepted or paused';
 
 CREATE FUNCTION tablesync.log_steps(replica regclass, run_id bigint, steps tablesync.schema_step[], paused boolean)
 RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    INSERT INTO tablesync.schema_log (replica, run_id, change, column_name, action, detail)
+    INSERT INTO tablesync.all_schema_changes (replica, run_id, change, column_name, action, detail)
     SELECT $1, $2, s.change, s.column_name, CASE WHEN paused THEN 'paused' ELSE s.action END, coalesce(s.problem, s.detail)
     FROM unnest(steps) WITH ORDINALITY AS s
     WHERE NOT paused OR s.problem IS NOT NULL

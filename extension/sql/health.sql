@@ -33,10 +33,10 @@ WITH scheduled AS (
            tablesync.cron_next(t.schedule, greatest(s.since, latest.started_at, latest.finished_at, pg_catalog.pg_postmaster_start_time()))
                AS expected,
            s.schedule AS recorded
-    FROM tablesync_status t
-    LEFT JOIN tablesync.schedule s ON s.replica = t.replica
+    FROM @extschema@.tablesync_status t
+    LEFT JOIN tablesync.all_schedules s ON s.replica = t.replica
     LEFT JOIN LATERAL (
-        SELECT r.started_at, r.finished_at FROM tablesync.run r WHERE r.replica = t.replica ORDER BY r.run_id DESC LIMIT 1
+        SELECT r.started_at, r.finished_at FROM tablesync.all_runs r WHERE r.replica = t.replica ORDER BY r.run_id DESC LIMIT 1
     ) latest ON true
 ), problem AS (
     SELECT s.replica, 1 AS flag, 'warning' AS severity,
@@ -45,8 +45,8 @@ WITH scheduled AS (
     FROM scheduled s
     CROSS JOIN LATERAL (
         SELECT two.run_id, two.status
-        FROM (SELECT r.run_id, tablesync.run_status(r) AS status
-              FROM tablesync.run r WHERE r.replica = s.replica AND r.kind <> 'verify' ORDER BY r.run_id DESC LIMIT 2) two
+        FROM (SELECT r.run_id, CASE WHEN r.status = 'running' THEN tablesync.run_status(r.run_id) ELSE r.status END AS status
+              FROM tablesync.all_runs r WHERE r.replica = s.replica AND r.kind <> 'verify' ORDER BY r.run_id DESC LIMIT 2) two
         WHERE two.status <> 'running' ORDER BY two.run_id DESC LIMIT 1
     ) ended
     WHERE ended.status <> 'succeeded'
@@ -56,7 +56,7 @@ WITH scheduled AS (
                 ELSE pg_catalog.format('last success %s ago, freshness is %s',
                                        pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - s.last_success), t.freshness) END
     FROM scheduled s
-    JOIN tablesync.replica t ON t.replica = s.replica
+    JOIN tablesync.all_replicas t ON t.replica = s.replica
     WHERE t.freshness < pg_catalog.clock_timestamp() - coalesce(s.last_success, t.added_at)
     UNION ALL
     SELECT s.replica, 4, 'warning',
@@ -74,7 +74,7 @@ WITH scheduled AS (
     WHERE tablesync.is_hanging(p.progressed_at)
     UNION ALL
     SELECT a.replica, 16, a.severity, pg_catalog.format('alert %s since %s', a.kind, pg_catalog.date_trunc('second', a.since))
-    FROM tablesync_alerts a
+    FROM @extschema@.tablesync_alerts a
     WHERE a.kind NOT IN ('run_failed', 'stale')    -- bits 1 and 2
 )
 SELECT s.replica, s.state, p.flag, p.severity, p.problem
@@ -86,7 +86,7 @@ COMMENT ON COLUMN tablesync.health.flag IS 'bit of the problem: 1 failed, 2 stal
 COMMENT ON COLUMN tablesync.health.severity IS 'warning or critical';
 COMMENT ON COLUMN tablesync.health.problem IS 'what is wrong, without anything that a run''s message may quote';
 
-CREATE FUNCTION tablesync_health(OUT status text, OUT flags integer, OUT summary text)
+CREATE FUNCTION @extschema@.tablesync_health(OUT status text, OUT flags integer, OUT summary text)
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -113,4 +113,4 @@ AS $$
                      || CASE WHEN paused > 0 THEN format(' (%s paused)', paused) ELSE '' END, E'\n\r', '  ')
     FROM verdict;
 $$;
-COMMENT ON FUNCTION tablesync_health() IS 'is all well? status is ok, warning or critical; flags adds up 1 failed, 2 stale, 4 missed (schedule), 8 hanging, 16 alert, 32 nothing visible; summary is one line';
+COMMENT ON FUNCTION @extschema@.tablesync_health() IS 'is all well? status is ok, warning or critical; flags adds up 1 failed, 2 stale, 4 missed (schedule), 8 hanging, 16 alert, 32 nothing visible; summary is one line';

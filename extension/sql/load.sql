@@ -92,10 +92,7 @@ AS $$
        AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype NOT IN ('p', 'u', 'n'))
        AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
                        WHERE i.indrelid = c.oid
-                         AND (NOT i.indisvalid OR i.indisclustered OR i.indisreplident OR x.reltablespace <> 0
-                              OR (x.reloptions IS NOT NULL AND EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = x.oid))
-                              OR EXISTS (SELECT FROM pg_description d WHERE d.objoid IN (x.oid, (SELECT k.oid FROM pg_constraint k WHERE k.conindid = x.oid)))
-                              OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = x.oid AND a.attstattarget >= 0)
+                         AND (NOT i.indisvalid    -- a foreign key of others looks rows up by it
                               OR EXISTS (SELECT FROM pg_depend d WHERE d.deptype = 'n' AND d.refobjid IN (x.oid, (SELECT k.oid FROM pg_constraint k WHERE k.conindid = x.oid)))))
        AND ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 ORDER BY a.attnum)
          = ARRAY(SELECT s.c->>'column' FROM jsonb_array_elements(t.shape) WITH ORDINALITY s (c, n) ORDER BY s.n)
@@ -108,46 +105,28 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.can_bulk_load(regclass) IS 'whether rows can be put straight into the heap of an empty replica';
 
-/* Drop the indexes of an empty replica, remember how to create them again, and plan its ranges. */
-CREATE FUNCTION tablesync.begin_bulk_load(replica regclass, bounds text[])
+/* Note which indexes of an empty replica are not kept up to date from here on, and plan its ranges. */
+CREATE FUNCTION tablesync.record_bulk_load(replica regclass, indexes oid[], bounds text[])
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    index record;
-    statements text[] := '{}';
     inner_bounds text[];
 BEGIN
-    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', $1);
-    FOR index IN
-        SELECT i.indexrelid::regclass AS index_name, k.conname, pg_get_constraintdef(k.oid) AS constraint_definition,
-               pg_get_indexdef(i.indexrelid) AS index_definition
-        FROM pg_index i LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u')
-        WHERE i.indrelid = $1
-        ORDER BY i.indisprimary DESC, i.indexrelid
-    LOOP
-        IF index.conname IS NOT NULL THEN
-            statements := statements || format('ALTER TABLE %s ADD CONSTRAINT %I %s', $1, index.conname, index.constraint_definition);
-            EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', $1, index.conname);
-        ELSE
-            statements := statements || index.index_definition;
-            EXECUTE format('DROP INDEX %s', index.index_name);
-        END IF;
-    END LOOP;
     SELECT array_agg(tablesync.smallest_value(a.atttypid) ORDER BY k.n)
     INTO inner_bounds
-    FROM tablesync.replica t, unnest(t.key_columns) WITH ORDINALITY k (name, n)
+    FROM tablesync.all_replicas t, unnest(t.key_columns) WITH ORDINALITY k (name, n)
     JOIN pg_attribute a ON a.attrelid = $1 AND a.attname = k.name
     WHERE t.replica = $1 AND k.n > 1 AND a.attcollation = 0;
-    UPDATE tablesync.replica t SET load_indexes = statements WHERE t.replica = $1;
-    DELETE FROM tablesync.chunk c WHERE c.replica = $1;
-    INSERT INTO tablesync.chunk (replica, chunk_no, lower_key, loaded)
+    UPDATE tablesync.all_replicas t SET load_indexes = indexes WHERE t.replica = $1;
+    DELETE FROM tablesync.all_chunks c WHERE c.replica = $1;
+    INSERT INTO tablesync.all_chunks (replica, chunk_no, lower_key, loaded)
     SELECT $1, b.n, CASE WHEN b.n > 0 THEN ARRAY[b.bound] || inner_bounds END, false
     FROM (SELECT 0, NULL UNION ALL SELECT u.n, u.bound FROM unnest(bounds) WITH ORDINALITY u (bound, n)) b (n, bound);
 END
 $$;
-COMMENT ON FUNCTION tablesync.begin_bulk_load(regclass, text[]) IS 'drops the indexes of an empty replica until end_bulk_load() and plans the ranges that are loaded';
+COMMENT ON FUNCTION tablesync.record_bulk_load(regclass, oid[], text[]) IS 'plans the ranges that a bulk load brings';
 
 /*
  * Claim the next range of a load for this transaction; no row if all are
@@ -160,78 +139,77 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN QUERY
-    UPDATE tablesync.chunk c SET loaded = true
+    UPDATE tablesync.all_chunks c SET loaded = true
     WHERE c.replica = $1
-      AND EXISTS (SELECT FROM tablesync.replica t WHERE t.replica = $1 AND t.load_indexes IS NOT NULL)
-      AND c.chunk_no = (SELECT n.chunk_no FROM tablesync.chunk n WHERE n.replica = $1 AND NOT n.loaded
+      AND EXISTS (SELECT FROM tablesync.all_replicas t WHERE t.replica = $1 AND t.load_indexes IS NOT NULL)
+      AND c.chunk_no = (SELECT n.chunk_no FROM tablesync.all_chunks n WHERE n.replica = $1 AND NOT n.loaded
                         ORDER BY n.chunk_no LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING c.chunk_no, c.lower_key,
-              (SELECT u.lower_key FROM tablesync.chunk u WHERE u.replica = $1 AND u.chunk_no = c.chunk_no + 1);
+              (SELECT u.lower_key FROM tablesync.all_chunks u WHERE u.replica = $1 AND u.chunk_no = c.chunk_no + 1);
 END
 $$;
 COMMENT ON FUNCTION tablesync.claim_range(regclass) IS 'takes the next range of a load for the current transaction';
 
-/* Create the indexes again that a load has dropped, where they were. */
-CREATE FUNCTION tablesync.end_bulk_load(replica regclass)
+/*
+ * Build the indexes that a load has not kept up to date.  Those of a replica
+ * that was restored from a dump in the middle of its load are not there at
+ * all; without one on its key it can't be kept.
+ */
+CREATE FUNCTION tablesync.build_indexes(replica regclass)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET default_tablespace = ''
 AS $$
 DECLARE
-    statement text;
-    helpers integer := (SELECT t.workers - 1 FROM tablesync.replica t WHERE t.replica = $1);
+    settings tablesync.replica;
+    helpers integer;
+    index regclass;
 BEGIN
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', $1);    -- until nobody loads any more
+    SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
+    helpers := settings.workers - 1;
     IF EXISTS (SELECT FROM pg_class c, unnest(c.reloptions) o WHERE c.oid = $1 AND o LIKE 'parallel_workers=%') THEN
         helpers := 0;    -- somebody has decided
     END IF;
     IF helpers > 0 THEN    -- or each would have to have 32 MB
         EXECUTE format('ALTER TABLE %s SET (parallel_workers = %s)', $1, helpers);
     END IF;
-    FOREACH statement IN ARRAY coalesce((SELECT t.load_indexes FROM tablesync.replica t WHERE t.replica = $1), '{}') LOOP
-        EXECUTE statement;
+    FOR index IN SELECT i.indexrelid::regclass FROM pg_index i
+                 WHERE i.indrelid = $1 AND NOT i.indisready ORDER BY i.indisprimary DESC, i.indexrelid LOOP
+        EXECUTE format('REINDEX INDEX %s', index);
     END LOOP;
+    IF NOT tablesync.has_key_index($1, settings.key_columns) THEN
+        EXECUTE format('ALTER TABLE %s ADD PRIMARY KEY (%s)', $1,
+                       (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(settings.key_columns) WITH ORDINALITY u (k, n)));
+    END IF;
     IF helpers > 0 THEN
         EXECUTE format('ALTER TABLE %s RESET (parallel_workers)', $1);
     END IF;
-    UPDATE tablesync.replica t SET load_indexes = NULL WHERE t.replica = $1;
 END
 $$;
-COMMENT ON FUNCTION tablesync.end_bulk_load(regclass) IS 'creates the indexes again that a load has dropped';
-
-/* Take a bulk load back whose rows are not unique: somebody else has inserted some, or the source has moved values between ranges. */
-CREATE FUNCTION tablesync.undo_bulk_load(replica regclass)
-RETURNS void
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    EXECUTE format('TRUNCATE %s', $1);
-    PERFORM tablesync.end_bulk_load($1);
-    DELETE FROM tablesync.chunk c WHERE c.replica = $1;
-END
-$$;
-COMMENT ON FUNCTION tablesync.undo_bulk_load(regclass) IS 'empties a replica whose load has brought rows that its indexes refuse, and creates these';
+COMMENT ON FUNCTION tablesync.build_indexes(regclass) IS 'builds the indexes that a bulk load has not kept up to date';
 
 /* Give a replica that is removed in the middle of its load its indexes back, as far as its rows allow. */
 CREATE FUNCTION tablesync.abandon_bulk_load(replica regclass)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
-SET default_tablespace = ''
 AS $$
 DECLARE
-    statement text;
+    index regclass;
 BEGIN
-    FOREACH statement IN ARRAY coalesce((SELECT t.load_indexes FROM tablesync.replica t WHERE t.replica = $1), '{}') LOOP
+    IF NOT EXISTS (SELECT FROM tablesync.replica t WHERE t.replica = $1 AND t.load_indexes IS NOT NULL) THEN
+        RETURN;
+    END IF;
+    FOR index IN SELECT i.indexrelid::regclass FROM pg_index i WHERE i.indrelid = $1 AND NOT i.indisready LOOP
         BEGIN
-            EXECUTE statement;
+            EXECUTE format('REINDEX INDEX %s', index);
         EXCEPTION WHEN integrity_constraint_violation OR data_exception THEN
-            RAISE WARNING 'an index of table % could not be created again', $1
-                USING DETAIL = SQLERRM, HINT = format('Mend its rows, then: %s;', statement);
+            RAISE WARNING 'index % of table % could not be built', index, $1
+                USING DETAIL = SQLERRM, HINT = format('Mend the rows, then: REINDEX INDEX %s;', index);
         END;
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION tablesync.abandon_bulk_load(regclass) IS 'creates the indexes again that an unfinished load has dropped, as far as the rows allow';
+COMMENT ON FUNCTION tablesync.abandon_bulk_load(regclass) IS 'builds the indexes that an unfinished load has not kept up to date, as far as the rows allow';

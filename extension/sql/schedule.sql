@@ -9,21 +9,6 @@
  * of others.
  */
 
-CREATE TABLE tablesync.schedule (
-    replica regclass PRIMARY KEY REFERENCES tablesync.replica ON DELETE CASCADE,
-    schedule text NOT NULL,
-    cron_job_id bigint,
-    since timestamptz NOT NULL DEFAULT clock_timestamp()
-);
-COMMENT ON TABLE tablesync.schedule IS 'which replicas pg_cron runs, and when (change it with tablesync_schedule)';
-COMMENT ON COLUMN tablesync.schedule.schedule IS 'cron expression as it was given to pg_cron';
-COMMENT ON COLUMN tablesync.schedule.cron_job_id IS 'job of pg_cron';
-COMMENT ON COLUMN tablesync.schedule.since IS 'when the replica was scheduled or resumed: starts are expected from here on';
-ALTER TABLE tablesync.schedule ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON tablesync.schedule USING (tablesync.owns(replica));
-GRANT SELECT, INSERT, UPDATE, DELETE ON tablesync.schedule TO PUBLIC;
-SELECT pg_catalog.pg_extension_config_dump('tablesync.schedule', '');
-
 /* Values of one field of a cron expression, in order; NULL if pg_cron might read it in another way. */
 CREATE FUNCTION tablesync.cron_field(field text, low integer, high integer, names text[])
 RETURNS integer[]
@@ -256,7 +241,7 @@ BEGIN
         WHERE starts_with(j.jobname::text, tablesync.job_prefix(replica)) AND j.jobid IS DISTINCT FROM NEW.cron_job_id;
         PERFORM cron.unschedule(j.jobid) FROM cron.job j    -- watchdogs with nothing left to watch
         WHERE starts_with(j.jobname::text, tablesync.watch_prefix())
-          AND NOT EXISTS (SELECT FROM tablesync.schedule s JOIN pg_class c ON c.oid = s.replica
+          AND NOT EXISTS (SELECT FROM tablesync.all_schedules s JOIN pg_class c ON c.oid = s.replica
                           WHERE tablesync.watch_prefix() || c.relowner = j.jobname::text);
     ELSIF home.database IS NOT NULL AND (TG_OP = 'DELETE' AND OLD.cron_job_id IS NOT NULL OR OLD.cron_job_id <> NEW.cron_job_id) THEN
         RAISE WARNING 'job % of pg_cron is still there', OLD.cron_job_id
@@ -272,7 +257,7 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.follow_schedule() IS 'trigger: unschedules the jobs of a replica that its schedule does not name';
 REVOKE ALL ON FUNCTION tablesync.follow_schedule() FROM PUBLIC;
-CREATE TRIGGER follow_schedule AFTER INSERT OR DELETE OR UPDATE OF cron_job_id ON tablesync.schedule
+CREATE TRIGGER follow_schedule AFTER INSERT OR DELETE OR UPDATE OF cron_job_id ON tablesync.all_schedules
     FOR EACH ROW EXECUTE FUNCTION tablesync.follow_schedule();
 
 /* A paused replica missed no start; a restored one has no job here. */
@@ -285,11 +270,11 @@ DECLARE
     forgotten text;
 BEGIN
     IF NEW.home = OLD.home THEN
-        UPDATE tablesync.schedule s SET since = clock_timestamp() WHERE s.replica = NEW.replica;
+        UPDATE tablesync.all_schedules s SET since = clock_timestamp() WHERE s.replica = NEW.replica;
         RETURN NULL;
     END IF;
-    UPDATE tablesync.schedule s SET cron_job_id = NULL WHERE s.replica = NEW.replica;    -- that number means nothing here
-    DELETE FROM tablesync.schedule s WHERE s.replica = NEW.replica RETURNING s.schedule INTO forgotten;
+    UPDATE tablesync.all_schedules s SET cron_job_id = NULL WHERE s.replica = NEW.replica;    -- that number means nothing here
+    DELETE FROM tablesync.all_schedules s WHERE s.replica = NEW.replica RETURNING s.schedule INTO forgotten;
     IF FOUND THEN
         RAISE NOTICE 'replica % is not scheduled here', NEW.replica
             USING HINT = format('SELECT tablesync_schedule(%L, %L);', NEW.replica, forgotten);
@@ -298,7 +283,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tablesync.renew_schedule() IS 'trigger: a schedule counts from when its replica is resumed';
-CREATE TRIGGER renew_schedule AFTER UPDATE OF enabled, home ON tablesync.replica
+CREATE TRIGGER renew_schedule AFTER UPDATE OF enabled, home ON tablesync.all_replicas
     FOR EACH ROW WHEN (NEW.enabled AND (NOT OLD.enabled OR NEW.home <> OLD.home))
     EXECUTE FUNCTION tablesync.renew_schedule();
 
@@ -363,7 +348,39 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.schedule_job(regclass, text) IS 'creates or changes the job for a replica in pg_cron';
 
-CREATE FUNCTION tablesync_schedule(replica regclass, schedule text, job_id bigint DEFAULT NULL)
+CREATE FUNCTION tablesync.record_schedule(replica regclass, schedule text, job_id bigint)
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO tablesync.all_schedules AS s (replica, schedule, cron_job_id) VALUES ($1, $2, $3)
+    ON CONFLICT (replica) DO UPDATE SET schedule = excluded.schedule, cron_job_id = excluded.cron_job_id, since = excluded.since;
+$$;
+COMMENT ON FUNCTION tablesync.record_schedule(regclass, text, bigint) IS 'behind the door tablesync.schedule()';
+
+CREATE FUNCTION tablesync.schedule(replica regclass, schedule text, job_id bigint)
+RETURNS void
+LANGUAGE C VOLATILE
+AS 'MODULE_PATHNAME', 'tsync_door';
+COMMENT ON FUNCTION tablesync.schedule(regclass, text, bigint) IS 'door for tablesync_schedule()';
+
+CREATE FUNCTION tablesync.record_unschedule(replica regclass)
+RETURNS boolean
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH gone AS (DELETE FROM tablesync.all_schedules s WHERE s.replica = $1 RETURNING 1)
+    SELECT EXISTS (SELECT FROM gone);
+$$;
+COMMENT ON FUNCTION tablesync.record_unschedule(regclass) IS 'behind the door tablesync.unschedule()';
+
+CREATE FUNCTION tablesync.unschedule(replica regclass)
+RETURNS boolean
+LANGUAGE C VOLATILE
+AS 'MODULE_PATHNAME', 'tsync_door';
+COMMENT ON FUNCTION tablesync.unschedule(regclass) IS 'door for tablesync_unschedule()';
+
+CREATE FUNCTION @extschema@.tablesync_schedule(replica regclass, schedule text, job_id bigint DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -383,24 +400,21 @@ BEGIN
         RAISE EXCEPTION 'job_id is only for a job that was scheduled in another database'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'pg_cron is in this database: leave job_id out.';
     END IF;
-    INSERT INTO tablesync.schedule AS s (replica, schedule, cron_job_id) VALUES ($1, $2, new_job_id)
-    ON CONFLICT ON CONSTRAINT schedule_pkey
-    DO UPDATE SET schedule = excluded.schedule, cron_job_id = excluded.cron_job_id, since = excluded.since;
+    PERFORM tablesync.schedule($1, $2, new_job_id);
     RETURN new_job_id;
 END
 $$;
-COMMENT ON FUNCTION tablesync_schedule(regclass, text, bigint)
+COMMENT ON FUNCTION @extschema@.tablesync_schedule(regclass, text, bigint)
     IS 'lets pg_cron run a replica by a cron expression; returns the job''s number (job_id records a job that was made where pg_cron lives)';
 
-CREATE FUNCTION tablesync_unschedule(replica regclass)
+CREATE FUNCTION @extschema@.tablesync_unschedule(replica regclass)
 RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM tablesync.check_replica($1);
-    DELETE FROM tablesync.schedule s WHERE s.replica = $1;
-    RETURN FOUND;
+    RETURN tablesync.unschedule($1);
 END
 $$;
-COMMENT ON FUNCTION tablesync_unschedule(regclass) IS 'ends the schedule of a replica; false if it has none';
+COMMENT ON FUNCTION @extschema@.tablesync_unschedule(regclass) IS 'ends the schedule of a replica; false if it has none';

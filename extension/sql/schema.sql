@@ -7,6 +7,34 @@
  * a constant do not ship.
  */
 
+/* Which catalogs of a source are read, and which of their columns. */
+CREATE FUNCTION tablesync.source_catalog_columns()
+RETURNS TABLE (name text, columns text)
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    VALUES
+        ('pg_class', 'oid oid, relname text, relnamespace oid, relfilenode oid, relkind "char", '
+                     'relrowsecurity boolean, relhassubclass boolean, reltuples real, relpages integer'),
+        ('pg_namespace', 'oid oid, nspname text'),
+        ('pg_attribute', 'attrelid oid, attname text, attnum smallint, atttypid oid, atttypmod integer, '
+                         'attcollation oid, attnotnull boolean, attisdropped boolean'),
+        ('pg_type', 'oid oid, typname text, typnamespace oid, typtype "char", typbasetype oid, '
+                    'typtypmod integer, typelem oid'),
+        ('pg_enum', 'enumtypid oid, enumlabel text, enumsortorder real'),
+        ('pg_collation', 'oid oid, collname text, collnamespace oid, collisdeterministic boolean'),
+        ('pg_index', 'indexrelid oid, indrelid oid, indisprimary boolean, indisunique boolean, '
+                     'indimmediate boolean, indisvalid boolean, indkey text, indpred text, indexprs text'),
+        ('pg_inherits', 'inhrelid oid, inhparent oid'),
+        ('pg_settings', 'name text, setting text'),
+        ('pg_stats', 'schemaname text, tablename text, attname text, inherited boolean, correlation real, histogram_bounds text'),
+        ('pg_stat_user_tables', 'relid oid, n_tup_ins bigint, n_tup_upd bigint, n_tup_del bigint'),
+        ('pg_stat_database', 'datname text, stats_reset timestamptz'),
+        ('pg_stat_activity', 'backend_xmin bigint'),
+        ('pg_stat_bgwriter', 'stats_reset timestamptz');
+$$;
+COMMENT ON FUNCTION tablesync.source_catalog_columns() IS 'names and columns of the foreign tables over a source''s catalogs';
+
 CREATE FUNCTION tablesync.create_source_catalog(server oid)
 RETURNS SETOF regclass
 LANGUAGE plpgsql
@@ -18,26 +46,7 @@ DECLARE
     table_name text;
 BEGIN
     FOR catalog IN
-        SELECT * FROM (VALUES
-            ('pg_class', 'oid oid, relname text, relnamespace oid, relfilenode oid, relkind "char", '
-                         'relrowsecurity boolean, relhassubclass boolean, reltuples real, relpages integer'),
-            ('pg_namespace', 'oid oid, nspname text'),
-            ('pg_attribute', 'attrelid oid, attname text, attnum smallint, atttypid oid, atttypmod integer, '
-                             'attcollation oid, attnotnull boolean, attisdropped boolean'),
-            ('pg_type', 'oid oid, typname text, typnamespace oid, typtype "char", typbasetype oid, '
-                        'typtypmod integer, typelem oid'),
-            ('pg_enum', 'enumtypid oid, enumlabel text, enumsortorder real'),
-            ('pg_collation', 'oid oid, collname text, collnamespace oid, collisdeterministic boolean'),
-            ('pg_index', 'indexrelid oid, indrelid oid, indisprimary boolean, indisunique boolean, '
-                         'indimmediate boolean, indisvalid boolean, indkey text, indpred text, indexprs text'),
-            ('pg_inherits', 'inhrelid oid, inhparent oid'),
-            ('pg_settings', 'name text, setting text'),
-            ('pg_stats', 'schemaname text, tablename text, attname text, inherited boolean, correlation real, histogram_bounds text'),
-            ('pg_stat_user_tables', 'relid oid, n_tup_ins bigint, n_tup_upd bigint, n_tup_del bigint'),
-            ('pg_stat_database', 'datname text, stats_reset timestamptz'),
-            ('pg_stat_activity', 'backend_xmin bigint'),
-            ('pg_stat_bgwriter', 'stats_reset timestamptz')
-        ) AS v (name, columns)
+        SELECT v.* FROM tablesync.source_catalog_columns() v
         WHERE NOT EXISTS (SELECT FROM tablesync.source_catalogs c
                           WHERE c.server = $1 AND c.catalog = v.name)
     LOOP
@@ -48,15 +57,58 @@ BEGIN
         EXECUTE format('CREATE FOREIGN TABLE tablesync.%I (%s) SERVER %I '
                        'OPTIONS (schema_name ''pg_catalog'', table_name %L, fetch_size ''1000'', use_remote_estimate ''false'')',
                        table_name, catalog.columns, server_name, catalog.name);
-        EXECUTE format('GRANT SELECT ON tablesync.%I TO PUBLIC', table_name);
         EXECUTE format('COMMENT ON FOREIGN TABLE tablesync.%I IS %L', table_name,
                        format('%s of the databases behind foreign server %s', catalog.name, server_name));
         RETURN NEXT format('tablesync.%I', table_name)::regclass;
     END LOOP;
 END
 $$;
-REVOKE ALL ON FUNCTION tablesync.create_source_catalog(oid) FROM PUBLIC;
 COMMENT ON FUNCTION tablesync.create_source_catalog(oid) IS 'creates the missing foreign tables over a server''s system catalogs';
+
+/*
+ * Who may use a server may read its catalogs: a row if a table is missing, or
+ * a privilege of a role, or if another role has one that may not use the server
+ * any more.
+ */
+CREATE FUNCTION tablesync.source_catalogs_missing(server oid, role oid)
+RETURNS SETOF boolean
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT true
+    FROM (SELECT count(*) AS tables, bool_and(has_table_privilege($2, c.foreign_table, 'SELECT')) AS readable,
+                 bool_or(EXISTS (SELECT FROM aclexplode(r.relacl) x WHERE x.grantee <> r.relowner
+                                 AND (x.grantee = 0 OR NOT has_server_privilege(x.grantee, $1, 'USAGE')))) AS outdated
+          FROM tablesync.source_catalogs c JOIN pg_class r ON r.oid = c.foreign_table
+          WHERE c.server = $1) k
+    WHERE k.tables < (SELECT count(*) FROM tablesync.source_catalog_columns()) OR k.readable IS NOT TRUE OR k.outdated;
+$$;
+COMMENT ON FUNCTION tablesync.source_catalogs_missing(oid, oid) IS 'a row unless the foreign tables over a server''s catalogs are there and readable by a role, and by nobody who may not use the server';
+
+CREATE FUNCTION tablesync.grant_source_catalogs(server oid, role oid)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    c record;
+BEGIN
+    FOR c IN
+        SELECT DISTINCT k.foreign_table, CASE WHEN x.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(x.grantee)) END AS grantee
+        FROM tablesync.source_catalogs k JOIN pg_class r ON r.oid = k.foreign_table, aclexplode(r.relacl) x
+        WHERE k.server = $1 AND x.grantee <> r.relowner AND (x.grantee = 0 OR NOT has_server_privilege(x.grantee, $1, 'USAGE'))
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s FROM %s', c.foreign_table, c.grantee);
+    END LOOP;
+    FOR c IN
+        SELECT k.foreign_table FROM tablesync.source_catalogs k
+        WHERE k.server = $1 AND NOT has_table_privilege($2, k.foreign_table, 'SELECT')
+    LOOP
+        EXECUTE format('GRANT SELECT ON %s TO %I', c.foreign_table, pg_get_userbyid($2));
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION tablesync.grant_source_catalogs(oid, oid) IS 'lets a role that may use a server read its catalogs, and nobody who may not';
 
 CREATE FUNCTION tablesync.prepare_server(server name)
 RETURNS void
@@ -565,19 +617,19 @@ BEGIN
     SELECT r.source_rows, r.source_digest, r.replica_rows, r.replica_digest, r.consistency, r.source_horizon,
            r.newest_version, t.counters_at
     INTO proof
-    FROM tablesync.replica t
-    JOIN LATERAL (SELECT * FROM tablesync.run l
+    FROM tablesync.all_replicas t
+    JOIN LATERAL (SELECT * FROM tablesync.all_runs l
                   WHERE l.replica = t.replica AND l.status = 'succeeded' AND l.kind <> 'verify' ORDER BY l.run_id DESC LIMIT 1) r
         ON r.source_rows = r.replica_rows AND r.source_digest = r.replica_digest
     WHERE t.replica = $1 AND t.counters = $2 AND t.loaded AND NOT t.adopted AND t.refetch = '{}'
-      AND clock_timestamp() < t.counters_at + t.trust_counters_for
+      AND clock_timestamp() - t.counters_at < t.trust_counters_for
       AND t.memory_file = pg_relation_filenode($1) AND tablesync.is_watched($1)
       AND NOT EXISTS (SELECT FROM tablesync.stray_write w WHERE w.replica = $1)
-      AND NOT EXISTS (SELECT FROM tablesync.chunk c WHERE c.replica = $1 AND (c.stale OR c.digest IS NULL));
+      AND NOT EXISTS (SELECT FROM tablesync.all_chunks c WHERE c.replica = $1 AND (c.stale OR c.digest IS NULL));
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    UPDATE tablesync.run r
+    UPDATE tablesync.all_runs r
     SET status = 'succeeded', finished_at = clock_timestamp(), consistency = proof.consistency,
         source_time = $4 * interval '1 microsecond',
         source_rows = proof.source_rows, source_digest = proof.source_digest,

@@ -9,34 +9,13 @@
  * wait for whoever drops the replica, who waits for the run.
  */
 
-CREATE TABLE tablesync.total (
-    replica regclass PRIMARY KEY,
-    succeeded bigint NOT NULL DEFAULT 0,
-    failed bigint NOT NULL DEFAULT 0,
-    cancelled bigint NOT NULL DEFAULT 0,
-    crashed bigint NOT NULL DEFAULT 0,
-    failures_in_a_row bigint NOT NULL DEFAULT 0,
-    rows_scanned bigint NOT NULL DEFAULT 0,
-    inserted bigint NOT NULL DEFAULT 0,
-    updated bigint NOT NULL DEFAULT 0,
-    deleted bigint NOT NULL DEFAULT 0,
-    duration interval NOT NULL DEFAULT '0',
-    source_time interval NOT NULL DEFAULT '0'
-);
-COMMENT ON TABLE tablesync.total IS 'what all runs of a replica add up to, those no longer in tablesync.run too; read it through the view tablesync_totals';
-COMMENT ON COLUMN tablesync.total.failures_in_a_row IS 'runs that have failed or crashed since the last success';
-ALTER TABLE tablesync.total ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON tablesync.total USING (tablesync.owns(replica));
-GRANT SELECT, INSERT, UPDATE, DELETE ON tablesync.total TO PUBLIC;
-SELECT pg_catalog.pg_extension_config_dump('tablesync.total', '');
-
 CREATE FUNCTION tablesync.count_run()
 RETURNS trigger
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    INSERT INTO tablesync.total AS t
+    INSERT INTO tablesync.all_totals AS t
     VALUES (NEW.replica, (NEW.status = 'succeeded')::integer, (NEW.status = 'failed')::integer,
             (NEW.status = 'cancelled')::integer, (NEW.status = 'crashed')::integer, (NEW.status IN ('failed', 'crashed'))::integer,
             NEW.rows_scanned, NEW.inserted, NEW.updated, NEW.deleted,
@@ -57,7 +36,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tablesync.count_run() IS 'trigger: adds a run that has ended to tablesync.total';
-CREATE TRIGGER count_run AFTER UPDATE OF status ON tablesync.run
+CREATE TRIGGER count_run AFTER UPDATE OF status ON tablesync.all_runs
     FOR EACH ROW WHEN (OLD.status = 'running' AND NEW.status <> 'running')
     EXECUTE FUNCTION tablesync.count_run();
 
@@ -67,16 +46,16 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    DELETE FROM tablesync.total t WHERE t.replica = OLD.replica;
+    DELETE FROM tablesync.all_totals t WHERE t.replica = OLD.replica;
     RETURN NULL;
 END
 $$;
 COMMENT ON FUNCTION tablesync.forget_total() IS 'trigger: a replica that is removed takes its totals with it';
-CREATE TRIGGER forget_total AFTER DELETE ON tablesync.replica
+CREATE TRIGGER forget_total AFTER DELETE ON tablesync.all_replicas
     FOR EACH ROW EXECUTE FUNCTION tablesync.forget_total();
 
 /* A crash that no later run has recorded yet is counted already. */
-CREATE VIEW tablesync_totals WITH (security_barrier = true) AS
+CREATE VIEW @extschema@.tablesync_totals WITH (security_barrier = true) AS
 SELECT r.replica,
        coalesce(t.succeeded, 0) AS succeeded,
        coalesce(t.failed, 0) AS failed,
@@ -89,17 +68,17 @@ SELECT r.replica,
        coalesce(t.deleted, 0) AS deleted,
        coalesce(t.duration, '0') AS duration,
        coalesce(t.source_time, '0') AS source_time
-FROM tablesync.replica r
-LEFT JOIN tablesync.total t ON t.replica = r.replica
+FROM tablesync.all_replicas r
+LEFT JOIN tablesync.all_totals t ON t.replica = r.replica
 CROSS JOIN LATERAL (
     SELECT pg_catalog.count(*) AS crashes
-    FROM tablesync.run q
-    WHERE q.replica = r.replica AND q.status = 'running' AND tablesync.run_status(q) = 'crashed'
+    FROM tablesync.all_runs q
+    WHERE q.replica = r.replica AND q.status = 'running' AND tablesync.run_status(q.run_id) = 'crashed'
 ) unrecorded
 WHERE tablesync.sees(r.replica);
-GRANT SELECT ON tablesync_totals TO PUBLIC;
-COMMENT ON VIEW tablesync_totals IS 'one row per replica: what all its runs add up to; the figures only grow, except failures_in_a_row';
-COMMENT ON COLUMN tablesync_totals.failures_in_a_row IS 'runs that have failed or crashed since the last success';
-COMMENT ON COLUMN tablesync_totals.rows_scanned IS 'rows of the source that runs have compared';
-COMMENT ON COLUMN tablesync_totals.duration IS 'time that runs have taken';
-COMMENT ON COLUMN tablesync_totals.source_time IS 'time that runs have waited for statements at the source';
+GRANT SELECT ON @extschema@.tablesync_totals TO PUBLIC;
+COMMENT ON VIEW @extschema@.tablesync_totals IS 'one row per replica: what all its runs add up to; the figures only grow, except failures_in_a_row';
+COMMENT ON COLUMN @extschema@.tablesync_totals.failures_in_a_row IS 'runs that have failed or crashed since the last success';
+COMMENT ON COLUMN @extschema@.tablesync_totals.rows_scanned IS 'rows of the source that runs have compared';
+COMMENT ON COLUMN @extschema@.tablesync_totals.duration IS 'time that runs have taken';
+COMMENT ON COLUMN @extschema@.tablesync_totals.source_time IS 'time that runs have waited for statements at the source';

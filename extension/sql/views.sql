@@ -13,14 +13,14 @@ LANGUAGE C STRICT
 AS 'MODULE_PATHNAME', 'tsync_live_progress';
 COMMENT ON FUNCTION tablesync.live_progress() IS 'what live workers publish about their progress';
 
-CREATE VIEW tablesync_runs WITH (security_barrier = true) AS
+CREATE VIEW @extschema@.tablesync_runs WITH (security_barrier = true) AS
 SELECT r.run_id,
        r.replica,
        r.kind,
-       tablesync.run_status(r) AS status,
+       now.status,
        r.started_at,
        r.finished_at,
-       coalesce(r.finished_at, CASE WHEN tablesync.run_status(r) = 'running' THEN pg_catalog.clock_timestamp() END)
+       coalesce(r.finished_at, CASE WHEN now.status = 'running' THEN pg_catalog.clock_timestamp() END)
            - r.started_at AS duration,
        r.rows_scanned,
        r.chunks,
@@ -39,16 +39,17 @@ SELECT r.run_id,
        r.sqlstate,
        CASE WHEN tablesync.owns(r.replica) THEN r.message END AS message,
        r.pid
-FROM tablesync.run r
+FROM tablesync.all_runs r
+CROSS JOIN LATERAL (SELECT CASE WHEN r.status = 'running' THEN tablesync.run_status(r.run_id) ELSE r.status END OFFSET 0) now (status)
 WHERE tablesync.sees(r.replica);
-GRANT SELECT ON tablesync_runs TO PUBLIC;
-COMMENT ON VIEW tablesync_runs IS 'one row per run, with what it did and the proof it ended with';
-COMMENT ON COLUMN tablesync_runs.status IS 'running, succeeded, failed, cancelled or crashed';
-COMMENT ON COLUMN tablesync_runs.rows_scanned IS 'rows of the source that the run compared';
-COMMENT ON COLUMN tablesync_runs.source_time IS 'time spent waiting for statements at the source';
-COMMENT ON COLUMN tablesync_runs.proof IS 'rows and digest of both sides after the run, and whether they are equal';
+GRANT SELECT ON @extschema@.tablesync_runs TO PUBLIC;
+COMMENT ON VIEW @extschema@.tablesync_runs IS 'one row per run, with what it did and the proof it ended with';
+COMMENT ON COLUMN @extschema@.tablesync_runs.status IS 'running, succeeded, failed, cancelled or crashed';
+COMMENT ON COLUMN @extschema@.tablesync_runs.rows_scanned IS 'rows of the source that the run compared';
+COMMENT ON COLUMN @extschema@.tablesync_runs.source_time IS 'time spent waiting for statements at the source';
+COMMENT ON COLUMN @extschema@.tablesync_runs.proof IS 'rows and digest of both sides after the run, and whether they are equal';
 
-CREATE VIEW tablesync_progress WITH (security_barrier = true) AS
+CREATE VIEW @extschema@.tablesync_progress WITH (security_barrier = true) AS
 SELECT p.run_id,
        r.replica,
        ('{schema,load,index,scan,confirm,apply}'::pg_catalog.text[])[p.phase + 1] AS phase,
@@ -68,18 +69,18 @@ SELECT p.run_id,
            pg_catalog.format('the source takes %s times as long per row as usual', pg_catalog.round(p.slowness / 100.0, 1))
        END AS reason
 FROM tablesync.live_progress() p
-JOIN tablesync.run r ON r.run_id = p.run_id AND r.pid = p.pid
+JOIN tablesync.all_runs r ON r.run_id = p.run_id AND r.pid = p.pid
 CROSS JOIN LATERAL (SELECT greatest(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.phase_started)::pg_catalog.float8, 0.001)) s (seconds)
 WHERE tablesync.sees(r.replica);
-GRANT SELECT ON tablesync_progress TO PUBLIC;
-COMMENT ON VIEW tablesync_progress IS 'one row per live run: phase, rows so far, estimated end';
-COMMENT ON COLUMN tablesync_progress.phase IS 'schema, load, index, scan, confirm or apply';
-COMMENT ON COLUMN tablesync_progress.rows_estimated IS 'rows the current phase has to deal with, as far as known';
-COMMENT ON COLUMN tablesync_progress.eta IS 'estimated time until the current phase ends';
-COMMENT ON COLUMN tablesync_progress.throttled_for IS 'time rested so far to spare the source';
-COMMENT ON COLUMN tablesync_progress.reason IS 'why the run rests longer than max_source_load asks for, if it does';
+GRANT SELECT ON @extschema@.tablesync_progress TO PUBLIC;
+COMMENT ON VIEW @extschema@.tablesync_progress IS 'one row per live run: phase, rows so far, estimated end';
+COMMENT ON COLUMN @extschema@.tablesync_progress.phase IS 'schema, load, index, scan, confirm or apply';
+COMMENT ON COLUMN @extschema@.tablesync_progress.rows_estimated IS 'rows the current phase has to deal with, as far as known';
+COMMENT ON COLUMN @extschema@.tablesync_progress.eta IS 'estimated time until the current phase ends';
+COMMENT ON COLUMN @extschema@.tablesync_progress.throttled_for IS 'time rested so far to spare the source';
+COMMENT ON COLUMN @extschema@.tablesync_progress.reason IS 'why the run rests longer than max_source_load asks for, if it does';
 
-CREATE VIEW tablesync_status WITH (security_barrier = true) AS
+CREATE VIEW @extschema@.tablesync_status WITH (security_barrier = true) AS
 SELECT t.replica,
        t.source,
        CASE WHEN NOT t.enabled OR t.home <> tablesync.home() THEN 'paused'
@@ -107,38 +108,38 @@ SELECT t.replica,
        END AS message,
        t.retry_after,
        verified.oldest_proof
-FROM tablesync.replica t
-LEFT JOIN tablesync.schedule s ON s.replica = t.replica
+FROM tablesync.all_replicas t
+LEFT JOIN tablesync.all_schedules s ON s.replica = t.replica
 CROSS JOIN LATERAL (
     SELECT CASE WHEN t.home = tablesync.home() THEN tablesync.cron_schedule(t.replica, s.schedule) END OFFSET 0
 ) plan (schedule)
 LEFT JOIN LATERAL (
-    SELECT r.run_id, tablesync.run_status(r) AS status, r.inserted, r.updated, r.deleted,
+    SELECT r.run_id, CASE WHEN r.status = 'running' THEN tablesync.run_status(r.run_id) ELSE r.status END AS status, r.inserted, r.updated, r.deleted,
            r.started_at, r.finished_at, r.message
-    FROM tablesync.run r
+    FROM tablesync.all_runs r
     WHERE r.replica = t.replica AND (r.kind <> 'verify' OR r.status = 'running') ORDER BY r.run_id DESC LIMIT 1
 ) last ON true
 LEFT JOIN LATERAL (
     SELECT r.finished_at, r.replica_rows
-    FROM tablesync.run r WHERE r.replica = t.replica AND r.status = 'succeeded' AND r.kind <> 'verify' ORDER BY r.run_id DESC LIMIT 1
+    FROM tablesync.all_runs r WHERE r.replica = t.replica AND r.status = 'succeeded' AND r.kind <> 'verify' ORDER BY r.run_id DESC LIMIT 1
 ) success ON true
 CROSS JOIN LATERAL (
     SELECT CASE WHEN pg_catalog.bool_and(c.verified_at IS NOT NULL) THEN pg_catalog.min(c.verified_at) END
-    FROM tablesync.chunk c WHERE c.replica = t.replica
+    FROM tablesync.all_chunks c WHERE c.replica = t.replica
 ) verified (oldest_proof)
 WHERE tablesync.sees(t.replica);
-GRANT SELECT ON tablesync_status TO PUBLIC;
-COMMENT ON VIEW tablesync_status IS 'one row per replica: its state, freshness and last run';
-COMMENT ON COLUMN tablesync_status.state IS 'ok, running, loading, stale, failed, paused or never_run';
-COMMENT ON COLUMN tablesync_status.rows IS 'rows of the replica after the last successful run';
-COMMENT ON COLUMN tablesync_status.staleness IS 'time since the last successful run ended';
-COMMENT ON COLUMN tablesync_status.schedule IS 'cron expression that starts the replica''s runs';
-COMMENT ON COLUMN tablesync_status.next_run IS 'when the schedule starts the next run; NULL while paused, or where it can''t be told';
-COMMENT ON COLUMN tablesync_status.message IS 'what the last run has to say';
-COMMENT ON COLUMN tablesync_status.retry_after IS 'scheduled runs wait until then, because the last ones failed';
-COMMENT ON COLUMN tablesync_status.oldest_proof IS 'every column of every row was compared with the source since then; NULL if some never was';
+GRANT SELECT ON @extschema@.tablesync_status TO PUBLIC;
+COMMENT ON VIEW @extschema@.tablesync_status IS 'one row per replica: its state, freshness and last run';
+COMMENT ON COLUMN @extschema@.tablesync_status.state IS 'ok, running, loading, stale, failed, paused or never_run';
+COMMENT ON COLUMN @extschema@.tablesync_status.rows IS 'rows of the replica after the last successful run';
+COMMENT ON COLUMN @extschema@.tablesync_status.staleness IS 'time since the last successful run ended';
+COMMENT ON COLUMN @extschema@.tablesync_status.schedule IS 'cron expression that starts the replica''s runs';
+COMMENT ON COLUMN @extschema@.tablesync_status.next_run IS 'when the schedule starts the next run; NULL while paused, or where it can''t be told';
+COMMENT ON COLUMN @extschema@.tablesync_status.message IS 'what the last run has to say';
+COMMENT ON COLUMN @extschema@.tablesync_status.retry_after IS 'scheduled runs wait until then, because the last ones failed';
+COMMENT ON COLUMN @extschema@.tablesync_status.oldest_proof IS 'every column of every row was compared with the source since then; NULL if some never was';
 
-CREATE VIEW tablesync_alerts WITH (security_barrier = true) AS
+CREATE VIEW @extschema@.tablesync_alerts WITH (security_barrier = true) AS
 SELECT a.alert_id,
        a.replica,
        a.kind,
@@ -146,7 +147,7 @@ SELECT a.alert_id,
        a.since,
        CASE WHEN tablesync.owns(a.replica) THEN a.message END AS message,
        CASE WHEN tablesync.owns(a.replica) THEN a.hint END AS hint
-FROM tablesync.alert a
+FROM tablesync.all_alerts a
 WHERE a.closed_at IS NULL AND tablesync.sees(a.replica)
 UNION ALL
 SELECT NULL,
@@ -157,15 +158,15 @@ SELECT NULL,
        c.message,
        c.hint
 FROM tablesync.condition c
-WHERE NOT EXISTS (SELECT FROM tablesync.alert a
+WHERE NOT EXISTS (SELECT FROM tablesync.all_alerts a
                   WHERE a.replica = c.replica AND a.kind = c.kind AND a.closed_at IS NULL);
-GRANT SELECT ON tablesync_alerts TO PUBLIC;
-COMMENT ON VIEW tablesync_alerts IS 'one row per problem that is not over';
-COMMENT ON COLUMN tablesync_alerts.alert_id IS 'NULL where only this view has noticed: nobody has been told yet';
-COMMENT ON COLUMN tablesync_alerts.kind IS 'run_failed, stale, delete_guard, schema_changed, drift, source_went_back or worker_unavailable';
-COMMENT ON COLUMN tablesync_alerts.severity IS 'warning: may pass by itself; critical: somebody has to do something';
+GRANT SELECT ON @extschema@.tablesync_alerts TO PUBLIC;
+COMMENT ON VIEW @extschema@.tablesync_alerts IS 'one row per problem that is not over';
+COMMENT ON COLUMN @extschema@.tablesync_alerts.alert_id IS 'NULL where only this view has noticed: nobody has been told yet';
+COMMENT ON COLUMN @extschema@.tablesync_alerts.kind IS 'run_failed, stale, delete_guard, schema_changed, drift, source_went_back or worker_unavailable';
+COMMENT ON COLUMN @extschema@.tablesync_alerts.severity IS 'warning: may pass by itself; critical: somebody has to do something';
 
-CREATE VIEW tablesync_alert_history WITH (security_barrier = true) AS
+CREATE VIEW @extschema@.tablesync_alert_history WITH (security_barrier = true) AS
 SELECT a.alert_id,
        a.replica,
        a.kind,
@@ -177,8 +178,8 @@ SELECT a.alert_id,
        a.run_id,
        a.sqlstate,
        CASE WHEN tablesync.owns(a.replica) THEN a.message END AS message
-FROM tablesync.alert a
+FROM tablesync.all_alerts a
 WHERE tablesync.sees(a.replica);
-GRANT SELECT ON tablesync_alert_history TO PUBLIC;
-COMMENT ON VIEW tablesync_alert_history IS 'one row per problem, also of those that are over';
-COMMENT ON COLUMN tablesync_alert_history.occurrences IS 'how often it was seen while it was open';
+GRANT SELECT ON @extschema@.tablesync_alert_history TO PUBLIC;
+COMMENT ON VIEW @extschema@.tablesync_alert_history IS 'one row per problem, also of those that are over';
+COMMENT ON COLUMN @extschema@.tablesync_alert_history.occurrences IS 'how often it was seen while it was open';

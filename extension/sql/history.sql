@@ -1,0 +1,103 @@
+/* history.sql: runs that live, runs that have ended, and writes by others than runs */
+
+/* A worker holds an advisory lock of its own kind for as long as it lives (catalog.c). */
+CREATE FUNCTION tablesync.live_runs()
+RETURNS TABLE (replica regclass, pid integer)
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT l.objid::regclass, l.pid
+    FROM pg_locks l
+    WHERE l.locktype = 'advisory'
+      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+      AND l.classid = 1953721955
+      AND l.objsubid = 3
+      AND l.granted
+      AND tablesync.sees(l.objid);
+$$;
+COMMENT ON FUNCTION tablesync.live_runs() IS 'replicas that a worker is running now, with its process id, as far as the current user may see them';
+
+/* The caller's snapshot may be older than the end of the run, so it is looked up again. */
+CREATE FUNCTION tablesync.run_status(run_id bigint)
+RETURNS text
+LANGUAGE C VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'tsync_run_status';
+COMMENT ON FUNCTION tablesync.run_status(bigint) IS 'status of a run now; one recorded as running whose worker is gone has crashed; NULL for whom it does not concern';
+
+/*
+ * Delete what is older than a number of runs of a replica, but never a live
+ * run, nor the last success of each kind.  Rows that somebody has locked wait
+ * for the next time; so does what is more than a worker should delete at once.
+ */
+CREATE FUNCTION tablesync.prune_runs(replica regclass, keep integer)
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM tablesync.all_runs d
+    WHERE d.run_id IN (
+        SELECT r.run_id
+        FROM tablesync.all_runs r
+        WHERE r.replica = $1
+          AND r.run_id <= (SELECT k.run_id FROM tablesync.all_runs k WHERE k.replica = $1
+                           ORDER BY k.run_id DESC OFFSET greatest(keep, 1) LIMIT 1)
+          AND r.status <> 'running'
+          AND r.run_id NOT IN (SELECT max(s.run_id) FROM tablesync.all_runs s
+                               WHERE s.replica = $1 AND s.status = 'succeeded' GROUP BY s.kind)
+        ORDER BY r.run_id
+        LIMIT 10000
+        FOR UPDATE SKIP LOCKED);
+$$;
+COMMENT ON FUNCTION tablesync.prune_runs(regclass, integer) IS 'deletes the history of a replica beyond a number of runs; the last successes stay';
+
+/* Fires after every statement on a replica, whatever session_replication_role is. */
+CREATE FUNCTION tablesync.note_write()
+RETURNS trigger
+LANGUAGE C SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tsync_note_write';
+COMMENT ON FUNCTION tablesync.note_write() IS 'trigger: notes that somebody else than a run has written to a replica';
+
+/*
+ * Does every write to a replica leave a note?  Not where rows come through
+ * another table (a parent, a partition), from a subscription, whose worker
+ * fires no statement triggers, or go by a cascade of a run's own deletes.  And
+ * a crash empties an unlogged table.
+ */
+CREATE FUNCTION tablesync.is_watched(replica regclass)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT c.relkind = 'r' AND c.relpersistence = 'p'
+       AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid)
+       AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid)
+       AND NOT EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid)
+       AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND k.confrelid = c.oid AND k.confdeltype IN ('c', 'n', 'd'))
+       AND EXISTS (SELECT FROM pg_trigger g
+                   WHERE g.tgrelid = c.oid AND g.tgfoid = 'tablesync.note_write'::regproc
+                     AND g.tgenabled = 'A' AND g.tgqual IS NULL AND g.tgtype & 61 = 60)    -- each statement, all four kinds
+    FROM pg_class c WHERE c.oid = $1;
+$$;
+COMMENT ON FUNCTION tablesync.is_watched(regclass) IS 'whether every write to a replica leaves a note in tablesync.stray_write';
+
+
+/* A dropped replica takes its settings and history with it. */
+CREATE FUNCTION tablesync.forget_dropped()
+RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM tablesync.all_replicas r
+    USING pg_event_trigger_dropped_objects() d
+    WHERE d.classid = 'pg_class'::regclass
+      AND d.objsubid = 0
+      AND r.replica = d.objid::regclass;
+END
+$$;
+COMMENT ON FUNCTION tablesync.forget_dropped() IS 'event trigger: removes settings and history of dropped replicas';
+REVOKE ALL ON FUNCTION tablesync.forget_dropped() FROM PUBLIC;
+CREATE EVENT TRIGGER tablesync_forget_dropped ON sql_drop
+    EXECUTE FUNCTION tablesync.forget_dropped();
+COMMENT ON EVENT TRIGGER tablesync_forget_dropped IS 'removes tablesync''s settings and history of dropped tables';

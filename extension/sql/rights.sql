@@ -1,0 +1,34 @@
+/* rights.sql: what anybody may call; all other functions are called by ours, as the extension's owner, or by nobody */
+
+DO $$
+DECLARE
+    f record;
+    for_everybody CONSTANT text[] := '{
+        home,owns,sees,live_runs,run_status,note_write,live_progress,is_hanging,is_missed,
+        source_target,source_relation,source_catalog,prepare_server,source_identity,source_layout,source_counters,local_type,
+        source_columns,type_problem,source_shape,shape_core,lags_behind,known_shape,replica_columns,check_source_server,
+        check_source_session,open_source,xid_precedes,source_horizon,source_time,
+        source_key,source_kind_problem,check_source_kind,column_hint,refuse_column,check_source,has_key_index,check_existing,
+        column_definitions,check_mapping,check_owner_access,set_source_options,check_settings,check_not_replica,check_permanent,
+        add_replica,create_source,register,source_tables,name_problem,try_add,check_add_schema,add_schema,
+        check_replica,check_comparable,alter,forget,enable,may_be_dropped,group_members,
+        smallest_value,subdivide,source_bounds,can_bulk_load,build_indexes,abandon_bulk_load,
+        widens,local_column,stands_for,by_hand,add_again,foreign_column_statements,plan_added,rename_statements,plan_dropped,
+        plan_renamed,describe_retyped,plan_retyped,plan_nullable,match_columns,plan_key,plan_evolution,
+        log_steps,drop_unless_used,want_filled,apply_steps,refuse_steps,pause_for_schema,evolve,
+        dependent_views,privileges,view_state,check_recreatable,drop_views,restore_privileges,create_view,
+        cron_field,cron_home,cron_next,job_prefix,watch_prefix,job_definition,cron_schedule,due,check_cron,schedule_job,schedule,
+        unschedule,watch,try_run,raise_error,run_scheduled,
+        ask_source,check_digest,worker_slots,fail_check,remote_role,preflight_state,preflight_owner,preflight_mapping,
+        preflight_worker_slots,preflight_pg_cron,preflight_connection,preflight_session,preflight_server,preflight_source_table,
+        read_nothing,preflight_privileges,preflight_row_security,preflight_key,preflight_types,preflight_collation,preflight_shape,
+        preflight_replica_table,preflight_statements,row_width,preflight_estimate,check_in_worker,try_check,preflight_source,
+        try_worker,check_replicas}';
+BEGIN
+    REVOKE ALL ON ALL ROUTINES IN SCHEMA tablesync FROM PUBLIC;
+    FOR f IN SELECT p.oid::regprocedure AS name FROM pg_proc p
+             WHERE p.pronamespace = 'tablesync'::regnamespace AND p.proname = ANY (for_everybody) LOOP
+        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO PUBLIC', f.name);
+    END LOOP;
+END
+$$;
