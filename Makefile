@@ -34,7 +34,11 @@ endif
 $(BUILT_SQL): $(SQL_PARTS) tablesync.control
 	cat $(SQL_PARTS) >$@
 
-.PHONY: demo test bench bench-impact bench-plot
+.PHONY: demo test bench bench-impact bench-plot pgspot sql-parts
+sql-parts:
+	@echo $(SQL_PARTS)
+pgspot:
+	@test/pgspot.sh
 demo:
 	@test/demo/demo.sh
 bench:

@@ -258,6 +258,9 @@ find_handler(void)
 	return function;
 }
 
+/* Is what runs, or has failed, the handler's code? */
+static bool in_handler = false;
+
 /* Call the handler in a transaction of its own. */
 static void
 call_handler(char *payload)
@@ -265,9 +268,11 @@ call_handler(char *payload)
 	FmgrInfo	handler;
 	LOCAL_FCINFO(fcinfo, 1);
 
+	in_handler = false;
 	tsync_begin();
 	enable_timeout_after(STATEMENT_TIMEOUT, HANDLER_TIMEOUT_MS);
 	fmgr_info(find_handler(), &handler);
+	in_handler = true;
 	InitFunctionCallInfoData(*fcinfo, &handler, 1, InvalidOid, NULL, NULL);
 	fcinfo->args[0].value = DirectFunctionCall1(jsonb_in, CStringGetDatum(payload));
 	fcinfo->args[0].isnull = false;
@@ -317,8 +322,10 @@ try_call_handler(char *payload)
 	QueryCancelPending = false;
 	ereport(WARNING,
 			(errcode(edata->sqlerrcode),
-			 errmsg("tablesync.alert_handler %s failed", tsync_alert_handler),
-			 errhint("Call it by hand, as the replica's owner, to see why: its message may quote rows.")));
+			 in_handler ? errmsg("tablesync.alert_handler %s failed with SQLSTATE %s",
+								 tsync_alert_handler, unpack_sql_state(edata->sqlerrcode)) :
+			 errmsg("tablesync.alert_handler %s can't be called: %s", tsync_alert_handler, edata->message),
+			 in_handler ? errdetail("Its own message is not logged: it may quote rows.") : 0));
 }
 
 /* Tell the handler about all alerts of one owner that it has not been told about. */

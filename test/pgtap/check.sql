@@ -45,7 +45,7 @@ SELECT results_eq($$SELECT succeeded > 0, failed, failures_in_a_row, inserted FR
 SELECT results_eq($$SELECT succeeded, failed > 0, failures_in_a_row = failed FROM tablesync_totals WHERE replica = 'broken'::regclass$$,
     $$VALUES (0::bigint, true, true)$$, 'totals of a replica that has never worked');
 SELECT is((SELECT relrowsecurity FROM pg_class WHERE oid = 'tablesync.total'::regclass), true, 'row level security of tablesync.total');
-SELECT is((SELECT count(*) FROM pg_extension WHERE extname = 'tablesync' AND 'tablesync.total'::regclass = ANY (extconfig)), 1::bigint, 'totals are dumped');
+SELECT is((SELECT count(*) FROM pg_extension WHERE extname = 'tablesync' AND 'tablesync.all_totals'::regclass = ANY (extconfig)), 1::bigint, 'totals are dumped');
 
 -- who
 SET ROLE member;

@@ -82,14 +82,14 @@ SELECT is_empty(
     $$SELECT p.oid::regprocedure FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
       JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND e.oid = d.refobjid
       JOIN pg_language l ON l.oid = p.prolang
-      WHERE e.extname = 'tablesync' AND l.lanname IN ('sql', 'plpgsql') AND p.proname <> 'tablesync_add'
+      WHERE e.extname = 'tablesync' AND l.lanname IN ('sql', 'plpgsql') AND p.proname <> 'tablesync_add'    -- its body was parsed under that path
         AND p.prokind <> 'p'    -- a procedure with SET can't commit
         AND NOT 'search_path=pg_catalog, pg_temp' = ANY (coalesce(p.proconfig, '{}'))$$,
     'functions have a fixed search_path');
 SELECT is_empty(
     $$SELECT p.oid::regprocedure FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
       JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND e.oid = d.refobjid
-      WHERE e.extname = 'tablesync' AND p.prosecdef AND p.proname NOT IN ('forget_dropped', 'run_status', 'note_write', 'cron_home', 'cron_schedule', 'follow_schedule')$$,
+      WHERE e.extname = 'tablesync' AND p.prosecdef AND p.proname NOT IN ('forget_dropped', 'note_write', 'cron_home', 'cron_schedule', 'follow_schedule')$$,
     'few functions run with their owner''s rights');
 
 -- parameters

@@ -12,9 +12,9 @@ SELECT is((SELECT string_agg(attname || ' ' || atttypid::regtype, ', ' ORDER BY 
            FROM pg_attribute WHERE attrelid = 'tablesync.difference'::regclass AND attnum > 0),
     'run_id bigint, replica regclass, key jsonb, difference text, source jsonb, replica_row jsonb', 'columns of tablesync.difference');
 SELECT is((SELECT relrowsecurity FROM pg_class WHERE oid = 'tablesync.difference'::regclass), true, 'row level security');
-SELECT fk_ok('tablesync', 'difference', 'run_id', 'tablesync', 'run', 'run_id');
-SELECT is((SELECT confdeltype FROM pg_constraint WHERE conrelid = 'tablesync.difference'::regclass AND contype = 'f'), 'c', 'differences go with their run');
-SELECT is((SELECT count(*) FROM pg_extension e WHERE extname = 'tablesync' AND 'tablesync.difference'::regclass = ANY (extconfig)), 1::bigint, 'a dump has them');
+SELECT fk_ok('tablesync', 'all_differences', 'run_id', 'tablesync', 'all_runs', 'run_id');
+SELECT is((SELECT confdeltype FROM pg_constraint WHERE conrelid = 'tablesync.all_differences'::regclass AND contype = 'f'), 'c', 'differences go with their run');
+SELECT is((SELECT count(*) FROM pg_extension e WHERE extname = 'tablesync' AND 'tablesync.all_differences'::regclass = ANY (extconfig)), 1::bigint, 'a dump has them');
 SELECT is_empty($$SELECT attname FROM pg_attribute WHERE attrelid = 'tablesync.difference'::regclass AND attnum > 0 AND col_description(attrelid, attnum) IS NULL$$,
     'every column is explained');
 

@@ -254,13 +254,13 @@ app_sql($target, q{
 	CREATE FUNCTION hangs(jsonb) RETURNS void LANGUAGE sql AS 'LOCK TABLE public.handled; SELECT pg_sleep(600)';
 	CREATE FUNCTION wrong(integer) RETURNS void LANGUAGE sql AS ''});
 my $failed = qr/WARNING:  tablesync.alert_handler public/;
-with_handler('public.fails(jsonb)', qr/$failed.fails\(jsonb\) failed: no pager/);
-with_handler('public.missing(jsonb)', qr/$failed.missing\(jsonb\) failed: function "public.missing\(jsonb\)" does not exist/);
-with_handler('public.wrong(integer)', qr/$failed.wrong\(integer\) failed: public.wrong\(integer\) is not a function that takes one jsonb/);
+with_handler('public.fails(jsonb)', qr/$failed.fails\(jsonb\) failed with SQLSTATE P0001/);
+with_handler('public.missing(jsonb)', qr/$failed.missing\(jsonb\) can't be called: function "public.missing\(jsonb\)" does not exist/);
+with_handler('public.wrong(integer)', qr/$failed.wrong\(integer\) can't be called: public.wrong\(integer\) is not a function that takes one jsonb/);
 $target->safe_psql('postgres', 'CREATE FUNCTION foreign_one(jsonb) RETURNS void LANGUAGE sql AS $$$$; ALTER FUNCTION foreign_one(jsonb) OWNER TO other');
-with_handler('public.foreign_one(jsonb)', qr/$failed.foreign_one\(jsonb\) failed: public.foreign_one\(jsonb\) belongs neither to the replica's owner/);
+with_handler('public.foreign_one(jsonb)', qr/$failed.foreign_one\(jsonb\) can't be called: public.foreign_one\(jsonb\) belongs neither to the replica's owner/);
 like(app_fails($target, q{LOAD 'tablesync'; ALTER ROLE app SET tablesync.alert_handler = 'public.on_alert(jsonb)'}), qr/42501/, 'only a superuser names the handler');
-with_handler('public.hangs(jsonb)', qr/$failed.hangs\(jsonb\) failed: canceling statement due to statement timeout/);
+with_handler('public.hangs(jsonb)', qr/$failed.hangs\(jsonb\) failed with SQLSTATE 57014/);
 
 # a handler set by a superuser for all has the owner's rights only
 $target->safe_psql('postgres', q{
@@ -268,6 +268,7 @@ $target->safe_psql('postgres', q{
 	LOAD 'tablesync';
 	ALTER SYSTEM SET tablesync.alert_handler = 'public.on_alert(jsonb)'});
 $target->reload;
+wait_until($target, "SELECT current_setting('tablesync.alert_handler', true) = 'public.on_alert(jsonb)'");
 app_sql($target, "SELECT tablesync_alter('items', freshness => '1 ms')");
 is($target->safe_psql('postgres', 'SELECT tablesync.watch()'), 1, 'a superuser watches');
 wait_until($target, 'SELECT count(*) > 0 FROM handled');
