@@ -34,7 +34,8 @@ SELECT lives_ok($$SELECT tablesync_alter('media', verify_fraction => 0)$$, 'none
 -- what it returns; throws_ok() would run it in a subtransaction
 SELECT is((SELECT count(*) FROM tablesync_verify('media')), 0::bigint, 'owner: verifies');
 SELECT isnt((SELECT oldest_proof FROM tablesync_status WHERE replica = 'media'::regclass), NULL, 'all is proved now');
-SELECT lives_ok($$INSERT INTO tablesync.difference SELECT max(run_id), 'media'::regclass, '{"id": 1}', 'different', '{}', '{}' FROM tablesync.run WHERE replica = 'media'::regclass$$, 'owner: writes');
+SELECT throws_ok($$INSERT INTO tablesync.difference SELECT max(run_id), 'media'::regclass, '{"id": 1}', 'different', '{}', '{}' FROM tablesync.run WHERE replica = 'media'::regclass$$, '42501', NULL, 'owner: may not invent any');
+RESET ROLE;
 SELECT throws_ok($$INSERT INTO tablesync.difference SELECT max(run_id), 'media'::regclass, '{"id": 1}', 'missing here', '{}', '{}' FROM tablesync.run WHERE replica = 'media'::regclass$$, '23514', NULL, 'what is missing is missing');
 SET ROLE other;
 SELECT is_empty('SELECT * FROM tablesync.difference', 'other: sees nothing');

@@ -68,7 +68,7 @@ app_sql($here, q{
 	CREATE TABLE cron.job AS SELECT 7 AS jobid, format('tablesync %s.%s:', oid, 'items'::regclass::oid) AS jobname, 'forged' AS schedule,
 		true AS active, datname AS database, 'app' AS username FROM pg_database WHERE datname = 'postgres';
 	CREATE FUNCTION cron.unschedule(integer) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN ALTER ROLE app SUPERUSER; RETURN true; END';
-	INSERT INTO tablesync.schedule (replica, schedule) VALUES ('items', '* * * * *')});
+	SELECT tablesync.schedule('items', '* * * * *', NULL)});
 is(status_of($here, 'items'), 'none never', 'a forged job is not read');
 app_sql($here, q{SELECT tablesync_unschedule('items'); DROP SCHEMA cron CASCADE});
 is($here->safe_psql('postgres', q{SELECT rolsuper FROM pg_roles WHERE rolname = 'app'}), 'f', 'and a forged function not called');
@@ -109,7 +109,7 @@ like(app_sql($here, 'SELECT summary FROM tablesync_health()'), qr/^warning: publ
 
 # a forged record removes nobody else's job
 my $backup = $here->safe_psql('postgres', "SELECT cron.schedule('backup', '0 0 1 1 *', 'SELECT 1')");
-app_sql($here, "SELECT tablesync_schedule('items', '32 * * * *'); UPDATE tablesync.schedule SET cron_job_id = $backup; SELECT tablesync_unschedule('items')");
+app_sql($here, "SELECT tablesync_schedule('items', '32 * * * *'); SELECT tablesync.schedule('items', '32 * * * *', $backup); SELECT tablesync_unschedule('items')");
 is($here->safe_psql('postgres', 'SELECT string_agg(jobname, $$,$$) FROM cron.job'), 'backup', 'jobs of others stay');
 $here->safe_psql('postgres', "SELECT cron.unschedule($backup)");
 
@@ -247,8 +247,8 @@ is($stdout, 't', 'elsewhere: unscheduled');
 $elsewhere->safe_psql('cronhome', statement_of($warning, 'SELECT cron.unschedule'));
 is($elsewhere->safe_psql('cronhome', 'SELECT string_agg(jobid::text, $$,$$) FROM cron.job'), $slow_job, 'with the statement of the warning the job is gone');
 # restored from a dump: the job is the original's, and must not be offered for removal
-($rc, $stdout, $warning) = $elsewhere->psql('postgres', q{UPDATE tablesync.replica SET home = 'of the original' WHERE replica = 'slow'::regclass; SELECT tablesync_resume('slow')},
-	extra_params => [ '-U', 'app' ]);
+$elsewhere->safe_psql('postgres', q{SET session_replication_role = replica; UPDATE tablesync.replica SET home = 'of the original' WHERE replica = 'slow'::regclass});
+($rc, $stdout, $warning) = $elsewhere->psql('postgres', q{SELECT tablesync_resume('slow')}, extra_params => [ '-U', 'app' ]);
 like("$rc$warning", qr/^0.*NOTICE:  replica public.slow is not scheduled here/s, 'a restored replica has to be scheduled again');
 unlike($warning, qr/is still there/, 'and the job of the original is left alone');
 app_sql($elsewhere, "SELECT tablesync_schedule('slow', '0 * * * *', job_id => $slow_job)");

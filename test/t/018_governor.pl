@@ -74,7 +74,7 @@ cmp_ok(last_run('slow', 'chunks'), '>', 2, 'the chunk was cut');
 
 # --- one chunk with an even number of rows ---
 
-app_sql($target, "DELETE FROM tablesync.chunk WHERE replica = 'slow'::regclass");
+$target->safe_psql('postgres', "DELETE FROM tablesync.chunk WHERE replica = 'slow'::regclass");
 $source->safe_psql('postgres', q{UPDATE slow SET body = '"new"' WHERE id % 800 = 600});
 statements();
 is(run_counts($target, 'slow'), 'succeeded|0|3|0', 'halved');
@@ -163,7 +163,7 @@ for my $chunk_rows (1000000, 400)    # one statement that takes too long, and ma
 app_sql($target, q{SELECT tablesync_alter('slow', consistency => 'chunk', chunk_rows => 800)});
 is(run_counts($target, 'slow'), 'succeeded|0|0|0', 'as usual');
 is(last_run('slow', 'message IS NULL'), 't', 'nothing to report');
-app_sql($target, q{UPDATE tablesync.replica SET scan_rate = (
+$target->safe_psql('postgres', q{UPDATE tablesync.replica SET scan_rate = (
 	SELECT 7 * rows_scanned / nullif(EXTRACT(epoch FROM source_time), 0) FROM tablesync_runs WHERE replica = 'slow'::regclass ORDER BY run_id DESC LIMIT 1)
 	WHERE replica = 'slow'::regclass});
 my $usual = app_sql($target, q{SELECT scan_rate FROM tablesync.replica WHERE replica = 'slow'::regclass});
@@ -173,7 +173,7 @@ pass('slowness shows while it runs');
 is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'succeeded', 'succeeded');
 like(last_run('slow', 'message'), qr/^the source took up to \d+\.\d times as long per row as usual$/, 'and afterwards');
 is(app_sql($target, q{SELECT scan_rate FROM tablesync.replica WHERE replica = 'slow'::regclass}), $usual, 'a slow run does not change what is usual');
-app_sql($target, q{UPDATE tablesync.replica SET scan_rate = NULL});
+$target->safe_psql('postgres', q{UPDATE tablesync.replica SET scan_rate = NULL});
 
 # --- max_source_load ---
 
