@@ -9,10 +9,11 @@ OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/*.c)))
 SQL_PARTS = $(addprefix extension/sql/,catalog.sql access.sql history.sql add.sql api.sql verify.sql schema.sql load.sql guard.sql dependents.sql \
     plan.sql evolve.sql alert.sql schedule.sql views.sql totals.sql health.sql preflight.sql check.sql add_schema.sql rights.sql)
 BUILT_SQL = tablesync--$(EXTVERSION).sql
-DATA_built = $(BUILT_SQL)
-DATA = $(wildcard extension/updates/*.sql)
+UPDATE_SQL = tablesync--0.1.0--$(EXTVERSION).sql
+DATA_built = $(BUILT_SQL) $(UPDATE_SQL)
+DATA = $(wildcard extension/updates/tablesync--*.sql)
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers -Wno-declaration-after-statement $(TSYNC_CFLAGS)
-EXTRA_CLEAN = $(BUILT_SQL) output_iso tmp_check
+EXTRA_CLEAN = $(BUILT_SQL) $(UPDATE_SQL) output_iso tmp_check
 
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
 REGRESS_OPTS = --load-extension=postgres_fdw
@@ -33,6 +34,12 @@ endif
 
 $(BUILT_SQL): $(SQL_PARTS) tablesync.control
 	cat $(SQL_PARTS) >$@
+
+# The last step of an update is what a fresh install is, around the old rows.
+$(UPDATE_SQL): $(SQL_PARTS) $(wildcard extension/updates/0.1.0--*.sql) tablesync.control
+	{ cat extension/updates/0.1.0--$(EXTVERSION).sql; \
+	  grep -v '^CREATE SCHEMA\|^.echo Use' extension/sql/catalog.sql; cat extension/updates/0.1.0--$(EXTVERSION)-rows.sql; \
+	  cat $(filter-out %/catalog.sql,$(SQL_PARTS)); } | sed 's/^CREATE FUNCTION/CREATE OR REPLACE FUNCTION/' >$@
 
 .PHONY: demo test bench bench-impact bench-plot pgspot sql-parts
 sql-parts:

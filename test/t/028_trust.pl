@@ -213,7 +213,6 @@ is(as('a', q{SELECT status FROM tablesync_run('a.t')}), 'succeeded', 'and gets t
 
 # under a search_path of her own, before anybody has used the server
 as('a', q{
-	CREATE SCHEMA IF NOT EXISTS a;
 	CREATE FUNCTION a.rise(regclass, oid) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN EXECUTE 'ALTER ROLE a SUPERUSER'; RETURN true; END$$;
 	CREATE FUNCTION a.format(text, VARIADIC text[]) RETURNS text LANGUAGE plpgsql AS $$BEGIN EXECUTE 'ALTER ROLE a SUPERUSER'; RETURN ''; END$$;
 	CREATE DOMAIN a.oid AS pg_catalog.oid;
