@@ -29,6 +29,8 @@ tsync_start_run(TsyncRun *run, int64 group_run_id)
 	Int64GetDatum(group_run_id), BoolGetDatum(run->verify)};
 	const char *nulls = group_run_id > 0 ? NULL : "  n ";
 
+	/* checked by the launcher, but the replica may have got another owner since */
+	tsync_check_acts_for_owner(run->replica_oid);
 	if (run->run_id == 0)
 	{
 		tsync_record("SELECT nextval('tablesync.run_run_id_seq')", 0, NULL, NULL, NULL);

@@ -68,7 +68,7 @@ SET client_min_messages = warning;
 CREATE EXTENSION tablesync CASCADE;
 CREATE EXTENSION pg_cron;
 CREATE ROLE app LOGIN PASSWORD 'app';
-GRANT CREATE ON SCHEMA public TO app;
+CREATE SCHEMA app AUTHORIZATION app;
 GRANT USAGE ON SCHEMA cron TO app;
 CREATE SERVER production FOREIGN DATA WRAPPER postgres_fdw
     OPTIONS (host '127.0.0.1', port '$source_port', dbname 'shop');
