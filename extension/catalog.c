@@ -304,15 +304,23 @@ tsync_read_source(TsyncRun *run)
 bool
 tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint)
 {
-	Oid			types[] = {OIDOID, TEXTOID, INT8OID};
+	Oid			types[] = {OIDOID, TEXTOID, INT8OID, TEXTOID, BOOLOID};
 	Datum		values[] = {ObjectIdGetDatum(run->replica_oid), CStringGetTextDatum(run->new_shape),
-	Int64GetDatum(run->run_id)};
+	Int64GetDatum(run->run_id), (Datum) 0, (Datum) 0};
+	char	   *steps;
 
-	tsync_catalog_execute("SELECT problem, hint FROM tablesync.evolve($1::regclass, $2::jsonb, $3)",
-					lengthof(types), types, values, NULL);
+	/* with the owner's rights: what it does may run code of the owner */
+	tsync_catalog_execute("SELECT problem, hint, steps FROM tablesync.evolve($1::regclass, $2::jsonb)",
+						  2, types, values, NULL);
 	*problem = tsync_result_text(0, 1);
 	*hint = tsync_result_text(0, 2);
+	steps = tsync_result_text(0, 3);
 	SPI_freetuptable(SPI_tuptable);
+
+	values[3] = CStringGetTextDatum(steps ? steps : "[]");
+	values[4] = BoolGetDatum(*problem != NULL);
+	tsync_record("SELECT tablesync.record_evolution($1::regclass, $2::jsonb, $3, $4::jsonb, $5)",
+				 lengthof(types), types, values, NULL);
 	return *problem == NULL;
 }
 

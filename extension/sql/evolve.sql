@@ -3,7 +3,9 @@
  *
  * A run finds a new shape before it reads rows.  Then one local transaction,
  * which does not touch the source, either changes replica, foreign table and
- * settings and logs it, or pauses the replica and says what to do.
+ * settings and logs it, or pauses the replica and says what to do.  evolve()
+ * plans and does the DDL, with the rights of the replica's owner;
+ * record_evolution() writes what has become of it, with those of the extension's.
  */
 
 CREATE VIEW @extschema@.tablesync_schema_log WITH (security_barrier = true) AS
@@ -63,7 +65,7 @@ COMMENT ON FUNCTION tablesync.drop_unless_used(tablesync.schema_step) IS 'drops 
  * Keys and the version are compared anyway, and must not run ahead of the
  * other columns.
  */
-CREATE FUNCTION tablesync.want_filled(settings tablesync.replica, new_shape jsonb, filled name[], hashed boolean)
+CREATE FUNCTION tablesync.want_filled(settings tablesync.all_replicas, new_shape jsonb, filled name[], hashed boolean)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -74,20 +76,20 @@ BEGIN
     END IF;
     IF hashed AND NOT EXISTS (SELECT FROM jsonb_array_elements(new_shape) c
                               WHERE tablesync.type_problem((c->>'type_oid')::oid, false, true) IS NOT NULL) THEN
-        UPDATE tablesync.replica t SET adopted = true WHERE t.replica = settings.replica;
+        UPDATE tablesync.all_replicas t SET adopted = true WHERE t.replica = settings.replica;
     ELSE
-        UPDATE tablesync.replica t
+        UPDATE tablesync.all_replicas t
         SET refetch = ARRAY(SELECT unnest(t.refetch) UNION SELECT unnest(filled)
                             EXCEPT SELECT unnest(t.key_columns || t.version_column))
         WHERE t.replica = settings.replica;
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tablesync.want_filled(tablesync.replica, jsonb, name[], boolean) IS 'sees to it that a run brings the values of changed columns for all rows';
+COMMENT ON FUNCTION tablesync.want_filled(tablesync.all_replicas, jsonb, name[], boolean) IS 'sees to it that a run brings the values of changed columns for all rows';
 
-/* Do what a plan says, and remember the new shape. */
-CREATE FUNCTION tablesync.apply_steps(settings tablesync.replica, new_shape jsonb, run_id bigint, steps tablesync.schema_step[])
-RETURNS void
+/* Do what a plan says; returns the steps as they were done. */
+CREATE FUNCTION tablesync.apply_steps(settings tablesync.replica, steps tablesync.schema_step[])
+RETURNS tablesync.schema_step[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -96,7 +98,6 @@ DECLARE
     view jsonb;
     views jsonb[] := '{}';
     retyped name[];
-    renamed jsonb;
 BEGIN
     IF EXISTS (SELECT FROM unnest(steps) s WHERE cardinality(s.statements) + cardinality(coalesce(s.unless_used, '{}')) > 0) THEN
         EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', settings.replica);
@@ -114,23 +115,10 @@ BEGIN
     FOR n IN 1 .. cardinality(steps) LOOP
         steps[n] := tablesync.drop_unless_used(steps[n]);
     END LOOP;
-
-    SELECT coalesce(jsonb_object_agg(m.before->>'column', m.after->>'column'), '{}') INTO renamed
-    FROM tablesync.match_columns(settings.shape, new_shape) m
-    WHERE m.before IS NOT NULL AND m.after IS NOT NULL;
-    UPDATE tablesync.replica t
-    SET shape = new_shape,
-        key_columns = ARRAY(SELECT coalesce(renamed->>k.k::text, k.k)::name FROM unnest(t.key_columns) WITH ORDINALITY k (k, n) ORDER BY k.n),
-        version_column = renamed->>t.version_column::text,
-        refetch = ARRAY(SELECT (renamed->>k.k::text)::name FROM unnest(t.refetch) k (k) WHERE renamed ? k.k::text)
-    WHERE t.replica = settings.replica;
-    PERFORM tablesync.want_filled(settings, new_shape, ARRAY(SELECT s.column_name FROM unnest(steps) s WHERE s.fill),
-                                  NOT tablesync.lags_behind(settings.source, new_shape));
-    PERFORM tablesync.log_steps(settings.replica, run_id, steps, false);
-    PERFORM tablesync.close_alert(settings.replica, 'schema_changed');
+    RETURN steps;
 END
 $$;
-COMMENT ON FUNCTION tablesync.apply_steps(tablesync.replica, jsonb, bigint, tablesync.schema_step[]) IS 'changes replica and foreign table as planned';
+COMMENT ON FUNCTION tablesync.apply_steps(tablesync.replica, tablesync.schema_step[]) IS 'changes replica and foreign table as planned';
 
 /* Mark what the policy, or an error, keeps a run from doing as a problem. */
 CREATE FUNCTION tablesync.refuse_steps(settings tablesync.replica, steps tablesync.schema_step[], reason text)
@@ -146,9 +134,8 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.refuse_steps(tablesync.replica, tablesync.schema_step[], text) IS 'turns the steps of a plan that would change something into problems';
 
-/* Stop the runs of a replica until its owner has dealt with a change. */
-CREATE FUNCTION tablesync.pause_for_schema(settings tablesync.replica, run_id bigint, steps tablesync.schema_step[],
-                                           OUT problem text, OUT hint text)
+/* Why a replica is paused, and what to do about it, in words. */
+CREATE FUNCTION tablesync.describe_problems(settings tablesync.replica, steps tablesync.schema_step[], OUT problem text, OUT hint text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -160,29 +147,30 @@ BEGIN
     SELECT concat_ws(' ', string_agg(nullif(btrim(replace(h.hint, resume, '')), ''), ' ' ORDER BY h.n),
                      CASE WHEN bool_or(strpos(h.hint, resume) > 0) THEN resume END) INTO hint
     FROM (SELECT s.hint, min(s.ordinality) FROM unnest(steps) WITH ORDINALITY s GROUP BY s.hint) h (hint, n);
-    UPDATE tablesync.replica t SET enabled = false WHERE t.replica = settings.replica;
-    PERFORM tablesync.log_steps(settings.replica, run_id, steps, true);
 END
 $$;
-COMMENT ON FUNCTION tablesync.pause_for_schema(tablesync.replica, bigint, tablesync.schema_step[]) IS 'pauses a replica because of a change of its source''s shape; returns why, and what to do';
+COMMENT ON FUNCTION tablesync.describe_problems(tablesync.replica, tablesync.schema_step[]) IS 'why a change of a source''s shape pauses a replica, and what to do';
 
-/* What a run does about a new shape; "problem" is NULL if it can go on. */
-CREATE FUNCTION tablesync.evolve(replica regclass, new_shape jsonb, run_id bigint, OUT problem text, OUT hint text)
+/*
+ * What a run does about a new shape: the DDL, if it can go on; else "problem"
+ * says why not.  The steps are for record_evolution().
+ */
+CREATE FUNCTION tablesync.evolve(replica regclass, new_shape jsonb, OUT problem text, OUT hint text, OUT steps jsonb)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     settings tablesync.replica;
-    steps tablesync.schema_step[];
+    planned tablesync.schema_step[];
 BEGIN
-    SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1 FOR UPDATE;
-    steps := ARRAY(SELECT s FROM tablesync.plan_evolution(settings, new_shape) s);
-    IF settings.on_schema_change = 'pause' AND NOT EXISTS (SELECT FROM unnest(steps) s WHERE s.problem IS NOT NULL) THEN
-        steps := tablesync.refuse_steps(settings, steps, NULL);
+    SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
+    planned := ARRAY(SELECT s FROM tablesync.plan_evolution(settings, new_shape) s);
+    IF settings.on_schema_change = 'pause' AND NOT EXISTS (SELECT FROM unnest(planned) s WHERE s.problem IS NOT NULL) THEN
+        planned := tablesync.refuse_steps(settings, planned, NULL);
     END IF;
-    IF NOT EXISTS (SELECT FROM unnest(steps) s WHERE s.problem IS NOT NULL) THEN
+    IF NOT EXISTS (SELECT FROM unnest(planned) s WHERE s.problem IS NOT NULL) THEN
         BEGIN
-            PERFORM tablesync.apply_steps(settings, new_shape, run_id, steps);
+            steps := to_jsonb(tablesync.apply_steps(settings, planned));
             RETURN;
         EXCEPTION
             WHEN lock_not_available THEN
@@ -193,22 +181,56 @@ BEGIN
                 IF SQLSTATE !~ '^(0A|22|23|2B|42|44|54|P0|55006)' THEN
                     RAISE;
                 END IF;
-                steps := tablesync.refuse_steps(settings, steps, SQLERRM);
-                IF NOT EXISTS (SELECT FROM unnest(steps) s WHERE s.problem IS NOT NULL) THEN
+                planned := tablesync.refuse_steps(settings, planned, SQLERRM);
+                IF NOT EXISTS (SELECT FROM unnest(planned) s WHERE s.problem IS NOT NULL) THEN
                     RAISE;
                 END IF;
         END;
     END IF;
-    SELECT p.problem, p.hint INTO problem, hint FROM tablesync.pause_for_schema(settings, run_id, steps) p;
+    SELECT p.problem, p.hint INTO problem, hint FROM tablesync.describe_problems(settings, planned) p;
+    steps := to_jsonb(planned);
 END
 $$;
-COMMENT ON FUNCTION tablesync.evolve(regclass, jsonb, bigint) IS 'makes a replica follow its source''s new shape, or pauses it; returns why, and what to do';
+COMMENT ON FUNCTION tablesync.evolve(regclass, jsonb) IS 'makes a replica follow its source''s new shape, or says why not, and what to do';
+
+/* Remember the new shape of a source that a replica has followed, or pause the replica. */
+CREATE FUNCTION tablesync.record_evolution(replica regclass, new_shape jsonb, run_id bigint, steps jsonb, paused boolean)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    settings tablesync.all_replicas;
+    done tablesync.schema_step[] := ARRAY(SELECT s FROM jsonb_populate_recordset(NULL::tablesync.schema_step, steps) s);
+    renamed jsonb;
+BEGIN
+    PERFORM tablesync.log_steps($1, run_id, done, paused);
+    IF paused THEN
+        UPDATE tablesync.all_replicas t SET enabled = false WHERE t.replica = $1;
+        RETURN;
+    END IF;
+    SELECT * INTO settings FROM tablesync.all_replicas t WHERE t.replica = $1 FOR UPDATE;
+    SELECT coalesce(jsonb_object_agg(m.before->>'column', m.after->>'column'), '{}') INTO renamed
+    FROM tablesync.match_columns(settings.shape, new_shape) m
+    WHERE m.before IS NOT NULL AND m.after IS NOT NULL;
+    UPDATE tablesync.all_replicas t
+    SET shape = new_shape,
+        key_columns = ARRAY(SELECT coalesce(renamed->>k.k::text, k.k)::name FROM unnest(t.key_columns) WITH ORDINALITY k (k, n) ORDER BY k.n),
+        version_column = renamed->>t.version_column::text,
+        refetch = ARRAY(SELECT (renamed->>k.k::text)::name FROM unnest(t.refetch) k (k) WHERE renamed ? k.k::text)
+    WHERE t.replica = $1;
+    PERFORM tablesync.want_filled(settings, new_shape, ARRAY(SELECT s.column_name FROM unnest(done) s WHERE s.fill),
+                                  NOT tablesync.lags_behind(settings.source, new_shape));
+    PERFORM tablesync.close_alert($1, 'schema_changed');
+END
+$$;
+COMMENT ON FUNCTION tablesync.record_evolution(regclass, jsonb, bigint, jsonb, boolean) IS 'remembers the new shape of a source, or pauses a replica because of it';
 
 CREATE FUNCTION tablesync.finish_refetch(replica regclass)
 RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    UPDATE tablesync.replica t SET refetch = '{}' WHERE t.replica = $1;
+    UPDATE tablesync.all_replicas t SET refetch = '{}' WHERE t.replica = $1;
 $$;
 COMMENT ON FUNCTION tablesync.finish_refetch(regclass) IS 'notes that the columns in tablesync.replica.refetch have been fetched for all rows';

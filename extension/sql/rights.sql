@@ -15,7 +15,7 @@ DECLARE
         smallest_value,subdivide,source_bounds,can_bulk_load,build_indexes,abandon_bulk_load,
         widens,local_column,stands_for,by_hand,add_again,foreign_column_statements,plan_added,rename_statements,plan_dropped,
         plan_renamed,describe_retyped,plan_retyped,plan_nullable,match_columns,plan_key,plan_evolution,
-        log_steps,drop_unless_used,want_filled,apply_steps,refuse_steps,pause_for_schema,evolve,
+        drop_unless_used,apply_steps,refuse_steps,describe_problems,evolve,
         dependent_views,privileges,view_state,check_recreatable,drop_views,restore_privileges,create_view,
         cron_field,cron_home,cron_next,job_prefix,watch_prefix,job_definition,cron_schedule,due,check_cron,schedule_job,schedule,
         unschedule,watch,try_run,raise_error,run_scheduled,
