@@ -14,10 +14,12 @@
 #include "tablesync.h"
 
 #include "access/xact.h"
+#include "catalog/pg_inherits.h"
 #include "compat.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
@@ -29,12 +31,10 @@
 static void
 lock_replica(TsyncReplica *replica)
 {
-	char	   *sql = psprintf("LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE", replica->replica_sql);
-	MemoryContext caller = CurrentMemoryContext;
-
-	if (SPI_execute(sql, false, 0) != SPI_OK_UTILITY)
-		elog(ERROR, "could not lock the replica");
-	MemoryContextSwitchTo(caller);
+	LockRelationOid(replica->relid, ShareRowExclusiveLock);
+	(void) find_all_inheritors(replica->relid, ShareRowExclusiveLock, NULL);
+	tsync_hold(replica, TSYNC_REPLICA);
+	tsync_hold_nothing();
 }
 
 /*

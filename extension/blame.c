@@ -106,7 +106,7 @@ tsync_blame(TsyncRun *run, TsyncChunk *chunk, TsyncDigest now)
 
 	tsync_rowset_init(&keys, "tsync_suspects", tsync_key_desc(run->replica, 0));
 	tsync_select_each(run, TSYNC_REPLICA,
-					  tsync_sql_suspects(run, chunk, MAX_SUSPECTS + 1), take_suspect, &suspects);
+					  tsync_sql_suspects(run, chunk, MAX_SUSPECTS + 1), NULL, take_suspect, &suspects);
 	if (suspects.count <= MAX_SUSPECTS)
 		subset = find_subset(&suspects, change);
 	if (subset != 0)

@@ -45,8 +45,11 @@ struct TsyncAllBuckets
 	int64		count;
 	PlainBucket *buckets;
 	bool		overflow;
+	bool		nonsense;		/* a number that no key has */
 	TsyncHint	hint;
 };
+
+static const TsyncBucketing bitmaps = {TSYNC_BITMAP_SHIFT, TSYNC_BITMAP_MASK};
 
 static double
 rows_per_block(TsyncRun *run)
@@ -121,6 +124,9 @@ take_bucket_of_blocks(TupleTableSlot *slot, void *arg)
 	int64		number = tsync_slot_integer(slot, 1);
 	PlainBucket *bucket;
 
+	all->nonsense |= !tsync_is_bucket_number(&bitmaps, number);
+	if (all->nonsense)
+		return;
 	if (number < all->first || number >= all->first + all->count)
 		all->overflow |= !reach(all, number, number + 1);
 	if (all->overflow)
@@ -173,7 +179,7 @@ tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncChunk *chunk)
 TsyncAllBuckets *
 tsync_read_all_buckets(TsyncRun *run)
 {
-	TsyncBucketing bucketing = {TSYNC_BITMAP_SHIFT, TSYNC_BITMAP_MASK};
+	TsyncBucketing bucketing = bitmaps;
 	TsyncAllBuckets *all = palloc0(sizeof(TsyncAllBuckets));
 	TsyncChunk	range = {0};
 	int64		first;
@@ -190,8 +196,10 @@ tsync_read_all_buckets(TsyncRun *run)
 		tsync_check_snapshot_age(run);
 		tsync_select_each(run, TSYNC_SOURCE,
 						  tsync_sql_buckets(run->replica, TSYNC_SOURCE, &range, &bucketing,
-											run->source_version), take_bucket_of_blocks, all);
+											run->source_version), NULL, take_bucket_of_blocks, all);
 		tsync_note_speed(run, rows_of_blocks(run, &range), TSYNC_BUCKET_COST, run->source_time - before);
+		if (all->nonsense)
+			tsync_refuse_answer(run, "a bucket that no key can be in");
 	}
 	return all->overflow ? NULL : all;
 }

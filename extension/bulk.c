@@ -168,9 +168,6 @@ write_row(TupleTableSlot *slot, void *arg)
 {
 	HeapWriter *writer = arg;
 
-	if (slot->tts_tupleDescriptor->natts != RelationGetDescr(writer->rel)->natts)
-		elog(ERROR, "source rows have %d columns, replica rows %d",
-			 slot->tts_tupleDescriptor->natts, RelationGetDescr(writer->rel)->natts);
 	check_not_null(writer->rel, slot);
 	add_to_digest(writer, slot);
 	if (writer->nused == writer->ncreated)
@@ -204,10 +201,10 @@ read_range(TsyncRun *run, TsyncChunk *range, TsyncRowFunction function, void *ar
 		bytes = tsync_select_digest(run, TSYNC_SOURCE, tsync_sql_bytes_of_range(replica, range));
 	if (bytes.rows > 1 && bytes.sum > PIECE_BYTES)
 		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_middle(replica, range, bytes.rows / 2),
-						  take_key, &middle);
+						  tsync_key_desc(replica, 0), take_key, &middle);
 	if (middle.key == NULL)
 	{
-		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_range(replica, range), function, arg);
+		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_range(replica, range), tsync_row_desc(replica), function, arg);
 		return;
 	}
 	half.upper = middle.key;
@@ -223,6 +220,8 @@ write_range(TsyncRun *run, TsyncChunk *range, Relation rel)
 {
 	HeapWriter *writer = palloc(sizeof(HeapWriter));
 
+	/* bytes go into the heap as they come: what the statement returns must be what the table has */
+	tsync_check_desc(tsync_row_desc(run->replica), RelationGetDescr(rel));
 	writer_open(writer, run, rel);
 	read_range(run, range, write_row, writer);
 	writer_close(writer);
@@ -275,7 +274,8 @@ is_plain(TsyncReplica *replica, Relation rel)
 		Form_pg_attribute attribute = TupleDescAttr(desc, i);
 
 		if (strcmp(NameStr(attribute->attname), replica->columns[i].name) != 0 ||
-			attribute->atttypid != replica->columns[i].type || attribute->attgenerated != '\0')
+			attribute->atttypid != replica->columns[i].type || attribute->atttypmod != replica->columns[i].typmod ||
+			attribute->attisdropped || attribute->attgenerated != '\0')
 			return false;
 	}
 	return true;

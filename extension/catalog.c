@@ -34,6 +34,9 @@
 /* Rows that can't be longer are fetched by the thousand. */
 #define NARROW_ROW_BYTES 8192
 
+/* Whatever the source's statistics say: one table of 32 TB has fewer. */
+#define MAX_ESTIMATED_ROWS 1e12
+
 /*
  * Run a statement with parameters; returns the number of rows.  SPI leaves its
  * own memory context current, we don't.
@@ -106,22 +109,30 @@ tsync_result_timestamp(uint64 row, int column)
 	return isnull ? 0 : DatumGetTimestampTz(value);
 }
 
-/* Texts of a text[] column, NULL if it is NULL. */
+/*
+ * Texts of a text[] column and how many they are.  NULL if it is NULL (0), or
+ * no list of texts without NULLs among them (-1).
+ */
 char **
-tsync_result_texts(uint64 row, int column)
+tsync_result_texts(uint64 row, int column, int *ntexts)
 {
 	bool		isnull;
 	Datum		value = tsync_result_datum(row, column, &isnull);
+	ArrayType  *array;
 	Datum	   *elements;
-	int			nelements;
 	char	  **texts;
 
+	*ntexts = 0;
 	if (isnull)
 		return NULL;
-	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false, TYPALIGN_INT,
-					  &elements, NULL, &nelements);
-	texts = palloc(nelements * sizeof(char *));
-	for (int i = 0; i < nelements; i++)
+	*ntexts = -1;
+	array = DatumGetArrayTypeP(value);
+	if (SPI_gettypeid(SPI_tuptable->tupdesc, column) != TEXTARRAYOID || ARR_ELEMTYPE(array) != TEXTOID ||
+		ARR_NDIM(array) > 1 || array_contains_nulls(array))
+		return NULL;
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, ntexts);
+	texts = palloc(Max(*ntexts, 1) * sizeof(char *));
+	for (int i = 0; i < *ntexts; i++)
 		texts[i] = TextDatumGetCString(elements[i]);
 	return texts;
 }
@@ -200,9 +211,16 @@ tsync_read_columns(TsyncReplica *replica)
 	}
 	SPI_freetuptable(SPI_tuptable);
 
+	if (replica->nkeys == 0 || replica->nkeys > INDEX_MAX_KEYS)
+		elog(ERROR, "replica %s has no key", replica->label);
 	for (int i = 0; i < replica->nkeys; i++)
-		if (replica->keys[i] == NULL)
-			elog(ERROR, "key columns of replica %s are not numbered from 1", replica->label);
+		if (replica->keys[i] == NULL || !tsync_can_be_key(replica->keys[i]->type))
+			elog(ERROR, "key columns of replica %s are not what they were", replica->label);
+	if (replica->version == NULL && !replica->row_fingerprint)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the version column of replica %s does not exist", replica->label),
+				 errhint("SELECT tablesync_alter(%s, fingerprint => 'row');", quote_literal_cstr(replica->label))));
 	replica->fingerprint_column = "fingerprint";
 	for (int i = 0; i < replica->nkeys; i++)
 		if (strcmp(replica->keys[i]->name, replica->fingerprint_column) == 0)
@@ -236,7 +254,8 @@ tsync_read_replica(Oid relid)
 							"  FROM tablesync.all_chunks k WHERE k.replica = t.replica),"
 							" verify_fraction,"
 							" EXISTS (SELECT FROM tablesync.all_alerts a"
-							"  WHERE a.replica = t.replica AND a.kind = 'drift' AND a.closed_at IS NULL AND a.run_id IS NOT NULL)"
+							"  WHERE a.replica = t.replica AND a.kind = 'drift' AND a.closed_at IS NULL AND a.run_id IS NOT NULL),"
+							" bounds_key"
 							" FROM tablesync.all_replicas t JOIN pg_class c ON c.oid = t.replica"
 							" WHERE t.replica = $1::regclass", relid) != 1)
 		ereport(ERROR,
@@ -250,7 +269,8 @@ tsync_read_replica(Oid relid)
 	replica->max_source_load = tsync_result_double(0, 5);
 	replica->max_delete_fraction = tsync_result_double(0, 6);
 	replica->loaded = tsync_result_bool(0, 7);
-	replica->load_position = tsync_result_texts(0, 8);
+	replica->load_position = tsync_result_texts(0, 8, &replica->nposition);
+	replica->bounds_key = tsync_result_text(0, 19);
 	replica->adopted = tsync_result_bool(0, 10);
 	replica->workers = (int) tsync_result_int64(0, 11);
 	replica->scan_rate = tsync_result_double(0, 12);
@@ -293,6 +313,9 @@ tsync_read_source(TsyncRun *run)
 	tsync_expect_source(false);
 	run->source_version = (int) tsync_result_int64(0, 1);
 	run->source_estimate = tsync_result_double(0, 2);
+	if (!(run->source_estimate >= 0))
+		run->source_estimate = 0;	/* NaN, too */
+	run->source_estimate = Min(run->source_estimate, MAX_ESTIMATED_ROWS);
 	run->new_shape = tsync_result_text(0, 3);
 	SPI_freetuptable(SPI_tuptable);
 }
@@ -355,7 +378,7 @@ tsync_read_layout(TsyncRun *run)
 	tsync_catalog_execute_oid("SELECT blocks, clustered FROM tablesync.source_layout($1::regclass)",
 							  run->replica->relid);
 	tsync_expect_source(false);
-	run->source_blocks = tsync_result_int64(0, 1);
+	run->source_blocks = Max(Min(tsync_result_int64(0, 1), MaxBlockNumber), 0);
 	run->source_clustered = tsync_result_bool(0, 2);
 	SPI_freetuptable(SPI_tuptable);
 }
@@ -432,6 +455,59 @@ tsync_group_members(Oid replica)
 		members = lappend_oid(members, (Oid) tsync_result_int64(i, 1));
 	SPI_freetuptable(SPI_tuptable);
 	return members;
+}
+
+/*
+ * What bounds in key order are made of: the types of the key.  A load position,
+ * ranges of a bulk load and bounds of chunks mean nothing for another key.
+ */
+static char *
+key_of_bounds(TsyncReplica *replica)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < replica->nkeys; i++)
+		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "", tsync_type_sql(replica->keys[i]->type));
+	return buf.data;
+}
+
+/*
+ * Forget what is remembered by key if the key has another type than it had, or
+ * nobody knows which; in transactions of its own.
+ */
+void
+tsync_check_bounds(TsyncRun *run)
+{
+	TsyncReplica *replica = run->replica;
+	MemoryContext run_context = CurrentMemoryContext;
+	char	   *key;
+	bool		usable;
+	Oid			types[] = {OIDOID, TEXTOID};
+	Datum		values[2];
+
+	tsync_begin();
+	key = key_of_bounds(replica);
+	usable = replica->bounds_key != NULL && strcmp(replica->bounds_key, key) == 0 &&
+		(replica->nposition == 0 || replica->nposition == replica->nkeys);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	if (usable)
+		return;
+	if (replica->bulk_loading)
+		tsync_undo_bulk_load(run);
+
+	tsync_begin();
+	values[0] = ObjectIdGetDatum(replica->relid);
+	values[1] = CStringGetTextDatum(key_of_bounds(replica));
+	tsync_record_oid("DELETE FROM tablesync.all_chunks WHERE replica = $1::regclass", replica->relid);
+	tsync_record("UPDATE tablesync.all_replicas SET bounds_key = $2, load_position = NULL WHERE replica = $1::regclass",
+				 lengthof(types), types, values, NULL);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	replica->bulk_loading = false;
+	replica->load_position = NULL;
+	replica->nposition = 0;
 }
 
 /* Remember how far a load has come; part of the transaction of the page. */

@@ -20,7 +20,7 @@ extern bool tsync_result_bool(uint64 row, int column);
 extern int64 tsync_result_int64(uint64 row, int column);
 extern double tsync_result_double(uint64 row, int column);
 extern TimestampTz tsync_result_timestamp(uint64 row, int column);
-extern char **tsync_result_texts(uint64 row, int column);
+extern char **tsync_result_texts(uint64 row, int column, int *ntexts);
 extern Datum tsync_texts_datum(char **texts, int ntexts);
 
 #endif							/* TABLESYNC_CATALOG_H */

@@ -11,10 +11,17 @@
 #include "tablesync.h"
 #include "catalog.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/resowner.h"
+#include "utils/typcache.h"
+
+/* A load is not cut into more ranges than this, whatever the source says of itself. */
+#define MAX_RANGES 100000
 
 /*
  * Find out whether what is remembered of the replica still holds.  "key" tells
@@ -76,12 +83,86 @@ tsync_distrust_memory(TsyncRun *run)
 	tsync_commit();
 }
 
-/* The chunks of the last run in key order; NIL if there are none, or not all. */
+/* Compare two bounds, as datums of the types of the key. */
+static int
+compare_bounds(TsyncReplica *replica, Datum *a, Datum *b)
+{
+	for (int i = 0; i < replica->nrange; i++)
+	{
+		TypeCacheEntry *type = lookup_type_cache(replica->keys[i]->type, TYPECACHE_CMP_PROC_FINFO);
+		int			order = DatumGetInt32(FunctionCall2(&type->cmp_proc_finfo, a[i], b[i]));
+
+		if (order != 0)
+			return order;
+	}
+	return 0;
+}
+
+/* Are the bounds of chunks values of the key, in ascending order?  An error of an input function if not values. */
+static bool
+are_ascending(TsyncReplica *replica, List *chunks)
+{
+	Datum	   *previous = NULL;
+	ListCell   *lc;
+
+	foreach(lc, chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+		Datum	   *bound = palloc(Max(replica->nrange, 1) * sizeof(Datum));
+
+		for (int i = 0; chunk->lower && i < replica->nrange; i++)
+		{
+			Oid			input;
+			Oid			parameter;
+
+			getTypeInputInfo(replica->keys[i]->type, &input, &parameter);
+			bound[i] = OidInputFunctionCall(input, chunk->lower[i], parameter, -1);
+		}
+		if (previous && compare_bounds(replica, previous, bound) >= 0)
+			return false;
+		previous = chunk->lower ? bound : NULL;
+	}
+	return true;
+}
+
+/* Can the chunks be what a run has written?  Nobody promises it. */
+static bool
+are_plausible(TsyncReplica *replica, List *chunks)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool plausible = false;
+
+	if (list_length(chunks) < 2)
+		return true;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		plausible = are_ascending(replica, chunks);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		if (ERRCODE_TO_CATEGORY(CopyErrorData()->sqlerrcode) != ERRCODE_DATA_EXCEPTION)
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return plausible;
+}
+
+/* The chunks of the last run in key order; NIL if there are none, not all, or none that could be true. */
 List *
 tsync_read_chunks(TsyncReplica *replica)
 {
 	List	   *chunks = NIL;
 	TsyncChunk *previous = NULL;
+	int			nbounds;
 	uint64		nchunks = tsync_record_oid("SELECT lower_key, rows, differed, digest, stale,"
 													" buckets IS NOT NULL, digest IS NOT NULL, bucket_mask = -1, chunk_no, verified_at"
 													" FROM tablesync.all_chunks"
@@ -93,7 +174,7 @@ tsync_read_chunks(TsyncReplica *replica)
 		TsyncChunk *chunk = palloc0(sizeof(TsyncChunk));
 
 		chunk->number = (int) i;
-		chunk->lower = tsync_result_texts(i, 1);
+		chunk->lower = tsync_result_texts(i, 1, &nbounds);
 		chunk->expected_rows = chunk->replica.rows = tsync_result_int64(i, 2);
 		chunk->differed = tsync_result_bool(i, 3);
 		chunk->replica.sum = (uint64) tsync_result_int64(i, 4);
@@ -101,7 +182,8 @@ tsync_read_chunks(TsyncReplica *replica)
 		chunk->has_buckets = tsync_result_bool(i, 6);
 		chunk->known = !chunk->stale && tsync_result_bool(i, 7);
 		chunk->has_bitmaps = tsync_result_bool(i, 8);
-		if (tsync_result_int64(i, 9) != (int64) i || (i == 0) != (chunk->lower == NULL))
+		if (tsync_result_int64(i, 9) != (int64) i || nbounds != (i == 0 ? 0 : replica->nrange) ||
+			(i > 0 && replica->nrange == 0))
 		{
 			chunks = NIL;		/* somebody has deleted some */
 			break;
@@ -115,7 +197,12 @@ tsync_read_chunks(TsyncReplica *replica)
 		previous = chunk;
 	}
 	SPI_freetuptable(SPI_tuptable);
-	return chunks;
+	if (are_plausible(replica, chunks))
+		return chunks;
+	ereport(WARNING,
+			(errmsg("what is remembered of the key ranges of replica %s contradicts itself", replica->label),
+			 errdetail("They are cut anew.")));
+	return NIL;
 }
 
 /* Give the chunks of a new plan their numbers; new ones are unknown. */
@@ -186,6 +273,8 @@ tsync_read_buckets(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *buc
 		elog(ERROR, "buckets of chunk %d of replica %s are not there any more", chunk->number, replica->label);
 	bucketing->shift = (int) tsync_result_int64(0, 1);
 	bucketing->mask = tsync_result_int64(0, 2);
+	if (SPI_gettypeid(SPI_tuptable->tupdesc, 3) != BYTEAOID)
+		elog(ERROR, "buckets are no bytea");
 	packed = DatumGetByteaPCopy(tsync_result_datum(0, 3, &isnull));
 	SPI_freetuptable(SPI_tuptable);
 	return packed;
@@ -267,7 +356,7 @@ tsync_begin_bulk_load(TsyncRun *run, int64 range_rows)
 		ObjectIdGetDatum(run->replica->relid),
 		(Datum) 0,
 		Float8GetDatum(run->source_estimate),
-		Int64GetDatum(range_rows)
+		Int64GetDatum(Max(range_rows, (int64) (run->source_estimate / MAX_RANGES * 2)))
 	};
 	char	  **bounds = NULL;
 	int			nbounds = 0;
@@ -280,15 +369,14 @@ tsync_begin_bulk_load(TsyncRun *run, int64 range_rows)
 	if (possible)
 	{
 		tsync_expect_source(true);
-		tsync_catalog_execute("SELECT b, cardinality(b) FROM tablesync.source_bounds($1::regclass, $3, $4) b",
+		tsync_catalog_execute("SELECT b FROM tablesync.source_bounds($1::regclass, $3, $4) b",
 							  lengthof(types), types, values, " n  ");
 		tsync_expect_source(false);
-		bounds = tsync_result_texts(0, 1);
-		nbounds = (int) tsync_result_int64(0, 2);
+		bounds = tsync_result_texts(0, 1, &nbounds);
 	}
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
-	if (!possible)
+	if (!possible || nbounds < 0 || nbounds > MAX_RANGES)
 		return false;
 
 	tsync_begin();
@@ -301,20 +389,23 @@ tsync_begin_bulk_load(TsyncRun *run, int64 range_rows)
 
 /*
  * Take the next range of a load for this transaction, NULL if there is none.
- * Tells whether nothing but the heap needs its rows.
  */
 TsyncChunk *
 tsync_claim_range(TsyncReplica *replica)
 {
 	TsyncChunk *range;
+	int			nlower;
+	int			nupper;
 
 	if (tsync_record_oid("SELECT chunk_no, lower_key, upper_key"
 								  " FROM tablesync.claim_range($1::regclass)", replica->relid) != 1)
 		return NULL;
 	range = palloc0(sizeof(TsyncChunk));
 	range->number = (int) tsync_result_int64(0, 1);
-	range->lower = tsync_result_texts(0, 2);
-	range->upper = tsync_result_texts(0, 3);
+	range->lower = tsync_result_texts(0, 2, &nlower);
+	range->upper = tsync_result_texts(0, 3, &nupper);
+	if ((nlower != 0 && nlower != replica->nrange) || (nupper != 0 && nupper != replica->nrange))
+		elog(ERROR, "range %d of replica %s is not one of its key", range->number, replica->label);
 	SPI_freetuptable(SPI_tuptable);
 	return range;
 }

@@ -188,8 +188,7 @@ tsync_check_main(Datum main_arg)
 	channel = shm_mq_attach(queue, segment, NULL);
 
 	BackgroundWorkerInitializeConnectionByOid(start.database, start.owner, TSYNC_CONNECT_FLAGS);
-	tsync_prepare_session();
-	SetConfigOption("default_transaction_read_only", "on", PGC_SUSET, PGC_S_OVERRIDE);
+	tsync_prepare_session(true);
 	tsync_prepare_planner();
 	checking = true;
 	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);

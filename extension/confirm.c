@@ -14,8 +14,8 @@
 static void
 find_again(TsyncRun *run, List *keys, void *arg)
 {
-	tsync_select_into(run, TSYNC_SOURCE, tsync_sql_find_keys(run->replica, keys),
-					  &run->stage->reappeared);
+	tsync_select_at_most(run, TSYNC_SOURCE, tsync_sql_find_keys(run->replica, keys),
+						 &run->stage->reappeared, list_length(keys));
 	tsync_progress_step(0, list_length(keys));
 }
 

@@ -12,8 +12,8 @@
 #include "tablesync.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
-#include "executor/tstoreReceiver.h"
 #include "miscadmin.h"
 #include "nodes/plannodes.h"
 #include "optimizer/plancat.h"
@@ -33,6 +33,7 @@ tsync_begin(void)
 {
 	CHECK_FOR_INTERRUPTS();
 	tsync_source_asked = false;
+	tsync_pin_session();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	if (SPI_connect() != SPI_OK_CONNECT)
@@ -156,6 +157,7 @@ tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest)
 	int			rc;
 
 	CHECK_FOR_INTERRUPTS();
+	tsync_hold(run->replica, side);
 	if (side == TSYNC_SOURCE)
 		plan = prepare_for_source(sql);
 	else if ((plan = SPI_prepare_cursor(sql, 0, NULL, CURSOR_OPT_PARALLEL_OK)) == NULL)
@@ -165,6 +167,7 @@ tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest)
 		tsync_expect_source(true);
 	rc = SPI_execute_plan_extended(plan, &options);
 	tsync_expect_source(false);
+	tsync_hold_nothing();
 	if (rc != SPI_OK_SELECT)
 		elog(ERROR, "unexpected SPI result %s", SPI_result_code_string(rc));
 	processed = SPI_processed;
@@ -175,13 +178,20 @@ tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest)
 	return processed;
 }
 
-/* A receiver that hands every row to a function. */
+/*
+ * A receiver that hands every row to a function.  Rows are used as what the
+ * code is prepared for, so that is compared with what comes: of each statement,
+ * because a foreign table may have got other columns since the last one.
+ */
 typedef struct RowReceiver
 {
 	DestReceiver pub;
 	TsyncRowFunction function;
 	void	   *arg;
 	MemoryContext context;		/* of the caller; the executor's own ends with the query */
+	TupleDesc	expected;		/* NULL: the function looks at the types itself */
+	uint64		limit;			/* more rows are an error; 0: there is none */
+	uint64		count;
 } RowReceiver;
 
 static bool
@@ -190,6 +200,11 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	RowReceiver *receiver = (RowReceiver *) self;
 	MemoryContext executor = MemoryContextSwitchTo(receiver->context);
 
+	if (receiver->limit > 0 && receiver->count++ >= receiver->limit)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("the source has returned more than " UINT64_FORMAT " rows for as many keys", receiver->limit),
+				 errhint("The table was probably rewritten while it was read, or its key is not unique. Run again.")));
 	receiver->function(slot, receiver->arg);
 	MemoryContextSwitchTo(executor);
 	return true;
@@ -198,6 +213,10 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 static void
 receive_startup(DestReceiver *self, int operation, TupleDesc tupdesc)
 {
+	RowReceiver *receiver = (RowReceiver *) self;
+
+	if (receiver->expected)
+		tsync_check_desc(receiver->expected, tupdesc);
 }
 
 static void
@@ -205,35 +224,59 @@ receive_nothing(DestReceiver *self)
 {
 }
 
+static RowReceiver
+make_receiver(TupleDesc expected, TsyncRowFunction function, void *arg)
+{
+	return (RowReceiver)
+	{
+		.pub = {receive_row, receive_startup, receive_nothing, receive_nothing, DestTuplestore},
+			.function = function,
+			.arg = arg,
+			.context = CurrentMemoryContext,
+			.expected = expected
+	};
+}
+
 /*
  * Run a query at one side and call a function for each row, in the caller's
- * memory context.
+ * memory context.  "expected" are the columns that the function is prepared
+ * for; NULL if it looks at their types itself.
  */
 uint64
-tsync_select_each(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowFunction function, void *arg)
+tsync_select_each(TsyncRun *run, TsyncSide side, const char *sql, TupleDesc expected,
+				  TsyncRowFunction function, void *arg)
 {
-	RowReceiver receiver = {
-		.pub = {receive_row, receive_startup, receive_nothing, receive_nothing, DestTuplestore},
-		.function = function,
-		.arg = arg,
-		.context = CurrentMemoryContext
-	};
+	RowReceiver receiver = make_receiver(expected, function, arg);
 
 	return tsync_select(run, side, sql, &receiver.pub);
+}
+
+static void
+append_row(TupleTableSlot *slot, void *arg)
+{
+	TsyncRowSet *set = arg;
+
+	tuplestore_puttupleslot(set->rows, slot);
+}
+
+/* Run a query at one side and append its rows to a row set; an error if they are more than a limit. */
+uint64
+tsync_select_at_most(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into, uint64 limit)
+{
+	RowReceiver receiver = make_receiver(into->tupdesc, append_row, into);
+	uint64		processed;
+
+	receiver.limit = limit;
+	processed = tsync_select(run, side, sql, &receiver.pub);
+	into->count += processed;
+	return processed;
 }
 
 /* Run a query at one side and append its rows to a row set. */
 uint64
 tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into)
 {
-	DestReceiver *dest = CreateDestReceiver(DestTuplestore);
-	uint64		processed;
-
-	SetTuplestoreDestReceiverParams(dest, into->rows, CurrentMemoryContext, false, NULL, NULL);
-	processed = tsync_select(run, side, sql, dest);
-	dest->rDestroy(dest);
-	into->count += processed;
-	return processed;
+	return tsync_select_at_most(run, side, sql, into, 0);
 }
 
 /*
@@ -273,6 +316,18 @@ tsync_is_uniqueness_violation(ErrorData *edata)
 		edata->sqlerrcode == ERRCODE_EXCLUSION_VIOLATION;
 }
 
+/* The source has answered with what no PostgreSQL would. */
+void
+tsync_refuse_answer(TsyncRun *run, const char *answer)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FDW_ERROR),
+			 errmsg("the source of %s gave an answer that makes no sense", run->replica ? run->replica->label : "a replica"),
+			 errdetail("It was %s.", answer),
+			 errhint("See whether the foreign table points to the table that it should: SELECT * FROM tablesync_check(%s);",
+					 run->replica ? quote_literal_cstr(run->replica->label) : "")));
+}
+
 /* A decimal integer, of any length and sign, modulo 2^64. */
 uint64
 tsync_sum_to_uint64(const char *decimal)
@@ -293,10 +348,12 @@ tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql)
 	char	   *sum;
 	bool		isnull;
 
-	if (tsync_select(run, side, sql, NULL) != 1)
+	if (tsync_select(run, side, sql, NULL) != 1 || SPI_gettypeid(SPI_tuptable->tupdesc, 1) != INT8OID)
 		elog(ERROR, "digest query did not return one row");
 	digest.rows = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
 											  1, &isnull));
+	if (isnull || digest.rows < 0)
+		tsync_refuse_answer(run, "a number of rows that is negative or NULL");
 	sum = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
 	if (sum != NULL)
 		digest.sum = tsync_sum_to_uint64(sum);

@@ -212,7 +212,7 @@ look_at_versions(TsyncRun *run)
 		tsync_rowset_register(&stage->updated);
 		tsync_rowset_register(&stage->deleted);
 		newest = select_text(sql_newest_version(run), 0, NULL, NULL);
-		if (run->newest_version && strcmp(newest, run->newest_version) == 0 &&
+		if (newest && run->newest_version && strcmp(newest, run->newest_version) == 0 &&
 			stage->deleted.count > 0 && stage->updated.count > 0)
 			set_back = select_text(sql_set_back(run), 0, NULL, NULL) != NULL;
 		run->newest_version = newest;

@@ -27,6 +27,9 @@
 #define ROWS_PER_BUCKET 32
 #define MAX_BUCKETS 65536
 
+/* More than a chunk's worth of anything: what a source may make us keep. */
+#define MAX_COLLECTED_BUCKETS 4000000
+
 /* Fewest rows of a bucket of 64 keys that make a bitmap worth its place. */
 #define MIN_ROWS_PER_BITMAP 12
 
@@ -90,6 +93,11 @@ tsync_note_write(PG_FUNCTION_ARGS)
 static TsyncBucket *
 add_bucket(TsyncBuckets *buckets)
 {
+	if (buckets->count >= MAX_COLLECTED_BUCKETS)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("a chunk has more than %d buckets", MAX_COLLECTED_BUCKETS),
+				 errhint("If the source really has so many rows there: SELECT tablesync_alter(.., chunk_rows => 100000);")));
 	if (buckets->count == buckets->allocated)
 	{
 		buckets->allocated = Max(256, buckets->allocated * 2);
@@ -114,8 +122,11 @@ int64
 tsync_slot_integer(TupleTableSlot *slot, int attnum)
 {
 	bool		isnull;
-	Datum		value = slot_getattr(slot, attnum, &isnull);
+	Datum		value;
 
+	if (attnum > slot->tts_tupleDescriptor->natts)
+		elog(ERROR, "a row has no column %d", attnum);
+	value = slot_getattr(slot, attnum, &isnull);
 	if (isnull)
 		return 0;
 	switch (TupleDescAttr(slot->tts_tupleDescriptor, attnum - 1)->atttypid)
@@ -124,8 +135,13 @@ tsync_slot_integer(TupleTableSlot *slot, int attnum)
 			return DatumGetInt16(value);
 		case INT4OID:
 			return DatumGetInt32(value);
-		default:
+		case INT8OID:
 			return DatumGetInt64(value);
+		default:
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("column %d of a row is not an integer", attnum),
+					 errhint("A key or version column was given another type during the run. Run again.")));
 	}
 }
 
@@ -134,11 +150,15 @@ uint64
 tsync_slot_sum(TupleTableSlot *slot, int attnum)
 {
 	bool		isnull;
-	Datum		value = slot_getattr(slot, attnum, &isnull);
+	Datum		value;
 	Numeric		number;
 	char	   *decimal;
 	uint64		sum;
 
+	if (attnum > slot->tts_tupleDescriptor->natts ||
+		TupleDescAttr(slot->tts_tupleDescriptor, attnum - 1)->atttypid != NUMERICOID)
+		elog(ERROR, "column %d of a row is not a sum", attnum);
+	value = slot_getattr(slot, attnum, &isnull);
 	if (isnull)
 		elog(ERROR, "fingerprints of a bucket are NULL");
 	number = DatumGetNumeric(value);	/* a copy, mostly */
@@ -175,6 +195,19 @@ compare_numbers(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
+/* Could keys of the replica have these buckets?  An error if not. */
+static void
+check_collected(TsyncRun *run, TsyncBuckets *buckets)
+{
+	for (int i = 0; i < buckets->count; i++)
+	{
+		if (i > 0 && buckets->buckets[i].number == buckets->buckets[i - 1].number)
+			tsync_refuse_answer(run, "a bucket twice");
+		if (!tsync_is_bucket_number(&buckets->bucketing, buckets->buckets[i].number))
+			tsync_refuse_answer(run, "a bucket that no key can be in");
+	}
+}
+
 /* The buckets of one side of a chunk, in the current memory context. */
 TsyncBuckets *
 tsync_collect_buckets(TsyncRun *run, TsyncSide side, TsyncChunk *chunk, TsyncBucketing bucketing)
@@ -182,9 +215,10 @@ tsync_collect_buckets(TsyncRun *run, TsyncSide side, TsyncChunk *chunk, TsyncBuc
 	TsyncBuckets *buckets = make_buckets(bucketing);
 
 	tsync_select_each(run, side, tsync_sql_buckets(run->replica, side, chunk, &bucketing,
-												   run->source_version), take_bucket, buckets);
+												   run->source_version), NULL, take_bucket, buckets);
 	if (buckets->count > 1)
 		qsort(buckets->buckets, buckets->count, sizeof(TsyncBucket), compare_numbers);
+	check_collected(run, buckets);
 	return buckets;
 }
 
@@ -213,6 +247,8 @@ tsync_key_span(TsyncRun *run, TsyncChunk *chunk, int64 *first, int64 *last)
 	if (tsync_select(run, TSYNC_REPLICA, tsync_sql_key_span(run->replica, chunk), NULL) != 1)
 		return;
 	tuple = SPI_tuptable->vals[0];
+	if (SPI_gettypeid(SPI_tuptable->tupdesc, 1) != INT8OID || SPI_gettypeid(SPI_tuptable->tupdesc, 2) != INT8OID)
+		elog(ERROR, "a span of keys is not two integers");
 	*first = DatumGetInt64(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 1, &isnull));
 	*last = DatumGetInt64(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 2, &isnull));
 	if (isnull)
@@ -327,10 +363,11 @@ is_plausible(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets)
 		? bucketing->shift != TSYNC_BITMAP_SHIFT || run->replica->nkeys != 1 || !tsync_is_integer(run->replica->keys[0]->type)
 		: bucketing->shift < 0 || bucketing->shift > 62 || bucketing->mask < 0)
 		return false;
-	for (int i = 1; i < buckets->count; i++)
-		if (buckets->buckets[i].number <= buckets->buckets[i - 1].number)
+	for (int i = 0; i < buckets->count; i++)
+		if (!tsync_is_bucket_number(bucketing, buckets->buckets[i].number) ||
+			(i > 0 && buckets->buckets[i].number <= buckets->buckets[i - 1].number))
 			return false;
-	return digest.rows == chunk->replica.rows && digest.sum == chunk->replica.sum;
+	return tsync_digest_equal(digest, chunk->replica);
 }
 
 /* The buckets that the replica has in a chunk: remembered, or counted now. */

@@ -100,7 +100,7 @@ tsync_restrict_source_session(const char *label, int timeout)
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("could not set the environment of the source connection: %m")));
 	SetConfigOption("postgres_fdw.application_name", source_application_name(label),
-					PGC_USERSET, PGC_S_SESSION);
+					PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 /* Let no statement at the source take longer; reconnects where that is news. */

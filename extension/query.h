@@ -13,7 +13,6 @@
 extern const char *tsync_relation_sql(TsyncReplica *rep, TsyncSide side);
 extern void tsync_append_columns(StringInfo buf, TsyncReplica *rep, const char *prefix);
 extern void tsync_append_keys(StringInfo buf, TsyncReplica *rep, int first, int last, const char *prefix);
-extern const char *tsync_type_sql(Oid type);
 extern void tsync_append_comparison(StringInfo buf, TsyncColumn *column, const char *operator, const char *value);
 extern void tsync_append_keys_equal(StringInfo buf, TsyncReplica *rep, const char *a, const char *b);
 extern void tsync_append_range(StringInfo buf, TsyncReplica *rep, TsyncChunk *chunk, bool above_lower);

@@ -326,7 +326,7 @@ read_old_fingerprints(TsyncRun *run, List *keys, void *arg)
 {
 	tsync_select_each(run, TSYNC_REPLICA,
 					  tsync_sql_fingerprints_of_keys(run->replica, keys, run->source_version),
-					  note_fingerprint, arg);
+					  NULL, note_fingerprint, arg);
 }
 
 static void
@@ -354,7 +354,7 @@ read_fingerprints(TsyncRun *run, TsyncResolver *resolver, HTAB *candidates)
 	tsync_rowset_register(&resolver->fetched);
 	tsync_select_each(run, TSYNC_REPLICA,
 					  tsync_sql_fingerprints(run->replica, resolver->fetched.name, run->source_version),
-					  note_fingerprint, &target);
+					  NULL, note_fingerprint, &target);
 	SPI_unregister_relation(resolver->fetched.name);
 }
 
@@ -370,8 +370,11 @@ stage_fetched(TsyncRun *run, TsyncResolver *resolver, HTAB *candidates)
 	{
 		int64		key = tsync_slot_integer(slot, key_column);
 		Candidate  *candidate = hash_search(candidates, &key, HASH_FIND, NULL);
-		TsyncRowSet *set = candidate->has_old ? &run->stage->updated : &run->stage->inserted;
+		TsyncRowSet *set;
 
+		if (candidate == NULL)
+			tsync_refuse_answer(run, "a row of another key than it was asked for");
+		set = candidate->has_old ? &run->stage->updated : &run->stage->inserted;
 		if (!candidate->difference->resolved ||
 			(candidate->has_old && candidate->old_fingerprint == candidate->new_fingerprint))
 			continue;

@@ -184,8 +184,8 @@ tsync_key_of_slot(TsyncReplica *replica, TupleTableSlot *slot)
 static void
 fetch_group(TsyncRun *run, List *keys, TsyncRowSet *into)
 {
-	uint64		fetched = tsync_select_into(run, TSYNC_SOURCE,
-											tsync_sql_fetch(run->replica, keys), into);
+	uint64		fetched = tsync_select_at_most(run, TSYNC_SOURCE, tsync_sql_fetch(run->replica, keys), into,
+											   list_length(keys));
 
 	if (fetched != (uint64) list_length(keys))
 		ereport(ERROR,

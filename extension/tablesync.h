@@ -70,7 +70,9 @@ typedef struct TsyncReplica
 	bool		adopted;		/* rows from before the first run: trust no version */
 	double		verify_fraction;	/* of the chunks that each run verifies */
 	bool		opaque_apart;	/* fingerprints leave out columns that have no hash */
-	char	  **load_position;	/* nkeys texts, or NULL */
+	char	  **load_position;	/* nposition texts, or NULL */
+	int			nposition;		/* nkeys; 0: none; anything else: nonsense */
+	const char *bounds_key;		/* what bounds and position are made for, NULL: nobody knows */
 } TsyncReplica;
 
 /* Number of rows and sum, modulo 2^64, of their fingerprints. */
@@ -126,6 +128,15 @@ static inline int64
 tsync_rows_of_bucket(TsyncBucketing *bucketing, TsyncBucket *bucket)
 {
 	return bucketing->mask == TSYNC_BITMAP_MASK ? pg_popcount64(bucket->rows) : (int64) bucket->rows;
+}
+
+/* Can a key be in a bucket of this number? */
+static inline bool
+tsync_is_bucket_number(const TsyncBucketing *bucketing, int64 number)
+{
+	return bucketing->mask == TSYNC_BITMAP_MASK
+		? number >= (PG_INT64_MIN >> TSYNC_BITMAP_SHIFT) && number <= (PG_INT64_MAX >> TSYNC_BITMAP_SHIFT)
+		: number >= 0 && number <= bucketing->mask;
 }
 
 /* Buckets of one side of a chunk, in the order of their numbers. */
@@ -356,7 +367,8 @@ extern char *tsync_alert_handler;
 extern PGDLLEXPORT void tsync_worker_main(Datum main_arg);
 extern bool tsync_source_asked;
 extern void tsync_expect_source(bool waiting);
-extern void tsync_prepare_session(void);
+extern void tsync_prepare_session(bool read_only);
+extern void tsync_pin_session(void);
 extern bool tsync_source_timed_out(ErrorData *edata);
 
 /* in launch.c */
@@ -488,6 +500,7 @@ extern void tsync_start_run(TsyncRun *run, int64 group_run_id);
 extern void tsync_finish_run(TsyncRun *run);
 extern void tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled);
 extern void tsync_prune_runs(TsyncRun *run);
+extern void tsync_check_bounds(TsyncRun *run);
 extern void tsync_save_load_position(TsyncRun *run, char **key);
 extern void tsync_finish_load(TsyncRun *run, bool adopted);
 extern bool tsync_lock_run(Oid relid);
@@ -518,6 +531,7 @@ extern void tsync_count_differences(TsyncRun *run);
 extern void tsync_write_verified(TsyncRun *run, List *numbers);
 
 /* in query.c: SQL text; the caller runs it */
+extern const char *tsync_type_sql(Oid type);
 extern char *tsync_sql_digest(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int version);
 extern char *tsync_sql_buckets(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk,
 							   TsyncBucketing *bucketing, int version);
@@ -585,16 +599,24 @@ extern void tsync_resume_identity(TsyncIdentity previous);
 extern uint64 tsync_record(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls);
 extern uint64 tsync_record_oid(const char *sql, Oid oid);
 
+/* in hold.c */
+extern void tsync_hold(TsyncReplica *replica, TsyncSide side);
+extern void tsync_hold_nothing(void);
+extern void tsync_prepare_executor(void);
+extern void tsync_check_desc(TupleDesc expected, TupleDesc actual);
+
 /* in execute.c */
 extern void tsync_prepare_planner(void);
 extern void tsync_check_ships(const char *sql);
 extern void tsync_begin(void);
 extern void tsync_commit(void);
 extern uint64 tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest);
-extern uint64 tsync_select_each(TsyncRun *run, TsyncSide side, const char *sql,
+extern uint64 tsync_select_each(TsyncRun *run, TsyncSide side, const char *sql, TupleDesc expected,
 								TsyncRowFunction function, void *arg);
+extern uint64 tsync_select_at_most(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into, uint64 limit);
 extern uint64 tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into);
 extern TsyncDigest tsync_modify(TsyncRun *run, const char *sql);
+extern void tsync_refuse_answer(TsyncRun *run, const char *answer) pg_attribute_noreturn();
 extern bool tsync_try(TsyncRun *run, void (*function) (TsyncRun *), bool (*is_expected) (ErrorData *));
 extern bool tsync_is_uniqueness_violation(ErrorData *edata);
 extern TsyncDigest tsync_digest_source(TsyncRun *run, char *sql);

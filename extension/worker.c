@@ -14,6 +14,8 @@
  */
 #include "tablesync.h"
 
+#include <limits.h>
+
 #include "access/xact.h"
 #include "compat.h"
 #include "miscadmin.h"
@@ -70,6 +72,13 @@ handle_source_timeout(void)
 	SetLatch(MyLatch);
 }
 
+/* How long to wait for an answer of the source, in ms. */
+static int
+source_patience(void)
+{
+	return Min(tsync_statement_timeout, INT_MAX - SOURCE_GRACE_MS) + SOURCE_GRACE_MS;
+}
+
 /*
  * Start (or stop) waiting for an answer of the source.  Its statement timeout
  * does not help against a backend that is frozen there.
@@ -81,7 +90,7 @@ tsync_expect_source(bool waiting)
 	if (tsync_statement_timeout <= 0)
 		return;
 	if (waiting)
-		enable_timeout_after(source_timeout, tsync_statement_timeout + SOURCE_GRACE_MS);
+		enable_timeout_after(source_timeout, source_patience());
 	else
 		disable_timeout(source_timeout, false);
 }
@@ -93,9 +102,17 @@ tsync_source_timed_out(ErrorData *edata)
 	return edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !cancel_requested && !source_silent;
 }
 
-/* Values must look the same here and at the source, whatever the settings. */
+/* Is this session one of ours, and not one that calls a user's function? */
+static bool session_is_ours = false;
+static bool session_is_read_only = false;
+
+/*
+ * Values must look the same here and at the source, whatever the settings; and
+ * code of the replica's owner, a trigger for instance, may have left settings
+ * behind in an earlier transaction.  Outside of a transaction.
+ */
 void
-tsync_prepare_session(void)
+tsync_pin_session(void)
 {
 	static const char *const settings[][2] = {
 		{"search_path", "pg_catalog, pg_temp"},
@@ -116,10 +133,25 @@ tsync_prepare_session(void)
 	};
 	char		lock_timeout[32];
 
+	if (!session_is_ours)
+		return;
+	ResetAllOptions();
+	SetConfigOption("role", "none", PGC_USERSET, PGC_S_SESSION);
 	for (int i = 0; i < lengthof(settings); i++)
 		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 	snprintf(lock_timeout, sizeof(lock_timeout), "%d", tsync_lock_timeout);
 	SetConfigOption("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_OVERRIDE);
+	if (session_is_read_only)
+		SetConfigOption("default_transaction_read_only", "on", PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* Make this the session of a worker. */
+void
+tsync_prepare_session(bool read_only)
+{
+	session_is_ours = true;
+	session_is_read_only = read_only;
+	tsync_pin_session();
 	source_timeout = RegisterTimeout(USER_TIMEOUT, handle_source_timeout);
 }
 
@@ -183,6 +215,7 @@ open_source(TsyncRun *run)
 	run->stage = tsync_stage_create(run->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
+	tsync_check_bounds(run);
 }
 
 /*
@@ -441,7 +474,7 @@ record_failure(List *runs, ErrorData *edata)
 	{
 		edata->sqlerrcode = ERRCODE_CONNECTION_FAILURE;
 		edata->message = psprintf("the source did not answer within %d ms",
-								  tsync_statement_timeout + SOURCE_GRACE_MS);
+								  source_patience());
 	}
 	foreach(lc, runs)
 	{
@@ -512,8 +545,9 @@ tsync_worker_main(Datum main_arg)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(start.database, start.owner, TSYNC_CONNECT_FLAGS);
-	tsync_prepare_session();
+	tsync_prepare_session(false);
 	tsync_prepare_planner();
+	tsync_prepare_executor();
 
 	if (start.help != TSYNC_HELP_NONE)
 	{

@@ -55,6 +55,7 @@ CREATE TABLE tablesync.replica (
     adopted boolean NOT NULL DEFAULT false,
     refetch name[] NOT NULL DEFAULT '{}',
     load_position text[],
+    bounds_key text,
     load_indexes oid[],
     memory_key text,
     memory_file oid,
@@ -95,6 +96,7 @@ COMMENT ON COLUMN tablesync.replica.loaded IS 'false until the first load is com
 COMMENT ON COLUMN tablesync.replica.adopted IS 'true while the replica holds rows that no run has compared in every column';
 COMMENT ON COLUMN tablesync.replica.refetch IS 'columns whose values the next run fetches for all rows, because no fingerprint can compare them';
 COMMENT ON COLUMN tablesync.replica.load_position IS 'key of the last row that an unfinished load has committed';
+COMMENT ON COLUMN tablesync.replica.bounds_key IS 'types of the key for which load_position and the bounds in tablesync.chunk were made';
 COMMENT ON COLUMN tablesync.replica.load_indexes IS 'indexes that are not kept up to date while a load goes on; NULL when it is over';
 COMMENT ON COLUMN tablesync.replica.memory_key IS 'what the digests in tablesync.chunk were made with: fingerprint and columns';
 COMMENT ON COLUMN tablesync.replica.memory_file IS 'file node of the replica when the digests in tablesync.chunk were true';

@@ -210,6 +210,12 @@ BEGIN
         RETURN;
     END IF;
     SELECT * INTO settings FROM tablesync.all_replicas t WHERE t.replica = $1 FOR UPDATE;
+    IF EXISTS (SELECT FROM tablesync.match_columns(settings.shape, new_shape) m
+               WHERE m.before->>'column' = settings.version_column AND m.before->'type' <> m.after->'type') THEN
+        -- versions of another type say nothing any more
+        UPDATE tablesync.all_replicas t SET watermark = NULL WHERE t.replica = $1;
+        UPDATE tablesync.all_runs r SET newest_version = NULL WHERE r.replica = $1 AND r.newest_version IS NOT NULL;
+    END IF;
     SELECT coalesce(jsonb_object_agg(m.before->>'column', m.after->>'column'), '{}') INTO renamed
     FROM tablesync.match_columns(settings.shape, new_shape) m
     WHERE m.before IS NOT NULL AND m.after IS NOT NULL;

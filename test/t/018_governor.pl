@@ -86,7 +86,7 @@ cmp_ok(last_run('slow', 'chunks'), '>', 1, 'into several');
 is(last_run('slow', 'consistency'), 'chunk', 'each with a snapshot of its own');
 
 # one with an upper bound: the replica tells where to cut
-app_sql($target, q{
+$target->safe_psql('postgres', q{
 	DELETE FROM tablesync.chunk WHERE replica = 'slow'::regclass;
 	INSERT INTO tablesync.chunk (replica, chunk_no, lower_key, rows) VALUES ('slow', 0, NULL, 2000), ('slow', 1, '{2001}', 500)});
 $source->safe_psql('postgres', q{UPDATE slow SET body = '"newer"' WHERE id % 800 = 600});
