@@ -114,11 +114,13 @@ AS $$
 DECLARE
     inner_bounds text[];
 BEGIN
-    SELECT array_agg(tablesync.smallest_value(a.atttypid) ORDER BY k.n)
+    SELECT array_agg(tablesync.smallest_value(q.type) ORDER BY q.n)
     INTO inner_bounds
-    FROM tablesync.all_replicas t, unnest(t.key_columns) WITH ORDINALITY k (name, n)
-    JOIN pg_attribute a ON a.attrelid = $1 AND a.attname = k.name
-    WHERE t.replica = $1 AND k.n > 1 AND a.attcollation = 0;
+    FROM (SELECT k.n, a.atttypid, bool_or(a.attcollation <> 0) OVER (ORDER BY k.n)
+          FROM tablesync.all_replicas t, unnest(t.key_columns) WITH ORDINALITY k (name, n)
+          JOIN pg_attribute a ON a.attrelid = $1 AND a.attname = k.name
+          WHERE t.replica = $1) q (n, type, behind_text)
+    WHERE q.n > 1 AND NOT q.behind_text;    -- keys bound ranges only as far as both sides sort them alike
     UPDATE tablesync.all_replicas t SET load_indexes = indexes WHERE t.replica = $1;
     DELETE FROM tablesync.all_chunks c WHERE c.replica = $1;
     INSERT INTO tablesync.all_chunks (replica, chunk_no, lower_key, loaded)
