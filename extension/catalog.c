@@ -110,8 +110,8 @@ tsync_result_timestamp(uint64 row, int column)
 }
 
 /*
- * Texts of a text[] column and how many they are.  NULL if it is NULL (0), or
- * no list of texts without NULLs among them (-1).
+ * Texts of a text[] column and how many they are.  NULL if there are none (0),
+ * or it is no list of texts without NULLs among them (-1).
  */
 char **
 tsync_result_texts(uint64 row, int column, int *ntexts)
@@ -131,7 +131,9 @@ tsync_result_texts(uint64 row, int column, int *ntexts)
 		ARR_NDIM(array) > 1 || array_contains_nulls(array))
 		return NULL;
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, ntexts);
-	texts = palloc(Max(*ntexts, 1) * sizeof(char *));
+	if (*ntexts == 0)
+		return NULL;
+	texts = palloc(*ntexts * sizeof(char *));
 	for (int i = 0; i < *ntexts; i++)
 		texts[i] = TextDatumGetCString(elements[i]);
 	return texts;
