@@ -393,9 +393,9 @@ tsync_disconnect_source(TsyncRun *run)
 
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
-	if (tsync_catalog_execute_oid("SELECT format('SELECT %I.postgres_fdw_disconnect(%L)', p.pronamespace::regnamespace::text, s.srvname)"
+	if (tsync_catalog_execute_oid("SELECT format('SELECT %I.postgres_fdw_disconnect(%L)', n.nspname, s.srvname)"
 								  " FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = t.ftserver,"
-								  " pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'"
+								  " pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'"
 								  " JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'postgres_fdw'"
 								  " WHERE t.ftrelid = $1 AND p.proname = 'postgres_fdw_disconnect'",
 								  run->replica->source) != 1)

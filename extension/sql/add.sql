@@ -34,7 +34,7 @@ BEGIN
     FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
     JOIN jsonb_array_elements(shape) s ON s->>'remote' = c.remote_name
     WHERE s->>'column' = ANY (key_columns) AND c.not_null;
-    EXECUTE format('SELECT bool_or(%L::integer[] = (SELECT array_agg(n ORDER BY n) FROM unnest(string_to_array(indkey, '' '')::integer[]) n)) '
+    EXECUTE format('SELECT bool_or(%L::integer[] = (SELECT array_agg(n ORDER BY n) FROM unnest((string_to_array(indkey, '' '')::integer[])[:indnkeyatts]) n)) '
                    'FROM %s WHERE indrelid = %s AND indisunique AND indimmediate AND indisvalid AND indpred IS NULL AND indexprs IS NULL',
                    attnums, tablesync.source_catalog(target.server, 'pg_index'), relation.relid)
     INTO is_unique;
@@ -562,7 +562,7 @@ BEGIN
     PERFORM tablesync.register(wanted.replica, to_jsonb(wanted));
 
     -- fires whatever session_replication_role is
-    EXECUTE format('CREATE TRIGGER tablesync_note_write AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
+    EXECUTE format('CREATE OR REPLACE TRIGGER tablesync_note_write AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
                    'FOR EACH STATEMENT EXECUTE FUNCTION tablesync.note_write()', wanted.replica);
     EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER tablesync_note_write', wanted.replica);
     EXECUTE format('ALTER TRIGGER tablesync_note_write ON %s DEPENDS ON EXTENSION tablesync', wanted.replica);

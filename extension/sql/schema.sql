@@ -24,8 +24,10 @@ AS $$
         ('pg_enum', 'enumtypid oid, enumlabel text, enumsortorder real'),
         ('pg_collation', 'oid oid, collname text, collnamespace oid, collisdeterministic boolean'),
         ('pg_index', 'indexrelid oid, indrelid oid, indisprimary boolean, indisunique boolean, '
-                     'indimmediate boolean, indisvalid boolean, indkey text, indpred text, indexprs text'),
+                     'indimmediate boolean, indisvalid boolean, indnkeyatts smallint, indkey text, indpred text, indexprs text'),
         ('pg_inherits', 'inhrelid oid, inhparent oid'),
+        ('pg_db_role_setting', 'setconfig text'),
+        ('column_privileges', 'table_schema text, table_name text, column_name text, privilege_type text'),
         ('pg_settings', 'name text, setting text'),
         ('pg_stats', 'schemaname text, tablename text, attname text, inherited boolean, correlation real, histogram_bounds text'),
         ('pg_stat_user_tables', 'relid oid, n_tup_ins bigint, n_tup_upd bigint, n_tup_del bigint'),
@@ -55,8 +57,9 @@ BEGIN
             table_name := server || '.' || catalog.name;
         END IF;
         EXECUTE format('CREATE FOREIGN TABLE tablesync.%I (%s) SERVER %I '
-                       'OPTIONS (schema_name ''pg_catalog'', table_name %L, fetch_size ''1000'', use_remote_estimate ''false'')',
-                       table_name, catalog.columns, server_name, catalog.name);
+                       'OPTIONS (schema_name %L, table_name %L, fetch_size ''1000'', use_remote_estimate ''false'')',
+                       table_name, catalog.columns, server_name,
+                       CASE catalog.name WHEN 'column_privileges' THEN 'information_schema' ELSE 'pg_catalog' END, catalog.name);
         EXECUTE format('COMMENT ON FOREIGN TABLE tablesync.%I IS %L', table_name,
                        format('%s of the databases behind foreign server %s', catalog.name, server_name));
         RETURN NEXT format('tablesync.%I', table_name)::regclass;
@@ -207,6 +210,7 @@ DECLARE
     relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
     identity text := format('%s:%s', relation.relid, relation.relfilenode);
     parents oid[] := ARRAY[relation.relid];
+    seen oid[] := parents;
     files text;
     columns text;
 BEGIN
@@ -221,6 +225,11 @@ BEGIN
                        tablesync.source_catalog(target.server, 'pg_inherits'),
                        tablesync.source_catalog(target.server, 'pg_class'), parents)
         INTO parents, files;
+        IF parents && seen OR cardinality(seen) > 100000 THEN
+            RAISE EXCEPTION 'partitions of the source %.% make no sense', quote_ident(target.schema_name), quote_ident(target.table_name)
+                USING ERRCODE = 'fdw_error', DETAIL = 'Its catalogs say that a table is a partition of itself, or they are too many.';
+        END IF;
+        seen := seen || parents;
         identity := concat_ws(' ', identity, files);
     END LOOP;
     RETURN identity;
@@ -250,10 +259,21 @@ BEGIN
                    tablesync.source_catalog(target.server, 'pg_class'),
                    tablesync.source_catalog(target.server, 'pg_namespace'), target.table_name, target.schema_name)
     INTO blocks;
-    EXECUTE format('SELECT correlation > 0.9 FROM %s '
-                   'WHERE schemaname = %L AND tablename = %L AND attname = %L AND NOT inherited',
-                   tablesync.source_catalog(target.server, 'pg_stats'), target.schema_name, target.table_name, first_key)
-    INTO clustered;
+    IF blocks > 0 THEN
+        BEGIN    -- grants on columns do not include where a row is
+            EXECUTE format('SELECT ctid FROM %s LIMIT 0', settings.source);
+        EXCEPTION WHEN insufficient_privilege THEN
+            blocks := 0;
+        END;
+    END IF;
+    BEGIN    -- only a hint
+        EXECUTE format('SELECT correlation > 0.9 FROM %s '
+                       'WHERE schemaname = %L AND tablename = %L AND attname = %L AND NOT inherited',
+                       tablesync.source_catalog(target.server, 'pg_stats'), target.schema_name, target.table_name, first_key)
+        INTO clustered;
+    EXCEPTION WHEN insufficient_privilege THEN
+        NULL;
+    END;
     blocks := coalesce(blocks, 0);
     clustered := coalesce(clustered, false);
 END
@@ -277,7 +297,13 @@ DECLARE
     counters record;
     resets text;
     standby text;
+    uncounted bigint;
 BEGIN
+    -- what a session sets for itself nobody can see
+    EXECUTE format('SELECT (SELECT count(*) FROM %s WHERE name = ''track_counts'' AND setting <> ''on'') '
+                   '+ (SELECT count(*) FROM (SELECT setconfig FROM %s OFFSET 0) s WHERE setconfig ~* ''track_counts=(?!on|true|yes|1)'')',
+                   tablesync.source_catalog(target.server, 'pg_settings'), tablesync.source_catalog(target.server, 'pg_db_role_setting'))
+    INTO uncounted;
     EXECUTE format('SELECT setting FROM %s WHERE name = ''in_hot_standby''', tablesync.source_catalog(target.server, 'pg_settings'))
     INTO standby;
     EXECUTE format('SELECT n_tup_ins, n_tup_upd, n_tup_del FROM %s WHERE relid = %s',
@@ -288,7 +314,7 @@ BEGIN
                    tablesync.source_catalog(target.server, 'pg_stat_database'),
                    tablesync.source_catalog(target.server, 'pg_stat_bgwriter'))
     INTO resets;
-    IF standby IS DISTINCT FROM 'off' OR relation.has_children OR relation.relkind <> 'r' OR counters.n_tup_ins IS NULL THEN
+    IF uncounted > 0 OR standby IS DISTINCT FROM 'off' OR relation.has_children OR relation.relkind <> 'r' OR counters.n_tup_ins IS NULL THEN
         RETURN NULL;
     END IF;
     RETURN jsonb_build_object('inserted', counters.n_tup_ins, 'updated', counters.n_tup_upd, 'deleted', counters.n_tup_del,
@@ -299,17 +325,22 @@ COMMENT ON FUNCTION tablesync.source_counters(regclass) IS 'statistics counters 
 
 /* The local type for a column of the source, or why there is none. */
 CREATE FUNCTION tablesync.local_type(server oid, remote_type oid, remote_typmod integer,
-    OUT type oid, OUT typmod integer, OUT problem text)
+    OUT type oid, OUT typmod integer, OUT problem text, OUT labels text[])
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     remote record;
-    same_labels boolean;
+    depth integer := 0;
 BEGIN
     type := remote_type;
     typmod := remote_typmod;
     WHILE type >= 10000 LOOP    -- built-in types have the same OID everywhere
+        depth := depth + 1;
+        IF depth > 100 THEN
+            problem := format('type %s of the source is a domain without end', remote_type);
+            RETURN;
+        END IF;
         EXECUTE format('SELECT t.oid, t.typname, n.nspname, t.typtype, t.typbasetype, t.typtypmod, t.typelem '
                        'FROM %s t JOIN %s n ON n.oid = t.typnamespace WHERE t.oid = %s',
                        tablesync.source_catalog(server, 'pg_type'),
@@ -324,16 +355,14 @@ BEGIN
         IF type IS NULL THEN
             problem := format('type %I.%I does not exist here', remote.nspname, remote.typname);
         ELSIF remote.typtype = 'e' THEN
-            EXECUTE format('SELECT array_agg(enumlabel ORDER BY enumsortorder) = '
-                           '(SELECT array_agg(enumlabel::text ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = %s) '
-                           'FROM %s WHERE enumtypid = %s',
-                           type, tablesync.source_catalog(server, 'pg_enum'), remote.oid)
-            INTO same_labels;
-            IF same_labels IS NOT TRUE THEN
+            EXECUTE format('SELECT array_agg(enumlabel ORDER BY enumsortorder) FROM %s WHERE enumtypid = %s',
+                           tablesync.source_catalog(server, 'pg_enum'), remote.oid)
+            INTO labels;
+            IF labels IS DISTINCT FROM ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = type ORDER BY enumsortorder) THEN
                 problem := format('type %I.%I has other labels here', remote.nspname, remote.typname);
             END IF;
         ELSIF remote.typelem <> 0 THEN
-            problem := (tablesync.local_type(server, remote.typelem, -1)).problem;
+            SELECT e.problem, e.labels INTO problem, labels FROM tablesync.local_type(server, remote.typelem, -1) e;
         END IF;
         RETURN;
     END LOOP;
@@ -347,7 +376,7 @@ COMMENT ON FUNCTION tablesync.local_type(oid, oid, integer) IS 'the local type t
 /* Columns of a source table as the source's catalogs have them. */
 CREATE FUNCTION tablesync.source_columns(server oid, schema_name text, table_name text)
 RETURNS TABLE (attnum smallint, remote_name text, type oid, typmod integer, "collation" oid,
-               not_null boolean, key_position integer, problem text, relid oid)
+               not_null boolean, key_position integer, problem text, relid oid, labels text[])
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -357,7 +386,7 @@ DECLARE
     key_attnums smallint[];
     local record;
 BEGIN
-    EXECUTE format('SELECT string_to_array(indkey, '' '')::smallint[] FROM %s WHERE indrelid = %s AND indisprimary',
+    EXECUTE format('SELECT (string_to_array(indkey, '' '')::smallint[])[:indnkeyatts] FROM %s WHERE indrelid = %s AND indisprimary',
                    tablesync.source_catalog(server, 'pg_index'), relation.relid)
     INTO key_attnums;
     FOR attribute IN EXECUTE
@@ -373,6 +402,7 @@ BEGIN
         not_null := attribute.attnotnull;
         key_position := array_position(key_attnums, attribute.attnum);
         problem := local.problem;
+        labels := local.labels;
         relid := relation.relid;
         "collation" := NULL;
         IF attribute.attcollation NOT IN (0, 100) THEN     -- not the default collation
@@ -424,6 +454,7 @@ BEGIN
                'collation', (SELECT co.collname FROM pg_collation co WHERE co.oid = c."collation"),
                'not_null', c.not_null,
                'key', c.key_position,
+               'labels', c.labels,
                'problem', c.problem) ORDER BY c.attnum)
     INTO shape
     FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
@@ -442,7 +473,7 @@ RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT jsonb_agg(c.c - '{type_oid,typmod,problem}'::text[] ORDER BY c.n)
+    SELECT jsonb_agg(c.c - '{type_oid,typmod,labels}'::text[] || jsonb_build_object('problem', c.c->'problem') ORDER BY c.n)
     FROM jsonb_array_elements(shape) WITH ORDINALITY c (c, n);
 $$;
 COMMENT ON FUNCTION tablesync.shape_core(jsonb) IS 'what two shapes of a source are compared by';
@@ -523,17 +554,23 @@ BEGIN
     EXECUTE format('SELECT sum(hashtextextended(name, 0)) FROM %s WHERE name = ''server_version_num''',
                    tablesync.source_catalog(target.server, 'pg_settings'))
     INTO hash;
+    IF settings IS NULL OR settings->>'server_encoding' IS NULL OR hash IS NULL
+       OR (settings->>'server_version_num' ~ '^[0-9]{5,7}$') IS NOT TRUE THEN
+        RAISE EXCEPTION 'the source does not tell its version and encoding'
+            USING ERRCODE = 'fdw_error', DETAIL = 'Its view pg_settings has no such rows.',
+                  HINT = 'At the source: SELECT name, setting FROM pg_settings WHERE name IN (''server_version_num'', ''server_encoding'');';
+    END IF;
     IF (settings->>'server_version_num')::integer < 120000 THEN
         RAISE EXCEPTION 'the source runs PostgreSQL %', (settings->>'server_version_num')::integer / 10000
             USING ERRCODE = 'feature_not_supported', HINT = 'PostgreSQL 12 or newer is supported.';
     END IF;
-    IF settings->>'server_encoding' <> current_setting('server_encoding') THEN
+    IF settings->>'server_encoding' IS DISTINCT FROM current_setting('server_encoding') THEN
         RAISE EXCEPTION 'the source''s encoding is %, ours is %', settings->>'server_encoding', current_setting('server_encoding')
             USING ERRCODE = 'feature_not_supported',
                   DETAIL = 'Fingerprints of text depend on its bytes.',
                   HINT = 'Keep the replica in a database with the source''s encoding.';
     END IF;
-    IF hash <> hashtextextended('server_version_num', 0) THEN
+    IF hash IS DISTINCT FROM hashtextextended('server_version_num', 0) THEN
         RAISE EXCEPTION 'the source''s hash functions differ from ours'
             USING ERRCODE = 'feature_not_supported',
                   DETAIL = 'Fingerprints would never agree; the two machines probably differ in byte order.';
@@ -554,11 +591,12 @@ DECLARE
     found text;
     missing text;
 BEGIN
-    EXECUTE format('SELECT string_agg(format(''%%s is %%s'', s.name, s.setting), '', '' ORDER BY s.name DESC), '
-                   'string_agg(format(''-c %%s=%%s'', w.name, w.value), '' '' ORDER BY s.name DESC) '
-                   'FROM %s s JOIN (VALUES (''row_security'', ''off''), (''default_transaction_read_only'', ''on''), '
-                   '(''lc_monetary'', ''C'')) w (name, value) ON w.name = s.name AND w.value <> s.setting '
-                   'WHERE s.name IN (''row_security'', ''default_transaction_read_only'', ''lc_monetary'')',
+    EXECUTE format('SELECT string_agg(format(''%%s is %%s'', w.name, coalesce(s.setting, ''unknown'')), '', '' ORDER BY w.name DESC), '
+                   'string_agg(format(''-c %%s=%%s'', w.name, w.value), '' '' ORDER BY w.name DESC) '
+                   'FROM (VALUES (''row_security'', ''off''), (''default_transaction_read_only'', ''on''), (''lc_monetary'', ''C'')) w (name, value) '
+                   'LEFT JOIN (SELECT name, setting FROM %s '
+                   'WHERE name IN (''row_security'', ''default_transaction_read_only'', ''lc_monetary'')) s ON s.name = w.name '
+                   'WHERE s.setting IS DISTINCT FROM w.value',
                    tablesync.source_catalog(target.server, 'pg_settings'))
     INTO found, missing;
     IF missing IS NOT NULL THEN
@@ -573,23 +611,104 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.check_source_session(regclass) IS 'an error if the session at the source is not restricted as a run needs it';
 
-/* What a run asks before it reads rows; "new_shape" is NULL while the source's shape is the one known. */
+/*
+ * Has the source still a key?  A primary key is part of the shape, whose change
+ * is dealt with elsewhere; another unique index has to be looked for.
+ */
+CREATE FUNCTION tablesync.has_source_key(server oid, relid oid, shape jsonb, key_columns name[])
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    attnums integer[] := ARRAY(SELECT (c->>'attnum')::integer FROM jsonb_array_elements(shape) c WHERE c->>'column' = ANY (key_columns) ORDER BY 1);
+    found boolean;
+BEGIN
+    IF EXISTS (SELECT FROM jsonb_array_elements(shape) c WHERE c->>'key' IS NOT NULL) OR cardinality(attnums) <> cardinality(key_columns) THEN
+        RETURN true;
+    END IF;
+    EXECUTE format('SELECT bool_or(%L::integer[] = (SELECT array_agg(n ORDER BY n) FROM unnest((string_to_array(indkey, '' '')::integer[])[:indnkeyatts]) n)) '
+                   'FROM %s WHERE indrelid = %s AND indisunique AND indimmediate AND indisvalid AND indpred IS NULL AND indexprs IS NULL',
+                   attnums, tablesync.source_catalog(server, 'pg_index'), relid)
+    INTO found;
+    RETURN coalesce(found, false);
+END
+$$;
+COMMENT ON FUNCTION tablesync.has_source_key(oid, oid, jsonb, name[]) IS 'whether a source has a primary key, or a unique index on the columns that are the key of its replica';
+
+/* Columns of a new shape that the old one does not have and that we may not read: names at the source. */
+CREATE FUNCTION tablesync.unreadable_columns(source regclass, old jsonb, new jsonb)
+RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(source);
+    readable text[];
+BEGIN
+    IF NOT EXISTS (SELECT FROM tablesync.match_columns(old, new) m WHERE m.before IS NULL) THEN
+        RETURN NULL;
+    END IF;
+    EXECUTE format('SELECT array_agg(column_name) FROM %s WHERE table_schema = %L AND table_name = %L AND privilege_type = ''SELECT''',
+                   tablesync.source_catalog(target.server, 'column_privileges'), target.schema_name, target.table_name)
+    INTO readable;
+    IF readable IS NULL THEN    -- not by a grant, but as a superuser, say
+        RETURN NULL;
+    END IF;
+    RETURN (SELECT array_agg(m.after->>'remote') FROM tablesync.match_columns(old, new) m
+            WHERE m.before IS NULL AND m.after->>'remote' <> ALL (readable));
+END
+$$;
+COMMENT ON FUNCTION tablesync.unreadable_columns(regclass, jsonb, jsonb) IS 'new columns of a source that we may not read';
+
+/* A run that meets what tablesync_add() would have refused. */
+CREATE FUNCTION tablesync.refuse_source(replica regclass, problem text, hint text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'the source of % can''t be replicated exactly any more', replica
+        USING ERRCODE = 'TS003', DETAIL = problem, HINT = hint;
+END
+$$;
+COMMENT ON FUNCTION tablesync.refuse_source(regclass, text, text) IS 'raises the error of a run whose source has become one that tablesync_add() refuses';
+
+/*
+ * What a run asks before it reads rows; "new_shape" is NULL while the source's
+ * shape is the one known.  All that makes a replica inexact is looked at here, by
+ * every run: what kind of relation it is, its key, types, labels, collations.
+ */
 CREATE FUNCTION tablesync.open_source(replica regclass, OUT server_version integer, OUT estimated_rows double precision,
-                                      OUT new_shape jsonb)
+                                      OUT new_shape jsonb, OUT unreadable text[])
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     settings tablesync.replica;
     target record;
+    relation record;
+    problem text;
 BEGIN
     SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
     target := tablesync.source_target(settings.source);
     server_version := tablesync.check_source_server(settings.source);
     PERFORM tablesync.check_source_session(settings.source);
-    SELECT r.estimated_rows INTO estimated_rows
-    FROM tablesync.source_relation(target.server, target.schema_name, target.table_name) r;
+    relation := tablesync.source_relation(target.server, target.schema_name, target.table_name);
+    estimated_rows := relation.estimated_rows;
     new_shape := tablesync.source_shape(settings.source);
+    problem := tablesync.source_kind_problem(relation.relkind, relation.has_children);
+    IF problem IS NOT NULL AND NOT (relation.relkind IN ('v', 'm', 'f') AND settings.shape->0->'table' IS DISTINCT FROM new_shape->0->'table') THEN
+        PERFORM tablesync.refuse_source($1, problem, format('Undo it at the source; or replicate the tables behind it, and SELECT tablesync_remove(%L);', $1));
+    END IF;
+    IF NOT tablesync.has_source_key(target.server, relation.relid, new_shape, settings.key_columns) THEN
+        PERFORM tablesync.refuse_source($1, format('No valid unique index of the source is on (%s) any more, so two rows may have the same key.',
+                                                   array_to_string(settings.key_columns, ', ')),
+                                        'Ask for the index, or for a primary key, at the source; or remove the replica, and add it again with another key.');
+    END IF;
+    unreadable := tablesync.unreadable_columns(settings.source, settings.shape, new_shape);
+    new_shape := (SELECT jsonb_agg(c.c ORDER BY c.n) FROM jsonb_array_elements(new_shape) WITH ORDINALITY c (c, n)
+                  WHERE (c.c->>'remote' = ANY (unreadable)) IS NOT TRUE);
     IF settings.on_schema_change = 'ignore' THEN
         new_shape := tablesync.known_shape(settings.shape, new_shape);
     END IF;
@@ -599,7 +718,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tablesync.open_source(regclass) IS 'version and estimated rows of the source, and its shape if that has changed';
+COMMENT ON FUNCTION tablesync.open_source(regclass) IS 'version and estimated rows of the source, its shape if that has changed, and new columns that may not be read';
 
 /*
  * End a run without a scan if the source's counters are those from before the
