@@ -310,7 +310,7 @@ tsync_read_source(TsyncRun *run)
 	tsync_catalog_execute_oid("SELECT tablesync.prepare_server(s.srvname) FROM pg_foreign_table t"
 							  " JOIN pg_foreign_server s ON s.oid = t.ftserver WHERE t.ftrelid = $1", run->replica->source);
 	tsync_expect_source(true);
-	tsync_catalog_execute_oid("SELECT server_version, estimated_rows, new_shape"
+	tsync_catalog_execute_oid("SELECT server_version, estimated_rows, new_shape, unreadable"
 						" FROM tablesync.open_source($1::regclass)", run->replica->relid);
 	tsync_expect_source(false);
 	run->source_version = (int) tsync_result_int64(0, 1);
@@ -319,7 +319,34 @@ tsync_read_source(TsyncRun *run)
 		run->source_estimate = 0;	/* NaN, too */
 	run->source_estimate = Min(run->source_estimate, MAX_ESTIMATED_ROWS);
 	run->new_shape = tsync_result_text(0, 3);
+	run->unreadable = tsync_result_texts(0, 4, &run->nunreadable);
 	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
+ * Record what a look at the source has shown: new columns that may not be read,
+ * and which files hold its rows.  Returns whether all columns have to be compared
+ * once, because these are others.  In a transaction that is not the source's.
+ */
+bool
+tsync_record_source(TsyncRun *run)
+{
+	Oid			types[] = {OIDOID, TEXTOID};
+	Datum		values[] = {ObjectIdGetDatum(run->replica_oid), CStringGetTextDatum(run->source_identity)};
+	bool		replaced;
+
+	if (run->nunreadable > 0)
+	{
+		Oid			note_types[] = {OIDOID, INT8OID, TEXTARRAYOID};
+		Datum		note_values[] = {ObjectIdGetDatum(run->replica_oid), Int64GetDatum(run->run_id),
+		tsync_texts_datum(run->unreadable, run->nunreadable)};
+
+		tsync_record("SELECT tablesync.record_unreadable($1::regclass, $2, $3)", lengthof(note_types), note_types, note_values, NULL);
+	}
+	tsync_record("SELECT tablesync.record_identity($1::regclass, $2)", lengthof(types), types, values, NULL);
+	replaced = tsync_result_bool(0, 1);
+	SPI_freetuptable(SPI_tuptable);
+	return replaced;
 }
 
 /*
@@ -335,11 +362,13 @@ tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint)
 	char	   *steps;
 
 	/* with the owner's rights: what it does may run code of the owner */
-	tsync_catalog_execute("SELECT problem, hint, steps FROM tablesync.evolve($1::regclass, $2::jsonb)",
+	tsync_catalog_execute("SELECT problem, hint, steps, shape FROM tablesync.evolve($1::regclass, $2::jsonb)",
 						  2, types, values, NULL);
 	*problem = tsync_result_text(0, 1);
 	*hint = tsync_result_text(0, 2);
 	steps = tsync_result_text(0, 3);
+	if (*problem == NULL)
+		values[1] = CStringGetTextDatum(tsync_result_text(0, 4));
 	SPI_freetuptable(SPI_tuptable);
 
 	values[3] = CStringGetTextDatum(steps ? steps : "[]");

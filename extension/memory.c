@@ -413,7 +413,7 @@ digest_replica(TsyncRun *run, TsyncChunk *chunk)
 												   run->source_version));
 	if (now.rows != chunk->replica.rows || now.sum != chunk->replica.sum)
 	{
-		run->drifted += chunk->stale;
+		run->drifted += chunk->stale && chunk->proved;	/* or it was never known */
 		chunk->has_buckets = false;
 	}
 	chunk->replica = now;

@@ -238,6 +238,8 @@ typedef struct TsyncRun
 	int			source_version; /* server_version_num */
 	char	   *source_identity;	/* which files hold the source's rows, and its columns */
 	char	   *new_shape;		/* of the source, NULL while it is the one known */
+	char	  **unreadable;		/* its new columns that we may not read */
+	int			nunreadable;
 	bool		paused;			/* by this run, because of the new shape */
 	double		source_estimate;	/* rows, by the source's catalog */
 	int64		source_blocks;	/* likewise; 0 when unknown */
@@ -489,6 +491,7 @@ extern char *tsync_relation_label(Oid relid);
 extern TsyncReplica *tsync_read_replica(Oid relid);
 extern void tsync_read_columns(TsyncReplica *replica);
 extern void tsync_read_source(TsyncRun *run);
+extern bool tsync_record_source(TsyncRun *run);
 extern char *tsync_source_identity(TsyncRun *run);
 extern void tsync_read_layout(TsyncRun *run);
 extern void tsync_disconnect_source(TsyncRun *run);

@@ -557,6 +557,7 @@ BEGIN
     PERFORM tablesync.set_source_options(source);
     EXECUTE format('SELECT * FROM %s LIMIT 1', source) INTO first_row;   -- may we read every column?
 
+    wanted.shape := tablesync.with_numbers(wanted.shape, wanted.replica, source);
     wanted.loaded := has_rows;
     wanted.adopted := has_rows;
     PERFORM tablesync.register(wanted.replica, to_jsonb(wanted));

@@ -56,6 +56,7 @@ CREATE TABLE tablesync.replica (
     refetch name[] NOT NULL DEFAULT '{}',
     load_position text[],
     bounds_key text,
+    identity text,
     load_indexes oid[],
     memory_key text,
     memory_file oid,
@@ -97,6 +98,7 @@ COMMENT ON COLUMN tablesync.replica.adopted IS 'true while the replica holds row
 COMMENT ON COLUMN tablesync.replica.refetch IS 'columns whose values the next run fetches for all rows, because no fingerprint can compare them';
 COMMENT ON COLUMN tablesync.replica.load_position IS 'key of the last row that an unfinished load has committed';
 COMMENT ON COLUMN tablesync.replica.bounds_key IS 'types of the key for which load_position and the bounds in tablesync.chunk were made';
+COMMENT ON COLUMN tablesync.replica.identity IS 'OIDs and file nodes of the source and its partitions when it was last read';
 COMMENT ON COLUMN tablesync.replica.load_indexes IS 'indexes that are not kept up to date while a load goes on; NULL when it is over';
 COMMENT ON COLUMN tablesync.replica.memory_key IS 'what the digests in tablesync.chunk were made with: fingerprint and columns';
 COMMENT ON COLUMN tablesync.replica.memory_file IS 'file node of the replica when the digests in tablesync.chunk were true';
@@ -259,7 +261,7 @@ CREATE TABLE tablesync.schema_log (
     replica regclass NOT NULL,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     run_id bigint,
-    change text NOT NULL CHECK (change IN ('added', 'dropped', 'renamed', 'retyped', 'replaced', 'nullable', 'not_null', 'key', 'collation')),
+    change text NOT NULL CHECK (change IN ('added', 'dropped', 'renamed', 'retyped', 'replaced', 'nullable', 'not_null', 'key', 'collation', 'labels')),
     column_name text,
     action text NOT NULL CHECK (action IN ('applied', 'kept', 'dropped', 'ignored', 'recorded', 'accepted', 'paused')),
     detail text NOT NULL
@@ -272,7 +274,7 @@ COMMENT ON TABLE tablesync.schema_log IS 'one row per change of a source''s shap
 COMMENT ON TABLE tablesync.all_schema_changes IS 'the rows of tablesync.schema_log, of all roles';
 COMMENT ON COLUMN tablesync.schema_log.at IS 'when a run noticed the change';
 COMMENT ON COLUMN tablesync.schema_log.run_id IS 'the run that noticed it';
-COMMENT ON COLUMN tablesync.schema_log.change IS 'added, dropped, renamed, retyped, replaced (dropped and added again), nullable, not_null, key or collation';
+COMMENT ON COLUMN tablesync.schema_log.change IS 'added, dropped, renamed, retyped, replaced (dropped and added again), nullable, not_null, key, collation or labels';
 COMMENT ON COLUMN tablesync.schema_log.column_name IS 'the column''s name here; NULL for the key';
 COMMENT ON COLUMN tablesync.schema_log.action IS 'applied; kept or dropped, of a column that the source has dropped; ignored by policy; recorded, as nothing was to do; accepted, as the owner had done it; paused';
 COMMENT ON COLUMN tablesync.schema_log.detail IS 'what has changed, in words';

@@ -127,12 +127,27 @@ LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT array_agg(ROW(s.change, s.column_name, s.action, s.detail, s.statements, s.unless_used, s.fill,
-                         CASE WHEN w.to_do <> '{}' THEN concat_ws(': ', s.detail, reason) END,
-                         CASE WHEN w.to_do <> '{}' THEN tablesync.by_hand(settings.replica, w.to_do) END)::tablesync.schema_step
+                         coalesce(s.problem, CASE WHEN w.to_do <> '{}' OR s.change = 'renamed' AND s.action = 'applied' THEN concat_ws(': ', s.detail, reason) END),
+                         coalesce(s.hint, CASE WHEN w.to_do <> '{}' THEN tablesync.by_hand(settings.replica, w.to_do) END))::tablesync.schema_step
                      ORDER BY s.ordinality)
     FROM unnest(steps) WITH ORDINALITY s, LATERAL (SELECT s.statements || coalesce(s.unless_used, '{}')) w (to_do);
 $$;
 COMMENT ON FUNCTION tablesync.refuse_steps(tablesync.replica, tablesync.schema_step[], text) IS 'turns the steps of a plan that would change something into problems';
+
+/* A shape of a source with names and numbers of its columns as they are here now. */
+CREATE FUNCTION tablesync.shape_here(shape jsonb, replica regclass, source regclass)
+RETURNS jsonb
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT tablesync.with_numbers(
+        (SELECT jsonb_agg(c.c || jsonb_build_object('problem', NULL, 'column',
+                    coalesce((SELECT a.attname FROM pg_attribute a
+                              WHERE a.attrelid = $3 AND a.attnum > 0 AND NOT a.attisdropped
+                                AND tablesync.remote_name($3, a.attnum) = c.c->>'remote' LIMIT 1), c.c->>'remote')) ORDER BY c.n)
+         FROM jsonb_array_elements(shape) WITH ORDINALITY c (c, n)), $2, $3);
+$$;
+COMMENT ON FUNCTION tablesync.shape_here(jsonb, regclass, regclass) IS 'a source''s shape with names and numbers of its columns in replica and foreign table';
 
 /* Why a replica is paused, and what to do about it, in words. */
 CREATE FUNCTION tablesync.describe_problems(settings tablesync.replica, steps tablesync.schema_step[], OUT problem text, OUT hint text)
@@ -155,7 +170,7 @@ COMMENT ON FUNCTION tablesync.describe_problems(tablesync.replica, tablesync.sch
  * What a run does about a new shape: the DDL, if it can go on; else "problem"
  * says why not.  The steps are for record_evolution().
  */
-CREATE FUNCTION tablesync.evolve(replica regclass, new_shape jsonb, OUT problem text, OUT hint text, OUT steps jsonb)
+CREATE FUNCTION tablesync.evolve(replica regclass, new_shape jsonb, OUT problem text, OUT hint text, OUT steps jsonb, OUT shape jsonb)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -165,12 +180,13 @@ DECLARE
 BEGIN
     SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
     planned := ARRAY(SELECT s FROM tablesync.plan_evolution(settings, new_shape) s);
-    IF settings.on_schema_change = 'pause' AND NOT EXISTS (SELECT FROM unnest(planned) s WHERE s.problem IS NOT NULL) THEN
+    IF settings.on_schema_change = 'pause' THEN
         planned := tablesync.refuse_steps(settings, planned, NULL);
     END IF;
     IF NOT EXISTS (SELECT FROM unnest(planned) s WHERE s.problem IS NOT NULL) THEN
         BEGIN
             steps := to_jsonb(tablesync.apply_steps(settings, planned));
+            shape := tablesync.shape_here(new_shape, settings.replica, settings.source);
             RETURN;
         EXCEPTION
             WHEN lock_not_available THEN
@@ -225,12 +241,68 @@ BEGIN
         version_column = renamed->>t.version_column::text,
         refetch = ARRAY(SELECT (renamed->>k.k::text)::name FROM unnest(t.refetch) k (k) WHERE renamed ? k.k::text)
     WHERE t.replica = $1;
+    IF EXISTS (SELECT FROM unnest(done) s WHERE cardinality(s.statements) > 0) THEN    -- our own DDL is no stranger's write
+        UPDATE tablesync.all_chunks c SET digest = NULL, stale = false, buckets = NULL, bucket_shift = NULL, bucket_mask = NULL
+        WHERE c.replica = $1;
+    END IF;
     PERFORM tablesync.want_filled(settings, new_shape, ARRAY(SELECT s.column_name FROM unnest(done) s WHERE s.fill),
                                   NOT tablesync.lags_behind(settings.source, new_shape));
     PERFORM tablesync.close_alert($1, 'schema_changed');
 END
 $$;
 COMMENT ON FUNCTION tablesync.record_evolution(regclass, jsonb, bigint, jsonb, boolean) IS 'remembers the new shape of a source, or pauses a replica because of it';
+
+/* Note once which new columns of a source are left out because they may not be read. */
+CREATE FUNCTION tablesync.record_unreadable(replica regclass, run_id bigint, columns text[])
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO tablesync.all_schema_changes (replica, run_id, change, column_name, action, detail)
+    SELECT $1, $2, 'added', c, 'ignored', format('column %I was added, and we may not read it', c)
+    FROM unnest(columns) c
+    WHERE NOT EXISTS (SELECT FROM tablesync.all_schema_changes l
+                      WHERE l.replica = $1 AND l.change = 'added' AND l.column_name = c AND l.action = 'ignored');
+$$;
+COMMENT ON FUNCTION tablesync.record_unreadable(regclass, bigint, text[]) IS 'logs new columns that are left out because they may not be read';
+
+/*
+ * Remember which tables and files hold the source's rows.  Where they are others
+ * than those that the last runs have read, rows may have the same versions and
+ * other values: true if all columns have to be compared once.
+ */
+CREATE FUNCTION tablesync.record_identity(replica regclass, source_identity text)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    settings tablesync.all_replicas;
+    files text := (SELECT string_agg(f, ' ' ORDER BY n) FROM regexp_split_to_table(source_identity, ' ') WITH ORDINALITY u (f, n) WHERE f ~ '^[0-9]+:[0-9]+$');
+    tables_are_others boolean;
+BEGIN
+    SELECT * INTO settings FROM tablesync.all_replicas t WHERE t.replica = $1;
+    IF settings.identity IS NOT DISTINCT FROM files THEN
+        RETURN false;
+    END IF;
+    UPDATE tablesync.all_replicas t SET identity = files WHERE t.replica = $1;
+    IF settings.identity IS NULL OR NOT settings.loaded OR settings.fingerprint = 'row' THEN
+        RETURN false;
+    END IF;
+    tables_are_others := regexp_replace(settings.identity, ':[0-9]+', '', 'g') <> regexp_replace(files, ':[0-9]+', '', 'g');
+    IF NOT EXISTS (SELECT FROM jsonb_array_elements(settings.shape) c
+                   WHERE tablesync.type_problem((c->>'type_oid')::oid, false, true) IS NOT NULL) THEN
+        UPDATE tablesync.all_replicas t SET adopted = true WHERE t.replica = $1;
+    ELSIF tables_are_others THEN    -- a mere rewrite is not worth fetching all
+        UPDATE tablesync.all_replicas t
+        SET refetch = ARRAY(SELECT (c->>'column')::name FROM jsonb_array_elements(t.shape) c
+                            WHERE c->>'column' <> ALL (t.key_columns || t.version_column))
+        WHERE t.replica = $1;
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION tablesync.record_identity(regclass, text) IS 'remembers the files of a source; true if they are others, so that all columns have to be compared once';
 
 CREATE FUNCTION tablesync.finish_refetch(replica regclass)
 RETURNS void

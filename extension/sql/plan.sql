@@ -5,6 +5,10 @@
  * and with what replica and foreign table are now: whatever the owner has done
  * by hand needs no statement any more and is accepted.  Making a plan asks
  * only local catalogs and changes nothing.
+ *
+ * Columns are recognised by their numbers: at the source by "attnum", as long
+ * as the table is the same; here by "local" in the replica and "foreign" in the
+ * foreign table.  Names say nothing: they are swapped, shifted and used again.
  */
 
 CREATE TYPE tablesync.schema_step AS (
@@ -103,35 +107,51 @@ $$;
 COMMENT ON FUNCTION tablesync.add_again(regclass) IS 'what to do about a replica whose key has changed at the source';
 
 /* Statements that make a foreign table's column what the source's column is. */
-CREATE FUNCTION tablesync.foreign_column_statements(source regclass, new jsonb)
+CREATE FUNCTION tablesync.foreign_column_statements(source regclass, new jsonb, anew boolean DEFAULT false)
 RETURNS text[]
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT ARRAY(
         SELECT s FROM (VALUES
-            (CASE WHEN NOT tablesync.stands_for(source, new->>'column', new->>'remote') THEN
+            (CASE WHEN anew OR NOT tablesync.stands_for(source, new->>'column', new->>'remote') THEN
                 format('ALTER FOREIGN TABLE %s ADD COLUMN %I %s%s%s', source, new->>'column', new->>'type',
                        ' COLLATE pg_catalog.' || quote_ident(new->>'collation'),
                        CASE WHEN (new->>'not_null')::boolean THEN ' NOT NULL' END)
              WHEN f.type <> new->>'type' THEN
                 format('ALTER FOREIGN TABLE %s ALTER COLUMN %I TYPE %s%s', source, new->>'column', new->>'type', f."collation") END),
-            (CASE WHEN f.not_null AND NOT (new->>'not_null')::boolean THEN
+            (CASE WHEN NOT anew AND f.not_null AND NOT (new->>'not_null')::boolean THEN
                 format('ALTER FOREIGN TABLE %s ALTER COLUMN %I DROP NOT NULL', source, new->>'column') END)) v (s)
         WHERE s IS NOT NULL)
     FROM tablesync.local_column(source, new->>'column') f;
 $$;
-COMMENT ON FUNCTION tablesync.foreign_column_statements(regclass, jsonb) IS 'DDL that makes a foreign table''s column fit the source';
+COMMENT ON FUNCTION tablesync.foreign_column_statements(regclass, jsonb, boolean) IS 'DDL that makes a foreign table''s column fit the source';
+
+/* Will a name of a table be free after some renames? */
+CREATE FUNCTION tablesync.is_moved(relation regclass, name text, statements text[])
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(bool_or(starts_with(s, format('ALTER TABLE %s RENAME COLUMN %I TO ', relation, name))
+                            OR starts_with(s, format('ALTER FOREIGN TABLE %s RENAME COLUMN %I TO ', relation, name))), false)
+       AND NOT coalesce(bool_or(right(s, length(format(' TO %I', name))) = format(' TO %I', name) AND split_part(s, ' RENAME ', 1) LIKE '%' || relation::text), false)
+    FROM unnest(statements) s;
+$$;
+COMMENT ON FUNCTION tablesync.is_moved(regclass, text, text[]) IS 'whether a column''s name is free after some renames';
 
 /* A column that the source did not have. */
-CREATE FUNCTION tablesync.plan_added(settings tablesync.replica, new jsonb)
+CREATE FUNCTION tablesync.plan_added(settings tablesync.replica, new jsonb, moves text[])
 RETURNS tablesync.schema_step
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    mine record := tablesync.local_column(settings.replica, new->>'column');
-    on_source text[] := tablesync.foreign_column_statements(settings.source, new);
+    -- a column of that name may be about to move away
+    free_here boolean := tablesync.is_moved(settings.replica, new->>'column', moves);
+    free_there boolean := tablesync.is_moved(settings.source, new->>'column', moves);
+    mine record := tablesync.local_column(settings.replica, CASE WHEN NOT free_here THEN new->>'column' END);
+    on_source text[] := tablesync.foreign_column_statements(settings.source, new, free_there);
     step tablesync.schema_step;
     misfit text := coalesce(new->>'problem', tablesync.type_problem((new->>'type_oid')::oid, false, settings.fingerprint = 'row'));
 BEGIN
@@ -168,35 +188,198 @@ BEGIN
     RETURN step;
 END
 $$;
-COMMENT ON FUNCTION tablesync.plan_added(tablesync.replica, jsonb) IS 'what to do about a column that the source did not have';
+COMMENT ON FUNCTION tablesync.plan_added(tablesync.replica, jsonb, text[]) IS 'what to do about a column that the source did not have';
 
-/* Statements that rename a replica's column as the source has done. */
-CREATE FUNCTION tablesync.rename_statements(settings tablesync.replica, old jsonb, new jsonb)
+/*
+ * Renames on one table, in an order that can be typed: a name is taken when
+ * nobody has it any more; where names go round in a circle, one waits under a
+ * name of its own.  Columns whose names are needed but that get no other
+ * ("to" is NULL) are moved aside.
+ */
+CREATE FUNCTION tablesync.rename_columns(relation regclass, renames jsonb)
 RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    kind text := CASE WHEN (SELECT c.relkind FROM pg_class c WHERE c.oid = relation) = 'f' THEN 'ALTER FOREIGN TABLE' ELSE 'ALTER TABLE' END;
+    taken text[] := ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped);
+    wanted text[] := ARRAY(SELECT r->>'to' FROM jsonb_array_elements(renames) r WHERE r->>'to' IS NOT NULL);
+    todo jsonb := (SELECT coalesce(jsonb_agg(r), '[]') FROM jsonb_array_elements(renames) r
+                   WHERE r->>'from' <> coalesce(r->>'to', CASE WHEN r->>'from' = ANY (wanted) THEN '' ELSE r->>'from' END));
+    statements text[] := '{}';
+    next jsonb;
+    target text;
+BEGIN
+    WHILE todo <> '[]' LOOP
+        SELECT r INTO next FROM jsonb_array_elements(todo) WITH ORDINALITY t (r, n)
+        WHERE r->>'to' IS NULL OR r->>'to' <> ALL (taken) ORDER BY r->>'to' IS NOT NULL, n LIMIT 1;
+        IF FOUND THEN
+            target := coalesce(next->>'to', tablesync.unused_name(next->>'from', '_dropped', taken || wanted));
+            todo := (SELECT coalesce(jsonb_agg(r), '[]') FROM jsonb_array_elements(todo) r WHERE r <> next);
+        ELSE    -- a circle
+            next := todo->0;
+            target := tablesync.unused_name(next->>'from', '_renamed', taken || wanted);
+            todo := jsonb_set(todo, '{0,from}', to_jsonb(target));
+        END IF;
+        statements := statements || format('%s %s RENAME COLUMN %I TO %I', kind, relation, next->>'from', target);
+        taken := array_append(array_remove(taken, next->>'from'), target);
+    END LOOP;
+    RETURN statements;
+END
+$$;
+COMMENT ON FUNCTION tablesync.rename_columns(regclass, jsonb) IS 'DDL that renames columns of a table, whatever names they take from each other';
+
+CREATE FUNCTION tablesync.unused_name(name text, suffix text, taken text[])
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT c.candidate
+    FROM (SELECT tablesync.short_name(name, suffix || CASE WHEN n > 1 THEN '_' || n ELSE '' END) AS candidate, n FROM generate_series(1, 2000) n) c
+    WHERE c.candidate <> ALL (taken) ORDER BY c.n LIMIT 1;
+$$;
+COMMENT ON FUNCTION tablesync.unused_name(text, text, text[]) IS 'a name with a suffix that none of some others has';
+
+/* A name of at most 63 bytes that ends with a suffix. */
+CREATE FUNCTION tablesync.short_name(name text, suffix text)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    WHILE octet_length(name || suffix) > 63 AND name <> '' LOOP
+        name := left(name, -1);
+    END LOOP;
+    RETURN name || suffix;
+END
+$$;
+COMMENT ON FUNCTION tablesync.short_name(text, text) IS 'a name with a suffix, cut to the length of a name';
+
+/* A shape with the numbers of its columns here: known ones stay, others are found by name. */
+CREATE FUNCTION tablesync.with_numbers(shape jsonb, replica regclass, source regclass)
+RETURNS jsonb
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE WHEN old->>'column' <> old->>'remote' THEN    -- a name of its own here
-        ARRAY[format('ALTER FOREIGN TABLE %s ALTER COLUMN %I OPTIONS (SET column_name %L)', settings.source, old->>'column', new->>'remote')]
-    ELSE
-        ARRAY[format('ALTER TABLE %s RENAME COLUMN %I TO %I', settings.replica, old->>'column', new->>'remote'),
-              format('ALTER FOREIGN TABLE %s RENAME COLUMN %I TO %I', settings.source, old->>'column', new->>'remote')]
-    END;
+    SELECT jsonb_agg(jsonb_build_object(
+               'local', (SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = $2 AND a.attname = c.c->>'column' AND a.attnum > 0 AND NOT a.attisdropped),
+               'foreign', (SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = $3 AND a.attname = c.c->>'column' AND a.attnum > 0 AND NOT a.attisdropped))
+               || c.c ORDER BY c.n)
+    FROM jsonb_array_elements(shape) WITH ORDINALITY c (c, n);
 $$;
-COMMENT ON FUNCTION tablesync.rename_statements(tablesync.replica, jsonb, jsonb) IS 'DDL that renames a column here like at the source';
+COMMENT ON FUNCTION tablesync.with_numbers(jsonb, regclass, regclass) IS 'a shape with the numbers of its columns in replica and foreign table';
+
+/* The name that a column of a table has now, NULL if it has been dropped. */
+CREATE FUNCTION tablesync.name_of(relation regclass, attnum integer)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT a.attname FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum = $2 AND NOT a.attisdropped;
+$$;
+COMMENT ON FUNCTION tablesync.name_of(regclass, integer) IS 'name of a column by its number';
+
+/* Which column of the source a column of a foreign table stands for now. */
+CREATE FUNCTION tablesync.remote_name(source regclass, attnum integer)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce((SELECT o.option_value FROM pg_options_to_table(a.attfdwoptions) o WHERE o.option_name = 'column_name'), a.attname)
+    FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum = $2 AND NOT a.attisdropped;
+$$;
+COMMENT ON FUNCTION tablesync.remote_name(regclass, integer) IS 'the source''s column behind a column of a foreign table';
+
+/*
+ * The name a column that stays is to have here: the source's, unless it has one
+ * of its own, or the policy leaves names alone.
+ */
+CREATE FUNCTION tablesync.wanted_name(settings tablesync.replica, before jsonb, after jsonb)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN settings.on_schema_change = 'ignore' OR before->>'column' <> before->>'remote'
+                     OR n.options    -- by hand
+                THEN n.name ELSE after->>'remote' END
+    FROM (SELECT coalesce(tablesync.name_of(settings.replica, (before->>'local')::integer), before->>'column') AS name,
+                 EXISTS (SELECT FROM pg_attribute a, pg_options_to_table(a.attfdwoptions) o
+                         WHERE a.attrelid = settings.source AND a.attnum = (before->>'foreign')::integer AND o.option_name = 'column_name'
+                           AND o.option_value = after->>'remote') AS options) n;
+$$;
+COMMENT ON FUNCTION tablesync.wanted_name(tablesync.replica, jsonb, jsonb) IS 'the name of a column here whose name at the source has changed';
+
+/* Renames of columns that stay, and what they push aside; all statements are the first step's. */
+CREATE FUNCTION tablesync.plan_names(settings tablesync.replica, new jsonb)
+RETURNS SETOF tablesync.schema_step
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m record;
+    step tablesync.schema_step;
+    of_replica jsonb := '[]';
+    of_source jsonb := '[]';
+    options text[] := '{}';
+    statements text[];
+    name text;
+    foreign_name text;
+    wanted text;
+    steps tablesync.schema_step[] := '{}';
+BEGIN
+    FOR m IN SELECT * FROM tablesync.match_columns(settings.shape, new) x WHERE x.before IS NOT NULL
+             ORDER BY (x.before->>'attnum')::integer LOOP
+        name := tablesync.name_of(settings.replica, (m.before->>'local')::integer);
+        foreign_name := tablesync.name_of(settings.source, (m.before->>'foreign')::integer);
+        wanted := CASE WHEN m.after IS NOT NULL AND NOT m.replaced THEN tablesync.wanted_name(settings, m.before, m.after) END;
+        IF name IS NOT NULL AND NOT (m.after IS NOT NULL AND m.replaced) THEN
+            of_replica := of_replica || jsonb_build_object('from', name, 'to', wanted);
+        END IF;
+        IF foreign_name IS NOT NULL AND NOT (m.after IS NOT NULL AND m.replaced) THEN
+            -- a column that stands for another one now is nobody's to push aside
+            CONTINUE WHEN m.after IS NULL AND tablesync.remote_name(settings.source, (m.before->>'foreign')::integer) IS DISTINCT FROM m.before->>'remote';
+            of_source := of_source || jsonb_build_object('from', foreign_name, 'to', wanted);
+        END IF;
+        CONTINUE WHEN m.after IS NULL OR m.replaced OR m.before->'remote' = m.after->'remote';
+        IF wanted <> m.after->>'remote' AND tablesync.remote_name(settings.source, (m.before->>'foreign')::integer) <> m.after->>'remote' THEN
+            options := options || format('ALTER FOREIGN TABLE %s ALTER COLUMN %I OPTIONS (%s column_name %L)', settings.source, wanted,
+                CASE WHEN EXISTS (SELECT FROM pg_attribute a, pg_options_to_table(a.attfdwoptions) o
+                                  WHERE a.attrelid = settings.source AND a.attnum = (m.before->>'foreign')::integer AND o.option_name = 'column_name')
+                     THEN 'SET' ELSE 'ADD' END, m.after->>'remote');
+        END IF;
+        steps := steps || ROW('renamed', wanted, 'accepted', format('column %I was renamed to %I', m.before->>'remote', m.after->>'remote'),
+                              '{}'::text[], NULL, false, NULL, NULL)::tablesync.schema_step;
+    END LOOP;
+    statements := tablesync.rename_columns(settings.replica, of_replica) || tablesync.rename_columns(settings.source, of_source) || options;
+    FOR n IN 1 .. cardinality(steps) LOOP
+        step := steps[n];
+        IF statements <> '{}' THEN
+            step.action := 'applied';
+        END IF;
+        IF n = 1 THEN
+            step.statements := statements;
+        END IF;
+        RETURN NEXT step;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION tablesync.plan_names(tablesync.replica, jsonb) IS 'what to do about columns that have other names at the source';
 
 /*
  * A column that the source no longer has.  In a table that was created anew,
  * a new column of the same type may be the old one under another name.
  */
-CREATE FUNCTION tablesync.plan_dropped(settings tablesync.replica, old jsonb, added jsonb)
+CREATE FUNCTION tablesync.plan_dropped(settings tablesync.replica, old jsonb, added jsonb, aside text, foreign_aside text)
 RETURNS tablesync.schema_step
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    mine record := tablesync.local_column(settings.replica, old->>'column');
-    in_source boolean := tablesync.stands_for(settings.source, old->>'column', old->>'remote');
+    name text := tablesync.name_of(settings.replica, (old->>'local')::integer);    -- now
+    mine record := tablesync.local_column(settings.replica, name);
+    in_source boolean := tablesync.remote_name(settings.source, (old->>'foreign')::integer) = old->>'remote';
+    foreign_name text := tablesync.name_of(settings.source, (old->>'foreign')::integer);
     step tablesync.schema_step;
     may_be jsonb;
 BEGIN
@@ -204,7 +387,7 @@ BEGIN
     step.column_name := old->>'column';
     step.detail := concat_ws(' ', format('column %I', old->>'remote'), old->>'type', 'was dropped');
     step.statements := CASE WHEN mine.not_null THEN
-        ARRAY[format('ALTER TABLE %s ALTER COLUMN %I DROP NOT NULL', settings.replica, old->>'column')] ELSE '{}' END;
+        ARRAY[format('ALTER TABLE %s ALTER COLUMN %I DROP NOT NULL', settings.replica, aside)] ELSE '{}' END;
     step.fill := false;
     SELECT n INTO may_be FROM jsonb_array_elements(added) n
     WHERE n->>'type' = old->>'type' AND n->'table' <> old->'table' LIMIT 1;
@@ -215,24 +398,27 @@ BEGIN
         step.problem := format('version column %I was dropped', old->>'remote');
         step.hint := format('SELECT tablesync_alter(%1$L, fingerprint => ''row''); or name another version_column. Then: %2$s',
                             settings.replica, tablesync.by_hand(settings.replica, '{}'));
+    ELSIF name <> old->>'column' AND EXISTS (SELECT FROM jsonb_array_elements(added) n WHERE n->>'remote' = name) THEN
+        step.action := 'accepted';    -- the owner has said that it is another column now
     ELSIF may_be IS NOT NULL AND mine.type IS NOT NULL AND settings.on_schema_change <> 'ignore' THEN
         step.problem := format('the table was created anew with column %I instead of %I, which may be the same', may_be->>'remote', old->>'remote');
         step.hint := format('If it was renamed: %s If it is another column, drop column %I of %s and resume.',
-                            tablesync.by_hand(settings.replica, tablesync.rename_statements(settings, old, may_be)),
+                            tablesync.by_hand(settings.replica, ARRAY[format('ALTER TABLE %s RENAME COLUMN %I TO %I', settings.replica, name, may_be->>'remote'),
+                                                                  format('ALTER FOREIGN TABLE %s RENAME COLUMN %I TO %I', settings.source, foreign_name, may_be->>'remote')]),
                             old->>'column', settings.replica);
     ELSIF settings.on_schema_change = 'ignore' THEN
         step.action := 'ignored';
     ELSE
         step.action := CASE WHEN mine.type IS NULL THEN 'accepted' WHEN settings.drop_columns THEN 'dropped' ELSE 'kept' END;
         step.unless_used := ARRAY(SELECT s FROM (VALUES
-            (CASE WHEN step.action = 'dropped' THEN format('ALTER TABLE %s DROP COLUMN %I', settings.replica, old->>'column') END),
-            (CASE WHEN in_source THEN format('ALTER FOREIGN TABLE %s DROP COLUMN %I', settings.source, old->>'column') END)) v (s)
+            (CASE WHEN step.action = 'dropped' THEN format('ALTER TABLE %s DROP COLUMN %I', settings.replica, aside) END),
+            (CASE WHEN in_source THEN format('ALTER FOREIGN TABLE %s DROP COLUMN %I', settings.source, foreign_aside) END)) v (s)
             WHERE s IS NOT NULL);
     END IF;
     RETURN step;
 END
 $$;
-COMMENT ON FUNCTION tablesync.plan_dropped(tablesync.replica, jsonb, jsonb) IS 'what to do about a column that the source no longer has';
+COMMENT ON FUNCTION tablesync.plan_dropped(tablesync.replica, jsonb, jsonb, text, text) IS 'what to do about a column that the source no longer has';
 
 /* A column with another name: never done by a run, accepted once the owner has done it. */
 CREATE FUNCTION tablesync.plan_renamed(settings tablesync.replica, old jsonb, new jsonb)
@@ -274,6 +460,18 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.describe_retyped(text, text, text, boolean) IS 'how a column''s type has changed, in words';
 
+/* Is every value of a type, read as another, either the same value or an error?  Never rounded or cut. */
+CREATE FUNCTION tablesync.fits_or_fails(type oid, typmod integer, read_as oid, read_as_typmod integer)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT tablesync.widens($1, $2, $3, $4)
+        OR $1 IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype) AND $3 IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
+        OR $1 IN ('varchar'::regtype, 'text'::regtype) AND $3 IN ('varchar'::regtype, 'text'::regtype);
+$$;
+COMMENT ON FUNCTION tablesync.fits_or_fails(oid, integer, oid, integer) IS 'whether values of one type can be read as another without being rounded or cut silently';
+
 /* A column with another type, or another column under the same name ("replaced"). */
 CREATE FUNCTION tablesync.plan_retyped(settings tablesync.replica, old jsonb, new jsonb, replaced boolean)
 RETURNS tablesync.schema_step
@@ -311,7 +509,8 @@ BEGIN
                               'Undo the change at the source, or name another key, version column or fingerprint.');
     ELSIF mine.type = new->>'type' OR mine.type IS NULL THEN
         step.action := CASE WHEN on_source = '{}' THEN 'accepted' ELSE 'applied' END;
-    ELSIF settings.on_schema_change = 'ignore' AND (alike OR NOT is_hashed) THEN
+    ELSIF settings.on_schema_change = 'ignore' AND (alike OR NOT is_hashed)
+          AND tablesync.fits_or_fails((new->>'type_oid')::oid, (new->>'typmod')::integer, mine.type_oid, mine.typmod) THEN
         step.action := 'ignored';
         step.statements := '{}';
     ELSIF settings.on_schema_change <> 'ignore'
@@ -325,6 +524,87 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tablesync.plan_retyped(tablesync.replica, jsonb, jsonb, boolean) IS 'what to do about a column whose type has changed at the source';
+
+/* What to type to give an enum type the labels that it has at the source; NULL if that takes more than adding and renaming. */
+CREATE FUNCTION tablesync.label_statements(type oid, labels text[])
+RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    mine text[] := ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = type ORDER BY e.enumsortorder);
+    common text[] := ARRAY(SELECT l FROM unnest(labels) WITH ORDINALITY u (l, n) WHERE l = ANY (mine) ORDER BY n);
+    statements text[] := '{}';
+    taken text[] := mine;
+    waiting text[] := mine;
+    turn integer;
+BEGIN
+    IF common = mine THEN    -- some were added
+        FOR n IN 1 .. cardinality(labels) LOOP
+            CONTINUE WHEN labels[n] = ANY (mine);
+            statements := statements || format('ALTER TYPE %s ADD VALUE %L%s', type::regtype, labels[n],
+                CASE WHEN n > 1 THEN format(' AFTER %L', labels[n - 1])
+                     WHEN cardinality(mine) > 0 THEN format(' BEFORE %L', mine[1]) ELSE '' END);
+        END LOOP;
+        RETURN statements;
+    ELSIF cardinality(labels) <> cardinality(mine) THEN
+        RETURN NULL;
+    END IF;
+    WHILE waiting <> labels LOOP    -- renamed: a label is taken when nobody has it any more
+        SELECT n INTO turn FROM generate_series(1, cardinality(labels)) n
+        WHERE waiting[n] <> labels[n] AND labels[n] <> ALL (waiting) LIMIT 1;
+        IF FOUND THEN
+            statements := statements || format('ALTER TYPE %s RENAME VALUE %L TO %L', type::regtype, waiting[turn], labels[turn]);
+            waiting[turn] := labels[turn];
+        ELSE
+            SELECT n INTO turn FROM generate_series(1, cardinality(labels)) n WHERE waiting[n] <> labels[n] LIMIT 1;
+            statements := statements || format('ALTER TYPE %s RENAME VALUE %L TO %L', type::regtype, waiting[turn],
+                                               tablesync.unused_name(waiting[turn], '_renamed', waiting || labels));
+            waiting[turn] := tablesync.unused_name(waiting[turn], '_renamed', waiting || labels);
+        END IF;
+    END LOOP;
+    RETURN statements;
+END
+$$;
+COMMENT ON FUNCTION tablesync.label_statements(oid, text[]) IS 'DDL that gives an enum type here the labels of the source''s';
+
+/*
+ * A column whose values would not be what they are at the source: other labels
+ * of an enum, a collation that is not deterministic.  Labels that were only
+ * added are added here, if the type is ours.
+ */
+CREATE FUNCTION tablesync.plan_problem(settings tablesync.replica, new jsonb)
+RETURNS tablesync.schema_step
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    labels text[] := CASE WHEN jsonb_typeof(new->'labels') = 'array' THEN ARRAY(SELECT jsonb_array_elements_text(new->'labels')) END;
+    enum oid := (SELECT CASE WHEN t.typelem <> 0 AND t.typtype = 'b' THEN t.typelem ELSE t.oid END FROM pg_type t WHERE t.oid = (new->>'type_oid')::oid);
+    wanted text[] := CASE WHEN labels IS NOT NULL THEN tablesync.label_statements(enum, labels) END;
+    step tablesync.schema_step;
+BEGIN
+    step.change := CASE WHEN labels IS NOT NULL THEN 'labels' ELSE 'collation' END;
+    step.column_name := new->>'column';
+    step.detail := format('column %I: %s', new->>'remote', new->>'problem');
+    step.fill := false;
+    step.statements := '{}';
+    IF wanted[1] LIKE 'ALTER TYPE % ADD VALUE %' AND settings.on_schema_change = 'apply'
+       AND (SELECT pg_has_role(t.typowner, 'USAGE') FROM pg_type t WHERE t.oid = enum) THEN
+        step.action := 'applied';
+        step.statements := wanted;
+        RETURN step;
+    END IF;
+    step.problem := step.detail;
+    step.hint := CASE WHEN wanted IS NOT NULL THEN tablesync.by_hand(settings.replica, wanted)
+                      WHEN labels IS NOT NULL THEN format('Give type %s the labels (%s), in this order. %s', enum::regtype,
+                          (SELECT string_agg(quote_literal(l), ', ' ORDER BY n) FROM unnest(labels) WITH ORDINALITY u (l, n)),
+                          tablesync.by_hand(settings.replica, '{}'))
+                      ELSE format('Undo the change at the source. %s', tablesync.by_hand(settings.replica, '{}')) END;
+    RETURN step;
+END
+$$;
+COMMENT ON FUNCTION tablesync.plan_problem(tablesync.replica, jsonb) IS 'what to do about a column whose values would not be exact here';
 
 /* A column whose NOT NULL has changed.  A replica never gains one: that would read all of it under a lock. */
 CREATE FUNCTION tablesync.plan_nullable(settings tablesync.replica, old jsonb, new jsonb)
@@ -413,7 +693,11 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.plan_key(tablesync.replica, jsonb) IS 'what to do about a primary key that has changed';
 
-/* All that has changed, in an order that suits DDL: key, dropped, the others. */
+/*
+ * All that has changed, in an order that suits DDL.  Columns that stay are changed
+ * under the names that they have; then names change, and what they push out of
+ * the way moves aside; then what the source has dropped, and new columns.
+ */
 CREATE FUNCTION tablesync.plan_evolution(settings tablesync.replica, new jsonb)
 RETURNS SETOF tablesync.schema_step
 LANGUAGE plpgsql
@@ -421,38 +705,74 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     m record;
-    step tablesync.schema_step;
-    added jsonb := (SELECT coalesce(jsonb_agg(a.after), '[]') FROM tablesync.match_columns(settings.shape, new) a WHERE a.before IS NULL);
+    now_here jsonb;
+    added jsonb;
+    same_table boolean;
+    renames tablesync.schema_step[];
+    moves text[];
 BEGIN
+    settings.shape := tablesync.with_numbers(settings.shape, settings.replica, settings.source);
+    same_table := settings.shape->0->'table' = new->0->'table';
+    added := (SELECT coalesce(jsonb_agg(a.after), '[]') FROM tablesync.match_columns(settings.shape, new) a WHERE a.before IS NULL);
+    renames := ARRAY(SELECT s FROM tablesync.plan_names(settings, new) s);
+    moves := (SELECT s.statements FROM unnest(renames) s LIMIT 1);
     RETURN QUERY SELECT * FROM tablesync.plan_key(settings, new);
-    FOR m IN SELECT * FROM tablesync.match_columns(settings.shape, new) x
-             ORDER BY x.after IS NOT NULL, (coalesce(x.after, x.before)->>'attnum')::integer
-    LOOP
-        IF m.after IS NULL THEN
-            RETURN NEXT tablesync.plan_dropped(settings, m.before, added);
-            CONTINUE;
-        ELSIF m.before IS NULL THEN
-            RETURN NEXT tablesync.plan_added(settings, m.after);
-            CONTINUE;
-        END IF;
-        IF (m.before->'remote', m.before->'column') <> (m.after->'remote', m.after->'column') THEN
-            step := tablesync.plan_renamed(settings, m.before, m.after);
-            RETURN NEXT step;
-            CONTINUE WHEN step.problem IS NOT NULL;
-        END IF;
+
+    FOR m IN SELECT * FROM tablesync.match_columns(settings.shape, new) x WHERE x.after IS NOT NULL AND x.before IS NOT NULL
+             ORDER BY (x.after->>'attnum')::integer LOOP
+        -- under the names of before the renames
+        now_here := m.after || jsonb_build_object(
+            'column', coalesce(CASE WHEN NOT m.replaced THEN tablesync.name_of(settings.replica, (m.before->>'local')::integer) END, m.before->>'column'),
+            'remote', coalesce(CASE WHEN NOT m.replaced THEN tablesync.remote_name(settings.source, (m.before->>'foreign')::integer) END, m.after->>'remote'));
         IF m.replaced OR m.before->'type' <> m.after->'type'
-           OR (settings.on_schema_change <> 'ignore' AND tablesync.lags_behind(settings.source, jsonb_build_array(m.after))) THEN
-            RETURN NEXT tablesync.plan_retyped(settings, m.before, m.after, m.replaced);
+           OR (settings.on_schema_change <> 'ignore' AND tablesync.lags_behind(settings.source, jsonb_build_array(now_here))) THEN
+            RETURN NEXT tablesync.plan_retyped(settings, m.before, now_here, m.replaced);
+        ELSIF m.after->>'problem' IS NOT NULL THEN
+            RETURN NEXT tablesync.plan_problem(settings, now_here);
         END IF;
         IF m.before->'not_null' <> m.after->'not_null' THEN
-            RETURN NEXT tablesync.plan_nullable(settings, m.before, m.after);
+            RETURN NEXT tablesync.plan_nullable(settings, m.before, now_here);
         END IF;
         IF m.before->'collation' <> m.after->'collation' THEN
-            RETURN NEXT (ROW('collation', m.after->>'column', 'recorded',
+            RETURN NEXT (ROW('collation', now_here->>'column', 'recorded',
                              format('the collation of column %I changed', m.after->>'remote'),
                              NULL, NULL, false, NULL, NULL)::tablesync.schema_step);
         END IF;
     END LOOP;
+    RETURN QUERY SELECT * FROM unnest(renames);
+    FOR m IN SELECT * FROM tablesync.match_columns(settings.shape, new) x WHERE x.after IS NULL
+             ORDER BY (x.before->>'attnum')::integer LOOP
+        RETURN NEXT tablesync.plan_dropped(settings, m.before, added,
+            tablesync.name_after(settings.replica, (m.before->>'local')::integer, moves),
+            tablesync.name_after(settings.source, (m.before->>'foreign')::integer, moves));
+    END LOOP;
+    FOR m IN SELECT * FROM tablesync.match_columns(settings.shape, new) x WHERE x.before IS NULL
+             ORDER BY (x.after->>'attnum')::integer LOOP
+        RETURN NEXT tablesync.plan_added(settings, m.after, moves);
+    END LOOP;
 END
 $$;
 COMMENT ON FUNCTION tablesync.plan_evolution(tablesync.replica, jsonb) IS 'what a source''s new shape asks for, one row per change';
+
+/* The name that a column will have after some renames. */
+CREATE FUNCTION tablesync.name_after(relation regclass, attnum integer, statements text[])
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    name text := tablesync.name_of(relation, attnum);
+    statement text;
+    moved text[];
+BEGIN
+    FOREACH statement IN ARRAY coalesce(statements, '{}') LOOP
+        IF starts_with(statement, format('ALTER TABLE %s RENAME COLUMN %I TO ', relation, name))
+           OR starts_with(statement, format('ALTER FOREIGN TABLE %s RENAME COLUMN %I TO ', relation, name)) THEN
+            moved := parse_ident(split_part(statement, format(' RENAME COLUMN %I TO ', name), 2));
+            name := moved[1];
+        END IF;
+    END LOOP;
+    RETURN name;
+END
+$$;
+COMMENT ON FUNCTION tablesync.name_after(regclass, integer, text[]) IS 'the name that a column will have after some renames';

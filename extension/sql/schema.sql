@@ -473,7 +473,7 @@ RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT jsonb_agg(c.c - '{type_oid,typmod,labels}'::text[] || jsonb_build_object('problem', c.c->'problem') ORDER BY c.n)
+    SELECT jsonb_agg(c.c - '{type_oid,typmod,labels,local,foreign}'::text[] || jsonb_build_object('problem', c.c->'problem') ORDER BY c.n)
     FROM jsonb_array_elements(shape) WITH ORDINALITY c (c, n);
 $$;
 COMMENT ON FUNCTION tablesync.shape_core(jsonb) IS 'what two shapes of a source are compared by';
