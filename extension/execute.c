@@ -328,18 +328,6 @@ tsync_refuse_answer(TsyncRun *run, const char *answer)
 					 run->replica ? quote_literal_cstr(run->replica->label) : "")));
 }
 
-/* A decimal integer, of any length and sign, modulo 2^64. */
-uint64
-tsync_sum_to_uint64(const char *decimal)
-{
-	bool		negative = (*decimal == '-');
-	uint64		value = 0;
-
-	for (const char *p = decimal + negative; *p >= '0' && *p <= '9'; p++)
-		value = value * 10 + (uint64) (*p - '0');
-	return negative ? -value : value;
-}
-
 /* Run a query that returns one (rows, sum of fingerprints). */
 TsyncDigest
 tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql)
