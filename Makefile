@@ -41,7 +41,7 @@ $(UPDATE_SQL): $(SQL_PARTS) $(wildcard extension/updates/0.1.0--*.sql) tablesync
 	  grep -v '^CREATE SCHEMA\|^.echo Use' extension/sql/catalog.sql; cat extension/updates/0.1.0--$(EXTVERSION)-rows.sql; \
 	  cat $(filter-out %/catalog.sql,$(SQL_PARTS)); } | sed 's/^CREATE FUNCTION/CREATE OR REPLACE FUNCTION/' >$@
 
-.PHONY: demo test bench bench-impact bench-plot pgspot sql-parts
+.PHONY: demo test test-assert test-sanitize fuzz fuzz-source bench bench-impact bench-plot pgspot sql-parts
 sql-parts:
 	@echo $(SQL_PARTS)
 pgspot:
@@ -56,3 +56,11 @@ bench-plot:
 	@test/bench/sizes.sh
 test:
 	@test/run.sh
+test-assert:
+	@test/assert.sh
+test-sanitize:
+	@test/sanitize.sh
+fuzz:
+	@test/fuzz/fuzz.sh
+fuzz-source:
+	@test/fuzz/source.sh
