@@ -13,6 +13,7 @@ UPDATE_SQL = tablesync--0.1.0--$(EXTVERSION).sql
 DATA_built = $(BUILT_SQL) $(UPDATE_SQL)
 DATA = $(wildcard extension/updates/tablesync--*.sql)
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers -Wno-declaration-after-statement $(TSYNC_CFLAGS)
+SHLIB_LINK = $(TSYNC_LDFLAGS)
 EXTRA_CLEAN = $(BUILT_SQL) $(UPDATE_SQL) output_iso tmp_check
 
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
