@@ -40,10 +40,13 @@ tsync_sum_to_uint64(const char *decimal)
 TsyncBucket *
 tsync_add_bucket(TsyncBuckets *buckets)
 {
-	if (buckets->count >= MAX_COLLECTED_BUCKETS)
+	int64		mask = buckets->bucketing.mask;
+	int			limit = mask < 0 ? MAX_COLLECTED_BUCKETS : (int) Min(mask, MAX_COLLECTED_BUCKETS - 1) + 1;
+
+	if (buckets->count >= limit)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("a chunk has more than %d buckets", MAX_COLLECTED_BUCKETS),
+				 errmsg("a chunk has more than %d buckets", limit),
 				 errhint("If the source really has so many rows there: SELECT tablesync_alter(.., chunk_rows => 100000);")));
 	if (buckets->count == buckets->allocated)
 	{

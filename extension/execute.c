@@ -150,7 +150,8 @@ uint64
 tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	SPIExecuteOptions options = {.must_return_tuples = true,.dest = dest};
+	/* who has no receiver wants one row: more would pile up here */
+	SPIExecuteOptions options = {.must_return_tuples = true,.dest = dest,.tcount = dest ? 0 : 2};
 	TimestampTz started = GetCurrentTimestamp();
 	SPIPlanPtr	plan;
 	uint64		processed;
@@ -203,7 +204,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	if (receiver->limit > 0 && receiver->count++ >= receiver->limit)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("the source has returned more than " UINT64_FORMAT " rows for as many keys", receiver->limit),
+				 errmsg("the source has returned more than the " UINT64_FORMAT " rows that it was asked for", receiver->limit),
 				 errhint("The table was probably rewritten while it was read, or its key is not unique. Run again.")));
 	receiver->function(slot, receiver->arg);
 	MemoryContextSwitchTo(executor);
