@@ -54,7 +54,7 @@ my @catalog_names = sort keys %catalogs;
 
 # The view lies.items passes for the table public.items in everything else: the two schemas' names are swapped.
 my $swapped = q{CASE x.%1$s WHEN 'public' THEN 'lies' WHEN 'lies' THEN 'public' ELSE x.%1$s::text END};
-my %true = (nspname => sprintf($swapped, 'nspname'), schemaname => sprintf($swapped, 'schemaname'), backend_xmin => 'x.backend_xmin::text');
+my %true = (nspname => sprintf($swapped, 'nspname'), schemaname => sprintf($swapped, 'schemaname'), table_schema => sprintf($swapped, 'table_schema'), backend_xmin => 'x.backend_xmin::text');
 
 # A view of a catalog (or of rows); lies: expressions by column.
 sub view_sql
@@ -68,7 +68,10 @@ sub view_sql
 	return "DROP VIEW IF EXISTS lies.$name; CREATE VIEW lies.$name AS SELECT $list FROM $from x $tail; GRANT SELECT ON lies.$name TO reader;\n";
 }
 
-sub true_view { my ($name) = @_; return view_sql($name, "pg_catalog.$name", $catalogs{$name}, {}, ''); }
+# The schema and name of a catalog.
+sub home_of { my ($name) = @_; return ($name =~ /^pg_/ ? 'pg_catalog' : 'information_schema') . ".$name"; }
+
+sub true_view { my ($name) = @_; return view_sql($name, home_of($name), $catalogs{$name}, {}, ''); }
 
 # Some rows for one, none, or more columns than a table can have.
 sub random_tail
@@ -228,7 +231,7 @@ for my $input (1 .. $inputs)
 	my @lies;
 	for my $name (map { pick(@catalog_names, qw(pg_class pg_attribute pg_attribute pg_index pg_stats)) } 1 .. 1 + int rand 2)
 	{
-		push @lies, view_sql($name, "pg_catalog.$name", $catalogs{$name}, random_lies($catalogs{$name}), random_tail($name));
+		push @lies, view_sql($name, home_of($name), $catalogs{$name}, random_lies($catalogs{$name}), random_tail($name));
 	}
 	push @lies, lying_rows() if rand() < 0.4;
 	my $kept = 0;
