@@ -11,7 +11,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 if [ "$(id -u)" = 0 ]; then cache=/var/cache/tablesync; else cache=${XDG_CACHE_HOME:-$HOME/.cache}/tablesync; fi
 cache=${TSYNC_CACHE:-$cache}
 prefix=$cache/postgresql-15-assert
-packages="make gcc bison flex libicu-dev zlib1g-dev pkg-config libipc-run-perl postgresql-15-cron postgresql-15-pgtap"
+packages="make gcc bison flex libicu-dev libxml2-dev zlib1g-dev pkg-config libipc-run-perl postgresql-15-cron postgresql-15-pgtap"
 
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
@@ -47,7 +47,7 @@ LIST
 # --enable-cassert overwrites freed memory, too.
 build() {
     (cd "$1/postgresql" &&
-        ./configure -q --prefix="$2" --enable-cassert --enable-debug --enable-tap-tests --with-icu --without-readline CFLAGS="-O1 -g" &&
+        ./configure -q --prefix="$2" --enable-cassert --enable-debug --enable-tap-tests --with-icu --with-libxml --without-readline CFLAGS="-O1 -g" &&
         nice -n 15 make -s -j"$(nproc)" &&
         make -s install &&
         nice -n 15 make -s -C contrib/postgres_fdw install)
