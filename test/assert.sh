@@ -44,9 +44,11 @@ LIST
     tar xf "$1"/postgresql-15_*.orig.tar.* -C "$1/postgresql" --strip-components=1
 }
 
-# --enable-cassert overwrites freed memory, too.
+# --enable-cassert overwrites freed memory, too.  PostgreSQL generates headers
+# in the outermost make only, and we are called by one.
 build() {
-    (cd "$1/postgresql" &&
+    (unset MAKELEVEL MAKEFLAGS MFLAGS
+        cd "$1/postgresql" &&
         ./configure -q --prefix="$2" --enable-cassert --enable-debug --enable-tap-tests --with-icu --with-libxml --without-readline CFLAGS="-O1 -g" &&
         nice -n 15 make -s -j"$(nproc)" &&
         make -s install &&
