@@ -13,6 +13,7 @@ UPDATE_SQL = tablesync--0.1.0--$(EXTVERSION).sql
 DATA_built = $(BUILT_SQL) $(UPDATE_SQL)
 DATA = $(wildcard extension/updates/tablesync--*.sql)
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers -Wno-declaration-after-statement $(TSYNC_CFLAGS)
+SHLIB_LINK = $(TSYNC_LDFLAGS)
 EXTRA_CLEAN = $(BUILT_SQL) $(UPDATE_SQL) output_iso tmp_check
 
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
@@ -41,7 +42,7 @@ $(UPDATE_SQL): $(SQL_PARTS) $(wildcard extension/updates/0.1.0--*.sql) tablesync
 	  grep -v '^CREATE SCHEMA\|^.echo Use' extension/sql/catalog.sql; cat extension/updates/0.1.0--$(EXTVERSION)-rows.sql; \
 	  cat $(filter-out %/catalog.sql,$(SQL_PARTS)); } | sed 's/^CREATE FUNCTION/CREATE OR REPLACE FUNCTION/' >$@
 
-.PHONY: demo test bench bench-impact bench-plot pgspot sql-parts
+.PHONY: demo test test-assert test-sanitize fuzz fuzz-source bench bench-impact bench-plot pgspot sql-parts
 sql-parts:
 	@echo $(SQL_PARTS)
 pgspot:
@@ -56,3 +57,11 @@ bench-plot:
 	@test/bench/sizes.sh
 test:
 	@test/run.sh
+test-assert:
+	@test/assert.sh
+test-sanitize:
+	@test/sanitize.sh
+fuzz:
+	@test/fuzz/fuzz.sh
+fuzz-source:
+	@test/fuzz/source.sh

@@ -18,9 +18,6 @@
 /* Blocks can be addressed by a range of ctid since PostgreSQL 14. */
 #define BLOCKS_VERSION 140000
 
-/* Most buckets that are kept in memory at once, 24 bytes each. */
-#define MAX_ALL_BUCKETS 1750000
-
 /* More ranges of keys than this are not worth excluding row by row. */
 #define MAX_EXCLUDED_RANGES 4
 
@@ -30,26 +27,6 @@
 /* Statements, and rows of each, that tell the speed of a source. */
 #define SAMPLES 5
 #define SAMPLE_ROWS 100000
-
-/* Bitmaps of the whole source, in an array without gaps. */
-typedef struct PlainBucket
-{
-	uint64		rows;
-	uint64		sum;
-	uint64		hint;			/* recent or moment */
-} PlainBucket;
-
-struct TsyncAllBuckets
-{
-	int64		first;			/* number of the first bucket */
-	int64		count;
-	PlainBucket *buckets;
-	bool		overflow;
-	bool		nonsense;		/* a number that no key has */
-	TsyncHint	hint;
-};
-
-static const TsyncBucketing bitmaps = {TSYNC_BITMAP_SHIFT, TSYNC_BITMAP_MASK};
 
 static double
 rows_per_block(TsyncRun *run)
@@ -90,86 +67,20 @@ tsync_next_blocks(TsyncRun *run, TsyncChunk *range, int64 rows)
 	return true;
 }
 
-/* Make the array reach from the first to before the end bucket; false if it can't. */
-static bool
-reach(TsyncAllBuckets *all, int64 first, int64 end)
-{
-	PlainBucket *larger;
-
-	if (all->buckets)
-	{
-		first = Min(all->first, first);
-		end = Max(all->first + all->count, end);
-	}
-	if ((uint64) end - (uint64) first > MAX_ALL_BUCKETS)
-		return false;
-	end = Min(end + (end - first) / 16, first + MAX_ALL_BUCKETS);	/* inserts go on at the end */
-	larger = MemoryContextAllocExtended(CurrentMemoryContext, (end - first) * sizeof(PlainBucket),
-										MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-	if (all->buckets)
-	{
-		memcpy(larger + (all->first - first), all->buckets, all->count * sizeof(PlainBucket));
-		pfree(all->buckets);
-	}
-	all->buckets = larger;
-	all->first = first;
-	all->count = end - first;
-	return true;
-}
-
 static void
 take_bucket_of_blocks(TupleTableSlot *slot, void *arg)
 {
 	TsyncAllBuckets *all = arg;
-	int64		number = tsync_slot_integer(slot, 1);
-	PlainBucket *bucket;
+	TsyncPlainBucket *bucket = tsync_reach_bucket(all, tsync_slot_integer(slot, 1));
 
-	all->nonsense |= !tsync_is_bucket_number(&bitmaps, number);
-	if (all->nonsense)
+	if (bucket == NULL)
 		return;
-	if (number < all->first || number >= all->first + all->count)
-		all->overflow |= !reach(all, number, number + 1);
-	if (all->overflow)
-		return;
-	bucket = &all->buckets[number - all->first];
 	bucket->rows |= (uint64) tsync_slot_integer(slot, 2);
 	bucket->sum += tsync_slot_sum(slot, 3);
 	if (all->hint == TSYNC_HINT_RECENT)
 		bucket->hint |= (uint64) tsync_slot_integer(slot, 4);
 	else if (all->hint == TSYNC_HINT_MOMENT)
 		bucket->hint += tsync_slot_sum(slot, 4);
-}
-
-static int64
-bucket_of_bound(char **bound)
-{
-	return strtoll(bound[0], NULL, 10) >> TSYNC_BITMAP_SHIFT;
-}
-
-/* The buckets of one chunk out of those of all chunks. */
-TsyncBuckets
-tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncChunk *chunk)
-{
-	int64		first = chunk->lower ? Max(bucket_of_bound(chunk->lower), all->first) : all->first;
-	int64		end = all->first + all->count;
-	TsyncBuckets slice = {.bucketing = {TSYNC_BITMAP_SHIFT, TSYNC_BITMAP_MASK}};
-
-	if (chunk->upper)
-		end = Min(bucket_of_bound(chunk->upper), end);
-	slice.buckets = palloc_extended(Max(end - first, 1) * sizeof(TsyncBucket), MCXT_ALLOC_HUGE);
-	for (int64 i = first; i < end; i++)
-	{
-		PlainBucket *from = &all->buckets[i - all->first];
-
-		if (from->rows != 0)
-			slice.buckets[slice.count++] = (TsyncBucket)
-			{
-				.number = i,.rows = from->rows,.sum = from->sum,
-				.recent = all->hint == TSYNC_HINT_RECENT ? from->hint : 0,
-				.moment = all->hint == TSYNC_HINT_MOMENT ? from->hint : 0
-			};
-	}
-	return slice;
 }
 
 /*
@@ -179,7 +90,7 @@ tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncChunk *chunk)
 TsyncAllBuckets *
 tsync_read_all_buckets(TsyncRun *run)
 {
-	TsyncBucketing bucketing = bitmaps;
+	TsyncBucketing bucketing = {TSYNC_BITMAP_SHIFT, TSYNC_BITMAP_MASK};
 	TsyncAllBuckets *all = palloc0(sizeof(TsyncAllBuckets));
 	TsyncChunk	range = {0};
 	int64		first;
@@ -187,7 +98,7 @@ tsync_read_all_buckets(TsyncRun *run)
 
 	all->hint = tsync_hint(run->replica);
 	tsync_key_span(run, &range, &first, &last);
-	all->overflow = !reach(all, first >> TSYNC_BITMAP_SHIFT, (last >> TSYNC_BITMAP_SHIFT) + 1);
+	tsync_expect_keys(all, first, last);
 	while (!all->overflow &&
 		   tsync_next_blocks(run, &range, Min(tsync_statement_rows(run->replica), BUCKETED_ROWS)))
 	{

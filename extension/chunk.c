@@ -20,6 +20,9 @@
 /* A chunk of fewer rows is not worth a statement. */
 #define MIN_CHUNK_ROWS 100
 
+/* Nor is a chunk cut into more pieces than this, whatever keys the source has. */
+#define MAX_PIECES 10000
+
 /* A chunk that tablesync.chunk does not have yet. */
 static TsyncChunk *
 make_chunk(char **lower, char **upper, int64 rows, bool differed)
@@ -210,6 +213,16 @@ split_chunk(TsyncRun *run, int position, int64 target)
 	replace_chunk(run, position, pieces);
 }
 
+/* Is a key the bound of a chunk?  Then it cuts nothing off. */
+static bool
+is_bound(TsyncReplica *replica, char **key, char **bound)
+{
+	for (int i = 0; bound && i < replica->nrange; i++)
+		if (strcmp(key[i], bound[i]) != 0)
+			return false;
+	return bound != NULL;
+}
+
 /*
  * Replace a chunk by pieces of so many rows of the source, which may have got
  * many more than the replica has.  That takes a look at its index; nothing is
@@ -233,11 +246,11 @@ split_chunk_by_source(TsyncRun *run, int position, int64 target)
 			boundary = find_boundary(run, TSYNC_SOURCE, chunk, target);
 			tsync_commit();
 			MemoryContextSwitchTo(caller);
-			if (boundary == NULL)
+			if (boundary == NULL || is_bound(run->replica, boundary, chunk->lower))
 				break;
 			pieces = lappend(pieces, make_piece(chunk, chunk->lower, boundary, 0));
 			chunk = make_piece(chunk, boundary, chunk->upper, 0);
-		} while (true);
+		} while (list_length(pieces) < MAX_PIECES);
 	}
 	PG_CATCH();
 	{

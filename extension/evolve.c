@@ -77,9 +77,9 @@ list_keys(TsyncRun *run, char **after, TsyncRowSet *keys)
 {
 	for (int prefix = after ? run->replica->nkeys - 1 : 0;
 		 prefix >= 0 && keys->count < PAGE_ROWS; prefix--)
-		tsync_select_into(run, TSYNC_SOURCE,
-						  tsync_sql_page(run->replica, after, prefix, true, PAGE_ROWS - keys->count),
-						  keys);
+		tsync_select_at_most(run, TSYNC_SOURCE,
+							 tsync_sql_page(run->replica, after, prefix, true, PAGE_ROWS - keys->count),
+							 keys, PAGE_ROWS - keys->count);
 }
 
 /* The last key of a page, NULL if it is empty. */

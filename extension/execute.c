@@ -150,7 +150,8 @@ uint64
 tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	SPIExecuteOptions options = {.must_return_tuples = true,.dest = dest};
+	/* who has no receiver wants one row: more would pile up here */
+	SPIExecuteOptions options = {.must_return_tuples = true,.dest = dest,.tcount = dest ? 0 : 2};
 	TimestampTz started = GetCurrentTimestamp();
 	SPIPlanPtr	plan;
 	uint64		processed;
@@ -203,7 +204,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	if (receiver->limit > 0 && receiver->count++ >= receiver->limit)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("the source has returned more than " UINT64_FORMAT " rows for as many keys", receiver->limit),
+				 errmsg("the source has returned more than the " UINT64_FORMAT " rows that it was asked for", receiver->limit),
 				 errhint("The table was probably rewritten while it was read, or its key is not unique. Run again.")));
 	receiver->function(slot, receiver->arg);
 	MemoryContextSwitchTo(executor);
@@ -326,18 +327,6 @@ tsync_refuse_answer(TsyncRun *run, const char *answer)
 			 errdetail("It was %s.", answer),
 			 errhint("See whether the foreign table points to the table that it should: SELECT * FROM tablesync_check(%s);",
 					 run->replica ? quote_literal_cstr(run->replica->label) : "")));
-}
-
-/* A decimal integer, of any length and sign, modulo 2^64. */
-uint64
-tsync_sum_to_uint64(const char *decimal)
-{
-	bool		negative = (*decimal == '-');
-	uint64		value = 0;
-
-	for (const char *p = decimal + negative; *p >= '0' && *p <= '9'; p++)
-		value = value * 10 + (uint64) (*p - '0');
-	return negative ? -value : value;
 }
 
 /* Run a query that returns one (rows, sum of fingerprints). */

@@ -53,9 +53,9 @@ read_page(TsyncRun *run, LoadState *state, bool keys_only, TsyncRowSet *into)
 
 	tsync_rowset_clear(into);
 	for (; prefix >= 0 && into->count < state->limit; prefix--)
-		tsync_select_into(run, TSYNC_SOURCE,
-						  tsync_sql_page(run->replica, state->position, prefix, keys_only,
-										 state->limit - into->count), into);
+		tsync_select_at_most(run, TSYNC_SOURCE,
+							 tsync_sql_page(run->replica, state->position, prefix, keys_only,
+											state->limit - into->count), into, state->limit - into->count);
 }
 
 /* Key of the last row of a page, which holds keys or whole rows. */

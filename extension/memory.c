@@ -18,7 +18,6 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
-#include "port/pg_bswap.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/numeric.h"
@@ -27,15 +26,8 @@
 #define ROWS_PER_BUCKET 32
 #define MAX_BUCKETS 65536
 
-/* More than a chunk's worth of anything: what a source may make us keep. */
-#define MAX_COLLECTED_BUCKETS 4000000
-
 /* Fewest rows of a bucket of 64 keys that make a bitmap worth its place. */
 #define MIN_ROWS_PER_BITMAP 12
-
-/* Numbers of 64 bits that tablesync.chunk has for a bucket, without and with a moment. */
-#define BUCKET_WORDS 3
-#define BUCKET_WORDS_WITH_MOMENT 4
 
 /* The replica of this process's run, and how many of its statements are ours. */
 static Oid	own_replica = InvalidOid;
@@ -88,33 +80,6 @@ tsync_note_write(PG_FUNCTION_ARGS)
 	noted_in = GetCurrentTransactionId();
 	noted_for = relid;
 	PG_RETURN_POINTER(NULL);
-}
-
-static TsyncBucket *
-add_bucket(TsyncBuckets *buckets)
-{
-	if (buckets->count >= MAX_COLLECTED_BUCKETS)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("a chunk has more than %d buckets", MAX_COLLECTED_BUCKETS),
-				 errhint("If the source really has so many rows there: SELECT tablesync_alter(.., chunk_rows => 100000);")));
-	if (buckets->count == buckets->allocated)
-	{
-		buckets->allocated = Max(256, buckets->allocated * 2);
-		buckets->buckets = buckets->buckets == NULL
-			? palloc(buckets->allocated * sizeof(TsyncBucket))
-			: repalloc_huge(buckets->buckets, buckets->allocated * sizeof(TsyncBucket));
-	}
-	return &buckets->buckets[buckets->count++];
-}
-
-static TsyncBuckets *
-make_buckets(TsyncBucketing bucketing)
-{
-	TsyncBuckets *buckets = palloc0(sizeof(TsyncBuckets));
-
-	buckets->bucketing = bucketing;
-	return buckets;
 }
 
 /* An integer of any width, as SQL of query.c returns bucket numbers. */
@@ -174,7 +139,7 @@ static void
 take_bucket(TupleTableSlot *slot, void *arg)
 {
 	TupleDesc	desc = slot->tts_tupleDescriptor;
-	TsyncBucket *bucket = add_bucket(arg);
+	TsyncBucket *bucket = tsync_add_bucket(arg);
 
 	bucket->number = tsync_slot_integer(slot, 1);
 	bucket->rows = (uint64) tsync_slot_integer(slot, 2);
@@ -186,54 +151,19 @@ take_bucket(TupleTableSlot *slot, void *arg)
 		bucket->recent = (uint64) tsync_slot_integer(slot, 4);
 }
 
-static int
-compare_numbers(const void *a, const void *b)
-{
-	int64		x = ((const TsyncBucket *) a)->number;
-	int64		y = ((const TsyncBucket *) b)->number;
-
-	return x < y ? -1 : x > y;
-}
-
-/* Could keys of the replica have these buckets?  An error if not. */
-static void
-check_collected(TsyncRun *run, TsyncBuckets *buckets)
-{
-	for (int i = 0; i < buckets->count; i++)
-	{
-		if (i > 0 && buckets->buckets[i].number == buckets->buckets[i - 1].number)
-			tsync_refuse_answer(run, "a bucket twice");
-		if (!tsync_is_bucket_number(&buckets->bucketing, buckets->buckets[i].number))
-			tsync_refuse_answer(run, "a bucket that no key can be in");
-	}
-}
-
 /* The buckets of one side of a chunk, in the current memory context. */
 TsyncBuckets *
 tsync_collect_buckets(TsyncRun *run, TsyncSide side, TsyncChunk *chunk, TsyncBucketing bucketing)
 {
-	TsyncBuckets *buckets = make_buckets(bucketing);
+	TsyncBuckets *buckets = tsync_make_buckets(bucketing);
+	const char *nonsense;
 
 	tsync_select_each(run, side, tsync_sql_buckets(run->replica, side, chunk, &bucketing,
 												   run->source_version), NULL, take_bucket, buckets);
-	if (buckets->count > 1)
-		qsort(buckets->buckets, buckets->count, sizeof(TsyncBucket), compare_numbers);
-	check_collected(run, buckets);
+	tsync_sort_buckets(buckets);
+	if ((nonsense = tsync_nonsense_in_buckets(buckets)) != NULL)
+		tsync_refuse_answer(run, nonsense);
 	return buckets;
-}
-
-/* Number and sum of the rows of some buckets. */
-TsyncDigest
-tsync_digest_of_buckets(TsyncBuckets *buckets)
-{
-	TsyncDigest digest = {0, 0};
-
-	for (int i = 0; i < buckets->count; i++)
-	{
-		digest.rows += tsync_rows_of_bucket(&buckets->bucketing, &buckets->buckets[i]);
-		digest.sum += buckets->buckets[i].sum;
-	}
-	return digest;
 }
 
 /* Smallest and largest of the replica's integer keys in a chunk; 0 and 0 if none. */
@@ -297,77 +227,14 @@ choose_buckets(TsyncRun *run, TsyncChunk *chunk)
 	return bucketing;
 }
 
-static int
-words_of_bucket(TsyncReplica *replica, TsyncBucketing *bucketing)
-{
-	return bucketing->mask == TSYNC_BITMAP_MASK && tsync_hint(replica) == TSYNC_HINT_MOMENT
-		? BUCKET_WORDS_WITH_MOMENT : BUCKET_WORDS;
-}
-
-static bytea *
-pack_buckets(TsyncReplica *replica, TsyncBuckets *buckets)
-{
-	int			words = words_of_bucket(replica, &buckets->bucketing);
-	Size		size = VARHDRSZ + (Size) buckets->count * words * sizeof(uint64);
-	bytea	   *packed = palloc(size);
-	char	   *at = VARDATA(packed);
-
-	SET_VARSIZE(packed, size);
-	for (int i = 0; i < buckets->count; i++)
-	{
-		TsyncBucket *bucket = &buckets->buckets[i];
-		uint64		word[] = {
-			pg_hton64((uint64) bucket->number),
-			pg_hton64(bucket->rows),
-			pg_hton64(bucket->sum),
-			pg_hton64(bucket->moment)
-		};
-
-		memcpy(at, word, words * sizeof(uint64));
-		at += words * sizeof(uint64);
-	}
-	return packed;
-}
-
-/* The reverse; nobody promises that the bytes are ours. */
-static void
-unpack_buckets(TsyncReplica *replica, bytea *packed, TsyncBuckets *buckets)
-{
-	int			words = words_of_bucket(replica, &buckets->bucketing);
-	Size		count = VARSIZE_ANY_EXHDR(packed) / (words * sizeof(uint64));
-	char	   *at = VARDATA_ANY(packed);
-
-	for (Size i = 0; i < count; i++)
-	{
-		TsyncBucket *bucket = add_bucket(buckets);
-		uint64		word[BUCKET_WORDS_WITH_MOMENT] = {0};
-
-		memcpy(word, at, words * sizeof(uint64));
-		at += words * sizeof(uint64);
-		bucket->number = (int64) pg_ntoh64(word[0]);
-		bucket->rows = pg_ntoh64(word[1]);
-		bucket->sum = pg_ntoh64(word[2]);
-		bucket->recent = 0;
-		bucket->moment = pg_ntoh64(word[3]);
-	}
-}
-
-/* Is what we have unpacked what we could have packed, for this chunk? */
+/* Are bitmaps possible for this key, and is the sum of all that of the chunk? */
 static bool
-is_plausible(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets)
+fit_chunk(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets)
 {
-	TsyncBucketing *bucketing = &buckets->bucketing;
-	TsyncDigest digest = tsync_digest_of_buckets(buckets);
+	bool		integer = run->replica->nkeys == 1 && tsync_is_integer(run->replica->keys[0]->type);
 
-	if (bucketing->mask == TSYNC_BITMAP_MASK
-		? bucketing->shift != TSYNC_BITMAP_SHIFT || run->replica->nkeys != 1 || !tsync_is_integer(run->replica->keys[0]->type)
-		: bucketing->shift < 0 || bucketing->shift > 62 || bucketing->mask < 0)
-		return false;
-	for (int i = 0; i < buckets->count; i++)
-		if (!tsync_is_bucket_number(bucketing, buckets->buckets[i].number) ||
-			(i > 0 && buckets->buckets[i].number <= buckets->buckets[i - 1].number))
-			return false;
-	return tsync_digest_equal(digest, chunk->replica);
+	return (integer || buckets->bucketing.mask != TSYNC_BITMAP_MASK) &&
+		tsync_digest_equal(tsync_digest_of_buckets(buckets), chunk->replica);
 }
 
 /* The buckets that the replica has in a chunk: remembered, or counted now. */
@@ -378,11 +245,11 @@ tsync_buckets_of_replica(TsyncRun *run, TsyncChunk *chunk)
 	{
 		TsyncBucketing bucketing;
 		bytea	   *packed = tsync_read_buckets(run->replica, chunk, &bucketing);
-		TsyncBuckets *buckets = make_buckets(bucketing);
+		TsyncBuckets *buckets = tsync_make_buckets(bucketing);
+		bool		unpacked = tsync_unpack_buckets(packed, tsync_hint(run->replica), buckets);
 
-		unpack_buckets(run->replica, packed, buckets);
 		pfree(packed);
-		if (is_plausible(run, chunk, buckets))
+		if (unpacked && fit_chunk(run, chunk, buckets))
 			return buckets;
 		ereport(WARNING,
 				(errmsg("what is remembered of chunk %d of replica %s contradicts itself",
@@ -427,7 +294,7 @@ digest_replica(TsyncRun *run, TsyncChunk *chunk)
 		chunk->has_buckets = (buckets != NULL);
 		chunk->has_bitmaps = buckets && buckets->bucketing.mask == TSYNC_BITMAP_MASK;
 		tsync_write_memory(run->replica, chunk, buckets ? &buckets->bucketing : NULL,
-						   buckets ? pack_buckets(run->replica, buckets) : NULL);
+						   buckets ? tsync_pack_buckets(buckets, tsync_hint(run->replica)) : NULL);
 	}
 	else
 		tsync_write_digest(run->replica, chunk);
@@ -477,7 +344,7 @@ void
 tsync_stage_memory(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets)
 {
 	TsyncRowSet *set = &run->stage->memory;
-	bytea	   *packed = pack_buckets(run->replica, buckets);
+	bytea	   *packed = tsync_pack_buckets(buckets, tsync_hint(run->replica));
 	Datum		values[] = {
 		Int32GetDatum(chunk->number),
 		Int32GetDatum(buckets->bucketing.shift),

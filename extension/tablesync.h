@@ -91,7 +91,7 @@ tsync_digest_equal(TsyncDigest a, TsyncDigest b)
 static inline void
 tsync_add_digest(TsyncDigest *to, TsyncDigest digest)
 {
-	to->rows += digest.rows;
+	to->rows = (int64) ((uint64) to->rows + (uint64) digest.rows);
 	to->sum += digest.sum;
 }
 
@@ -298,8 +298,24 @@ typedef void (*TsyncRowFunction) (TupleTableSlot *slot, void *arg);
 /* Finds the rows that differ in a chunk; private to resolve.c. */
 typedef struct TsyncResolver TsyncResolver;
 
-/* The bitmaps of a whole source; private to blocks.c. */
-typedef struct TsyncAllBuckets TsyncAllBuckets;
+/* A bitmap of the whole source: it has no number, for it lies in its place. */
+typedef struct TsyncPlainBucket
+{
+	uint64		rows;
+	uint64		sum;
+	uint64		hint;			/* recent or moment */
+} TsyncPlainBucket;
+
+/* The bitmaps of a whole source, in an array without gaps. */
+typedef struct TsyncAllBuckets
+{
+	int64		first;			/* number of the first bucket */
+	int64		count;
+	TsyncPlainBucket *buckets;
+	bool		overflow;		/* they are too many, or too far apart */
+	bool		nonsense;		/* a number that no key has */
+	TsyncHint	hint;
+} TsyncAllBuckets;
 
 /* Does something with a group of keys, a list of arrays of nkeys texts. */
 typedef void (*TsyncKeysFunction) (TsyncRun *run, List *keys, void *arg);
@@ -441,7 +457,6 @@ extern TsyncDigest tsync_digest_by_blocks(TsyncRun *run, List *excluded);
 extern bool tsync_quiet_chunks_equal(TsyncRun *run);
 extern bool tsync_next_blocks(TsyncRun *run, TsyncChunk *range, int64 rows);
 extern TsyncAllBuckets *tsync_read_all_buckets(TsyncRun *run);
-extern TsyncBuckets tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncChunk *chunk);
 
 /* in resolve.c: from buckets that differ to rows */
 extern TsyncResolver *tsync_resolver_create(TsyncReplica *replica);
@@ -462,12 +477,24 @@ extern uint64 tsync_slot_sum(TupleTableSlot *slot, int attnum);
 extern void tsync_key_span(TsyncRun *run, TsyncChunk *chunk, int64 *first, int64 *last);
 extern TsyncBuckets *tsync_collect_buckets(TsyncRun *run, TsyncSide side, TsyncChunk *chunk,
 										   TsyncBucketing bucketing);
-extern TsyncDigest tsync_digest_of_buckets(TsyncBuckets *buckets);
 extern TsyncBuckets *tsync_buckets_of_replica(TsyncRun *run, TsyncChunk *chunk);
 extern void tsync_know_replica(TsyncRun *run);
 extern TupleDesc tsync_memory_desc(void);
 extern void tsync_stage_memory(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets);
 extern void tsync_save_memory(TsyncRun *run);
+
+/* in bucket.c */
+extern uint64 tsync_sum_to_uint64(const char *decimal);
+extern TsyncBuckets *tsync_make_buckets(TsyncBucketing bucketing);
+extern TsyncBucket *tsync_add_bucket(TsyncBuckets *buckets);
+extern void tsync_sort_buckets(TsyncBuckets *buckets);
+extern const char *tsync_nonsense_in_buckets(TsyncBuckets *buckets);
+extern TsyncDigest tsync_digest_of_buckets(TsyncBuckets *buckets);
+extern bytea *tsync_pack_buckets(TsyncBuckets *buckets, TsyncHint hint);
+extern bool tsync_unpack_buckets(bytea *packed, TsyncHint hint, TsyncBuckets *buckets);
+extern void tsync_expect_keys(TsyncAllBuckets *all, int64 first, int64 last);
+extern TsyncPlainBucket *tsync_reach_bucket(TsyncAllBuckets *all, int64 number);
+extern TsyncBuckets tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncChunk *chunk);
 
 /* in stage.c */
 extern TsyncStage *tsync_stage_create(TsyncReplica *replica);
@@ -624,7 +651,6 @@ extern bool tsync_try(TsyncRun *run, void (*function) (TsyncRun *), bool (*is_ex
 extern bool tsync_is_uniqueness_violation(ErrorData *edata);
 extern TsyncDigest tsync_digest_source(TsyncRun *run, char *sql);
 extern TsyncDigest tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql);
-extern uint64 tsync_sum_to_uint64(const char *decimal);
 
 /* in pace.c */
 extern void tsync_restrict_source_session(const char *label, int timeout);

@@ -49,7 +49,7 @@ as_user() {
 build_and_install() {
     mkdir "$TSYNC_WORK/src"
     (cd "$TSYNC_ROOT" && tar cf - --exclude=.git --exclude=./tmp_check --exclude='*.o' --exclude='*.bc' --exclude='*.so' .) | tar xf - -C "$TSYNC_WORK/src"
-    (cd "$TSYNC_WORK/src" && make -s -j2 PG_CONFIG="$PG_CONFIG" TSYNC_CFLAGS="${TSYNC_CFLAGS:-}" with_llvm=no >"$TSYNC_WORK/build.log" 2>&1) ||
+    (cd "$TSYNC_WORK/src" && make -s -j2 PG_CONFIG="$PG_CONFIG" TSYNC_CFLAGS="${TSYNC_CFLAGS:-}" TSYNC_LDFLAGS="${TSYNC_LDFLAGS:-}" with_llvm=no >"$TSYNC_WORK/build.log" 2>&1) ||
         { cat "$TSYNC_WORK/build.log"; echo "build failed"; exit 1; }
     as_root make -s -C "$TSYNC_WORK/src" PG_CONFIG="$PG_CONFIG" with_llvm=no install >"$TSYNC_WORK/install.log" 2>&1 ||
         { cat "$TSYNC_WORK/install.log"; echo "install failed"; exit 1; }

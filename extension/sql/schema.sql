@@ -385,6 +385,7 @@ DECLARE
     attribute record;
     key_attnums smallint[];
     local record;
+    names text[] := '{}';
 BEGIN
     EXECUTE format('SELECT (string_to_array(indkey, '' '')::smallint[])[:indnkeyatts] FROM %s WHERE indrelid = %s AND indisprimary',
                    tablesync.source_catalog(server, 'pg_index'), relation.relid)
@@ -394,6 +395,14 @@ BEGIN
                'FROM %s a WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum',
                tablesync.source_catalog(server, 'pg_attribute'), relation.relid)
     LOOP
+        IF attribute.attname = ANY (names) OR attribute.attnum <= attnum OR attribute.attnum > 1600
+           OR num_nulls(attribute.attname, attribute.atttypid, attribute.atttypmod, attribute.attnotnull, attribute.attcollation) > 0 THEN
+            RAISE EXCEPTION 'the source''s catalogs list columns of %.% that no table can have', quote_ident(schema_name), quote_ident(table_name)
+                USING ERRCODE = 'fdw_error',
+                      DETAIL = format('Column %s is called %s.', attribute.attnum, quote_nullable(left(attribute.attname, 63))),
+                      HINT = 'Look at the foreign tables over the source''s catalogs: SELECT * FROM tablesync.source_catalogs;';
+        END IF;
+        names := names || attribute.attname;
         local := tablesync.local_type(server, attribute.atttypid, attribute.atttypmod);
         attnum := attribute.attnum;
         remote_name := attribute.attname;
