@@ -291,7 +291,8 @@ BEGIN
     END IF;
     tables_are_others := regexp_replace(settings.identity, ':[0-9]+', '', 'g') <> regexp_replace(files, ':[0-9]+', '', 'g');
     IF NOT EXISTS (SELECT FROM jsonb_array_elements(settings.shape) c
-                   WHERE tablesync.type_problem((c->>'type_oid')::oid, false, true) IS NOT NULL) THEN
+                   WHERE tablesync.type_problem((c->>'type_oid')::oid, false, true) IS NOT NULL)
+       AND NOT (settings.on_schema_change = 'ignore' AND tablesync.lags_behind(settings.source, settings.shape)) THEN
         UPDATE tablesync.all_replicas t SET adopted = true WHERE t.replica = $1;
     ELSIF tables_are_others THEN    -- a mere rewrite is not worth fetching all
         UPDATE tablesync.all_replicas t

@@ -18,7 +18,7 @@ AS $$
                      'relrowsecurity boolean, relhassubclass boolean, reltuples real, relpages integer'),
         ('pg_namespace', 'oid oid, nspname text'),
         ('pg_attribute', 'attrelid oid, attname text, attnum smallint, atttypid oid, atttypmod integer, '
-                         'attcollation oid, attnotnull boolean, attisdropped boolean'),
+                         'attcollation oid, attnotnull boolean, attisdropped boolean, attacl text'),
         ('pg_type', 'oid oid, typname text, typnamespace oid, typtype "char", typbasetype oid, '
                     'typtypmod integer, typelem oid'),
         ('pg_enum', 'enumtypid oid, enumlabel text, enumsortorder real'),
@@ -249,17 +249,19 @@ DECLARE
     settings tablesync.replica;
     target record;
     first_key text;
+    column_grants boolean;
 BEGIN
     SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
     target := tablesync.source_target(settings.source);
     first_key := (SELECT c->>'remote' FROM jsonb_array_elements(settings.shape) c
                   WHERE c->>'column' = settings.key_columns[1]);
-    EXECUTE format('SELECT greatest(c.relpages, 0) FROM %s c JOIN %s n ON n.oid = c.relnamespace '
+    EXECUTE format('SELECT greatest(c.relpages, 0), EXISTS (SELECT FROM %s a WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL) '
+                   'FROM %s c JOIN %s n ON n.oid = c.relnamespace '
                    'WHERE c.relname = %L AND n.nspname = %L AND c.relkind = ''r''',
-                   tablesync.source_catalog(target.server, 'pg_class'),
+                   tablesync.source_catalog(target.server, 'pg_attribute'), tablesync.source_catalog(target.server, 'pg_class'),
                    tablesync.source_catalog(target.server, 'pg_namespace'), target.table_name, target.schema_name)
-    INTO blocks;
-    IF blocks > 0 THEN
+    INTO blocks, column_grants;
+    IF blocks > 0 AND column_grants THEN
         BEGIN    -- grants on columns do not include where a row is
             EXECUTE format('SELECT ctid FROM %s LIMIT 0', settings.source);
         EXCEPTION WHEN insufficient_privilege THEN
