@@ -206,7 +206,7 @@ open_source(TsyncRun *run)
 
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	if (tsync_record_source(run) || run->new_shape != NULL)
+	if ((!run->verify && tsync_record_source(run)) || run->new_shape != NULL)
 		run->replica = tsync_read_replica(run->replica_oid);
 	tsync_read_columns(run->replica);
 	tsync_prepare_verify(run);

@@ -169,7 +169,7 @@ sub tests_of_exporter
 
 	# an alert that needs somebody, until it is over
 	$source->safe_psql('postgres', q{CREATE TABLE renamed (id integer PRIMARY KEY, a text)});
-	app_sql($target, q{SELECT tablesync_add('renamed', 'src', 'public.renamed')});
+	app_sql($target, q{SELECT tablesync_add('renamed', 'src', 'public.renamed', on_schema_change => 'pause')});
 	app_sql($target, q{SELECT tablesync_run('renamed')});
 	$source->safe_psql('postgres', q{ALTER TABLE renamed RENAME a TO b});
 	app_fails($target, q{SELECT tablesync_run('renamed')});
