@@ -48,16 +48,33 @@ tsync_read_proof(TsyncRun *run, TsyncDigest *proof, char **memory_key)
 	return latest;
 }
 
-/* Write the result of a query for differences. */
+/*
+ * Write the result of a query for differences.  The query turns values into
+ * jsonb, which may call a cast of the owner's; so it runs with the owner's
+ * rights, and only finished rows are written with ours.
+ */
 void
 tsync_write_differences(TsyncRun *run, const char *differences)
 {
 	Oid			types[] = {INT8OID, OIDOID};
 	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica->relid)};
+	TupleDesc	desc = CreateTemplateTupleDesc(4);
+	TsyncRowSet found;
 
-	tsync_record(psprintf("INSERT INTO tablesync.all_differences (run_id, replica, key, difference, source, replica_row)"
-								   " SELECT $1, $2::regclass, f.* FROM (%s) f", differences),
-						  lengthof(types), types, values, NULL);
+	TupleDescInitEntry(desc, 1, "key", JSONBOID, -1, 0);
+	TupleDescInitEntry(desc, 2, "difference", TEXTOID, -1, 0);
+	TupleDescInitEntry(desc, 3, "source", JSONBOID, -1, 0);
+	TupleDescInitEntry(desc, 4, "replica_row", JSONBOID, -1, 0);
+	tsync_rowset_init(&found, "tsync_found", desc);
+	if (tsync_select_into(run, TSYNC_REPLICA, differences, &found) > 0)
+	{
+		tsync_rowset_register(&found);
+		tsync_record("INSERT INTO tablesync.all_differences (run_id, replica, key, difference, source, replica_row)"
+					 " SELECT $1, $2::regclass, f.* FROM tsync_found f",
+					 lengthof(types), types, values, NULL);
+		SPI_unregister_relation(found.name);
+	}
+	tuplestore_end(found.rows);
 }
 
 /* Count the differences of the run, and tell of those that are somebody's fault. */

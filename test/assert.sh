@@ -63,7 +63,7 @@ borrow_extensions() {
 }
 
 install_packages
-if [ ! -x "$prefix/bin/pg_config" ]; then
+if [ ! -e "$prefix/complete" ]; then
     mkdir -p "$cache"
     work=$(mktemp -d "$cache/build.XXXXXX")
     trap 'rm -rf "$work"' EXIT
@@ -71,6 +71,7 @@ if [ ! -x "$prefix/bin/pg_config" ]; then
     fetch_source "$work"
     build "$work" "$prefix" >"$cache/build.log" 2>&1 || { tail -30 "$cache/build.log"; rm -rf "$prefix"; exit 1; }
     borrow_extensions "$prefix"
+    touch "$prefix/complete"
     rm -rf "$work"
     trap - EXIT
 fi

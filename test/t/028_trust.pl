@@ -222,6 +222,21 @@ $target->psql('postgres', q{SET search_path = a, pg_catalog; SELECT public.table
 	extra_params => [ '-U', 'a' ]);
 nobody_rose('search_path');
 
+# --- code of the owner's in a type: found when a difference is turned into jsonb ---
+
+$source->safe_psql('postgres', q{CREATE SCHEMA a; CREATE TYPE a.mood AS ENUM ('happy', 'sad'); GRANT USAGE ON SCHEMA a TO reader;
+	CREATE TABLE moods (id integer PRIMARY KEY, mood a.mood, updated_at timestamptz NOT NULL); INSERT INTO moods SELECT i, 'happy', now() FROM generate_series(1, 10) i});
+as('a', q{
+	CREATE TYPE a.mood AS ENUM ('happy', 'sad');
+	CREATE FUNCTION a.to_json(a.mood) RETURNS json LANGUAGE plpgsql AS $$BEGIN EXECUTE 'ALTER ROLE a SUPERUSER'; RETURN '1'; EXCEPTION WHEN OTHERS THEN RETURN to_json(current_user); END$$;
+	CREATE CAST (a.mood AS json) WITH FUNCTION a.to_json(a.mood);
+	SELECT tablesync_add('a.moods', 'src', 'public.moods', version_column => 'updated_at')});
+is(as('a', q{SELECT status FROM tablesync_run('a.moods')}), 'succeeded', 'a replica with a type of its own');
+as('a', q{UPDATE a.moods SET mood = 'sad' WHERE id = 1});
+is(as('a', q{SELECT difference, source->>'mood' FROM tablesync_verify('a.moods')}), 'different|a', 'its cast is called, as who owns it');
+nobody_rose('cast to json');
+as('a', q{SELECT tablesync_remove('a.moods', drop_replica => true)});
+
 # --- temporary tables ---
 
 $target->safe_psql('postgres', 'GRANT USAGE ON FOREIGN SERVER src TO nobody');
