@@ -81,6 +81,7 @@ DECLARE
     role_name name := pg_get_userbyid(table_owner);
     problems text;
     hints text;
+    creators text;
 BEGIN
     SELECT string_agg(p.problem, '; '), string_agg(p.remedy, ' ')
     INTO problems, hints
@@ -109,7 +110,13 @@ BEGIN
     IF problems IS NOT NULL THEN
         PERFORM tablesync.fail_check(problems, hints);
     END IF;
-    detail := format('%s may log in, read the foreign table and write the replica', role_name);
+    SELECT string_agg(CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee)::text END, ', ' ORDER BY a.grantee)
+    INTO creators
+    FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace,
+         aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
+    WHERE e.extname = 'tablesync' AND a.privilege_type = 'CREATE' AND a.grantee NOT IN (n.nspowner, e.extowner);
+    detail := format('%s may log in, read the foreign table and write the replica', role_name)
+        || coalesce('; in the schema of the extension others may create functions, which is no good: ' || creators, '');
 END
 $$;
 COMMENT ON FUNCTION tablesync.preflight_owner(tablesync.replica) IS 'check: may the owner do here what a run does?';

@@ -14,9 +14,9 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
-if ! dpkg-query -W -f '${Status}' clang-14 libclang-rt-14-dev postgresql-server-dev-15 2>/dev/null | grep -q '^install ok installedinstall ok installedinstall ok installed$'; then
+if ! dpkg-query -W -f '${Status}' clang-14 libclang-rt-14-dev postgresql-server-dev-15 python3-minimal 2>/dev/null | grep -q "^\(install ok installed\)\{4\}$"; then
     as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends clang-14 libclang-rt-14-dev postgresql-server-dev-15
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends clang-14 libclang-rt-14-dev postgresql-server-dev-15 python3-minimal
 fi
 
 # the numbers that arithmetic trips over, and one input of each kind

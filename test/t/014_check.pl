@@ -75,6 +75,7 @@ pass('the connection is released');
 
 # whoever asks, the owner's access is what counts: a superuser has no user mapping here
 is($target->safe_psql('postgres', 'SELECT count(DISTINCT replica), bool_and(ok) FROM tablesync_check()'), '2|t', 'as a superuser');
+like(told('items', 'owner'), qr/others may create functions, which is no good: app HINT: $/, 'who may create next to the functions that people type is named');
 $target->safe_psql('postgres', 'CREATE ROLE stranger LOGIN');
 is($target->safe_psql('postgres', 'SELECT count(*) FROM tablesync_check()', extra_params => [ '-U', 'stranger' ]), 0, 'a stranger sees no replica');
 my ($rc, undef, $stderr) = $target->psql('postgres', q{SELECT tablesync_check('items')}, extra_params => [ '-U', 'stranger' ]);
