@@ -521,6 +521,7 @@ extern void tsync_read_source(TsyncRun *run);
 extern bool tsync_record_source(TsyncRun *run);
 extern char *tsync_source_identity(TsyncRun *run);
 extern void tsync_read_layout(TsyncRun *run);
+extern char *tsync_before_triggers(TsyncRun *run);
 extern void tsync_disconnect_source(TsyncRun *run);
 extern bool tsync_source_unmoved(TsyncRun *run);
 extern bool tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint);

@@ -387,7 +387,7 @@ perform_runs(List *runs)
 					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 					 errmsg("source or replica of %s kept changing during the run",
 							((TsyncRun *) linitial(runs))->replica->label),
-					 errdetail("%d attempts were made; nothing was changed.", ATTEMPTS),
+					 errdetail("%d attempts were made; nothing was changed.%s", ATTEMPTS, tsync_before_triggers(linitial(runs))),
 					 errhint("Run again when TRUNCATE, VACUUM FULL, CLUSTER or ALTER TABLE is over at the source, and nobody writes to the replica; if the source keeps moving rows between keys, use consistency chunk.")));
 }
 

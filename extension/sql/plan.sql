@@ -420,32 +420,6 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.plan_dropped(tablesync.replica, jsonb, jsonb, text, text) IS 'what to do about a column that the source no longer has';
 
-/* A column with another name: never done by a run, accepted once the owner has done it. */
-CREATE FUNCTION tablesync.plan_renamed(settings tablesync.replica, old jsonb, new jsonb)
-RETURNS tablesync.schema_step
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    before record := tablesync.local_column(settings.replica, old->>'column');
-    after record := tablesync.local_column(settings.replica, new->>'column');
-    step tablesync.schema_step;
-BEGIN
-    step.change := 'renamed';
-    step.column_name := new->>'column';
-    step.detail := format('column %I was renamed to %I', old->>'remote', new->>'remote');
-    step.action := 'accepted';
-    step.fill := false;
-    IF after.type IS NULL OR NOT tablesync.stands_for(settings.source, new->>'column', new->>'remote')
-       OR (before.type IS NOT NULL AND old->>'column' <> new->>'column') THEN
-        step.problem := step.detail;
-        step.hint := tablesync.by_hand(settings.replica, tablesync.rename_statements(settings, old, new));
-    END IF;
-    RETURN step;
-END
-$$;
-COMMENT ON FUNCTION tablesync.plan_renamed(tablesync.replica, jsonb, jsonb) IS 'what to do about a column that has another name at the source';
-
 /* In words how a column's type has changed; it has not where only the foreign table's differs. */
 CREATE FUNCTION tablesync.describe_retyped(remote_name text, old_type text, new_type text, replaced boolean)
 RETURNS text

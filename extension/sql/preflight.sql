@@ -430,7 +430,10 @@ BEGIN
         PERFORM tablesync.fail_check('row security is forced on the owner: policies would hide rows from runs',
             format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY;', settings.replica));
     END IF;
-    detail := 'it has the columns of its source, and an index on the key';
+    detail := 'it has the columns of its source, and an index on the key'
+        || coalesce((SELECT '; what its BEFORE triggers change differs from the source: ' || string_agg(quote_ident(t.tgname), ', ' ORDER BY t.tgname)
+                     FROM pg_trigger t
+                     WHERE t.tgrelid = settings.replica AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND t.tgtype & 3 = 3), '');
 END
 $$;
 COMMENT ON FUNCTION tablesync.preflight_replica_table(tablesync.replica) IS 'check: does the replica fit its source?';

@@ -1,7 +1,7 @@
 -- Who may see and do what.  Replicas belong to "app"; "member" is a member of
 -- it, "watcher" of pg_monitor, "other" of nothing.
 
-SELECT plan(63);
+SELECT plan(68);
 
 -- functions
 SELECT is(has_function_privilege('other', p.oid, 'EXECUTE'), true, 'everybody may call ' || p.oid::regprocedure)
@@ -11,6 +11,57 @@ WHERE p.proname = ANY ('{tablesync_add,tablesync_alter,tablesync_remove,tablesyn
 ORDER BY p.oid::regprocedure::text;
 SELECT function_privs_are('tablesync', 'create_source_catalog', ARRAY['oid'], 'other', ARRAY[]::text[]);
 SELECT function_privs_are('tablesync', 'forget_dropped', ARRAY[]::text[], 'other', ARRAY[]::text[]);
+
+-- all functions, and who may call them
+CREATE FUNCTION pg_temp.functions(schema regnamespace, for_everybody boolean) RETURNS text LANGUAGE sql AS $$
+    SELECT coalesce(string_agg(DISTINCT p.proname::text COLLATE "C", ' '), '')
+    FROM pg_proc p
+    JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+    JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'tablesync'
+    WHERE p.pronamespace = schema
+      AND for_everybody = EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee = 0 AND a.privilege_type = 'EXECUTE');
+$$;
+SELECT is(pg_temp.functions('public', true),
+    'tablesync_add tablesync_add_schema tablesync_alter tablesync_cancel tablesync_check tablesync_health tablesync_pause '
+    'tablesync_remove tablesync_resume tablesync_run tablesync_schedule tablesync_unschedule tablesync_verify tablesync_wait'
+    , 'everybody may call, with her own rights');
+SELECT is(pg_temp.functions('public', false),
+    ''
+    , 'nobody but the owner of the extension may call, in public');
+SELECT is(pg_temp.functions('tablesync', true),
+    'abandon_bulk_load add_again add_replica add_schema alter apply_steps ask_source build_indexes by_hand can_bulk_load '
+    'check_add_schema check_comparable check_cron check_digest check_existing check_in_worker check_mapping '
+    'check_not_replica check_owner_access check_permanent check_recreatable check_replica check_replicas check_settings '
+    'check_source check_source_kind check_source_server check_source_session column_definitions column_hint create_source '
+    'create_view cron_field cron_home cron_next cron_schedule dependent_views describe_problems describe_retyped '
+    'drop_unless_used drop_views due enable evolve fail_check fits_or_fails foreign_column_statements forget group_members '
+    'has_key_index has_source_key home is_hanging is_missed is_moved job_definition job_prefix known_shape label_statements '
+    'lags_behind live_progress live_runs local_column local_type match_columns may_be_dropped name_after name_of '
+    'name_problem note_write open_source owns plan_added plan_dropped plan_evolution plan_key plan_names plan_nullable '
+    'plan_problem plan_retyped preflight_collation preflight_connection preflight_estimate preflight_key preflight_mapping '
+    'preflight_owner preflight_pg_cron preflight_privileges preflight_replica_table preflight_row_security preflight_server '
+    'preflight_session preflight_shape preflight_source preflight_source_table preflight_state preflight_statements '
+    'preflight_types preflight_worker_slots prepare_server privileges raise_error read_nothing refuse_column refuse_source '
+    'refuse_steps register remote_name remote_role rename_columns replica_columns restore_privileges row_width run_scheduled '
+    'run_status schedule schedule_job sees set_source_options shape_core shape_here short_name smallest_value source_bounds '
+    'source_catalog source_catalog_columns source_columns source_counters source_horizon source_identity source_key '
+    'source_kind_problem source_layout source_relation source_shape source_tables source_target source_time stands_for '
+    'subdivide try_add try_check try_run try_worker type_problem unreadable_columns unschedule unused_name view_state '
+    'wanted_name watch watch_prefix widens with_numbers worker_slots xid_precedes'
+    , 'called by the former, with the rights of who called them');
+SELECT is(pg_temp.functions('tablesync', false),
+    'alert_kind alert_payload announce_alert back_off claim_alert claim_range close_alert count_run create_source_catalog '
+    'finish_refetch follow_schedule forget_dropped forget_total grant_source_catalogs has_alert_handler is_watched '
+    'keep_names log_alert log_steps memory_columns note_drift open_alert prune_runs public_message record_alter '
+    'record_bulk_load record_enable record_evolution record_forget record_identity record_register record_schedule '
+    'record_unreadable record_unschedule record_watch renew_schedule retry_delay settle_failure settle_run settle_success '
+    'skip_scan source_catalogs_missing start_alert_worker untold_alerts want_filled watch_step watch_steps with_settings'
+    , 'called by the extension only');
+SELECT is((SELECT string_agg(p.oid::regprocedure::text, ' ' ORDER BY p.proname COLLATE "C") FROM pg_proc p
+    JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+    JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'tablesync' WHERE p.prosecdef),
+    'tablesync.cron_home() tablesync.cron_schedule(regclass,text) tablesync.follow_schedule() tablesync.forget_dropped() tablesync.note_write()',
+    'with the rights of the extension''s owner');
 
 -- views and tables
 SELECT table_privs_are('public', v, 'other', ARRAY['SELECT']) FROM unnest(ARRAY['tablesync_status', 'tablesync_runs', 'tablesync_progress']) v;

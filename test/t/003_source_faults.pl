@@ -172,4 +172,24 @@ $source->safe_psql('postgres', 'ALTER TABLE parts ATTACH PARTITION parts_2 FOR V
 is(run_counts($target, 'parts'), 'succeeded|0|0|0', 'attached again');
 is_replica($source, $target, 'parts', 'parts', 'identical');
 
+# a value that is none here: the error names its column
+$source->safe_psql('postgres', q{CREATE TABLE circles (id integer PRIMARY KEY, c circle);
+	INSERT INTO circles SELECT i, circle(point(0, 0), i) FROM generate_series(1, 100) i});
+app_sql($target, "SELECT tablesync_add('circles', 'src', 'public.circles')");
+is(run_counts($target, 'circles'), 'succeeded|100|0|0', 'circles');
+$source->safe_psql('postgres', 'UPDATE circles SET c = circle(point(0, 0), -1) WHERE id = 50');
+like(app_fails($target, "SELECT tablesync_run('circles')"), qr/22P02.*DETAIL:  It was a value of column "c" of foreign table "circles_source"/s, 'a circle of negative radius');
+$source->safe_psql('postgres', 'UPDATE circles SET c = circle(point(0, 0), 1) WHERE id = 50');
+is(run_counts($target, 'circles'), 'succeeded|0|1|0', 'set right');
+
+# a trigger here that changes what is written
+app_sql($target, q{
+	CREATE FUNCTION shrink() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NEW.c := circle(point(0, 0), 0.5); RETURN NEW; END$$;
+	CREATE TRIGGER shrinks BEFORE UPDATE ON circles FOR EACH ROW EXECUTE FUNCTION shrink()});
+$source->safe_psql('postgres', 'UPDATE circles SET c = circle(point(1, 1), 1) WHERE id = 50');
+like(app_fails($target, "SELECT tablesync_run('circles')"), qr/40001.*DETAIL:  5 attempts .*BEFORE triggers, which may have changed or left out what was written: shrinks\./s, 'a BEFORE trigger is named');
+like(app_sql($target, "SELECT detail FROM tablesync_check('circles') WHERE check_name = 'replica_table'"), qr/BEFORE triggers change differs from the source: shrinks$/, 'by the check, too');
+app_sql($target, 'ALTER TABLE circles DISABLE TRIGGER shrinks');
+is(run_counts($target, 'circles'), 'succeeded|0|1|0', 'without it');
+
 done_testing();
