@@ -64,6 +64,11 @@
 #define SEND_HASH \
 	"pg_catalog.hash_array_extended(ARRAY[pg_catalog.%s($c)], $s)"
 
+/* text, and so the replica, has one NaN; a value has 2^53 of them */
+#define FLOAT_HASH(type) \
+	"pg_catalog.hash_array_extended(ARRAY[pg_catalog." type "send(CASE WHEN $c OPERATOR(pg_catalog.=) 'NaN'::pg_catalog." type \
+	" THEN 'NaN'::pg_catalog." type " ELSE $c END)], $s)"
+
 /* $c is the column, $s the 64-bit seed; min_version of the source. */
 typedef struct TypeHash
 {
@@ -85,6 +90,8 @@ static const TypeHash type_hashes[] = {
 	{BPCHAROID, 0, "pg_catalog.hashbpcharextended($c, pg_catalog.hashint4extended(pg_catalog.octet_length($c), $s))"},
 	{BYTEAOID, 0, "pg_catalog.hash_array_extended(ARRAY[$c], $s)"},
 	{UUIDOID, 0, "pg_catalog.uuid_hash_extended($c, $s)"},
+	{FLOAT4OID, 0, FLOAT_HASH("float4")},
+	{FLOAT8OID, 0, FLOAT_HASH("float8")},
 	{TIMESTAMPOID, DATE_BIN_VERSION, TIMESTAMP_HASH("$c")},
 	{TIMESTAMPTZOID, DATE_BIN_VERSION, TIMESTAMP_HASH(UTC("$c"))},
 	/* arrays of elements whose own hash covers every bit */

@@ -8,7 +8,7 @@
  *
  * - The source's transaction counter is behind where the last successful run
  *	 saw it (guard.sql).  It is certain as long as the server has not caught
- *	 up meanwhile.
+ *	 up meanwhile, nor gone on for 2^31 transactions; so it counts for a day.
  *
  * - A row that is still there has an older version than it had, and no row of
  *	 the source is as new as that row was.  A newest version that has merely
@@ -108,6 +108,23 @@ append_is_stamp(StringInfo buf, TsyncColumn *version, const char *expression)
 		appendStringInfo(buf, "%s IS NOT NULL", expression);
 }
 
+/*
+ * Append that a version is not ahead of the clock: one that was, and has been
+ * set right, is no sign of a source that has gone back.  Timestamps without time
+ * zone may be those of any zone.
+ */
+static void
+append_not_from_the_future(StringInfo buf, TsyncColumn *version, const char *expression)
+{
+	Oid			type = version->type;
+
+	if (type != TIMESTAMPOID && type != TIMESTAMPTZOID && type != DATEOID)
+		return;
+	appendStringInfo(buf, " AND %s OPERATOR(pg_catalog.<=) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) '%s'::pg_catalog.interval)::%s",
+					 expression, type == TIMESTAMPTZOID ? "1 minute" : "1 day",
+					 format_type_extended(type, -1, FORMAT_TYPE_FORCE_QUALIFY));
+}
+
 static void
 append_version_literal(StringInfo buf, TsyncColumn *version, const char *value)
 {
@@ -174,6 +191,7 @@ sql_set_back(TsyncRun *run)
 	append_keys_equal(&buf, rep, "r", "s");
 	appendStringInfo(&buf, " WHERE s.%s OPERATOR(pg_catalog.<) %s AND ", version, current);
 	append_is_stamp(&buf, rep->version, current);
+	append_not_from_the_future(&buf, rep->version, current);
 	appendStringInfo(&buf, " AND %s OPERATOR(pg_catalog.<=) ", current);
 	append_version_literal(&buf, rep->version, run->newest_version);
 	appendStringInfo(&buf, " ORDER BY %s DESC LIMIT 1) b WHERE true", current);

@@ -53,13 +53,15 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     last_horizon bigint;
+    seen_at timestamptz;
 BEGIN
     horizon := (SELECT tablesync.source_horizon(t.source) FROM tablesync.replica t WHERE t.replica = $1);
-    SELECT r.source_horizon, r.newest_version INTO last_horizon, newest_version
+    SELECT r.source_horizon, r.newest_version, r.finished_at INTO last_horizon, newest_version, seen_at
     FROM tablesync.run r
     WHERE r.replica = $1 AND r.status = 'succeeded' AND r.source_horizon IS NOT NULL
     ORDER BY r.run_id DESC LIMIT 1;
-    went_back := coalesce(tablesync.xid_precedes(horizon, last_horizon), false);
+    -- the counter is modulo 2^32: 25,000 transactions a second come round to "before" in a day
+    went_back := coalesce(tablesync.xid_precedes(horizon, last_horizon) AND seen_at > clock_timestamp() - interval '1 day', false);
 END
 $$;
 COMMENT ON FUNCTION tablesync.source_time(regclass) IS 'how far the source has come, whether the last success had seen it further, and the newest version that was seen';

@@ -182,6 +182,17 @@ like(app_fails($target, "SELECT tablesync_run('circles')"), qr/22P02.*DETAIL:  I
 $source->safe_psql('postgres', 'UPDATE circles SET c = circle(point(0, 0), 1) WHERE id = 50');
 is(run_counts($target, 'circles'), 'succeeded|0|1|0', 'set right');
 
+# text has one NaN, the source's values may be others
+$source->safe_psql('postgres', q{CREATE TABLE floats (id integer PRIMARY KEY, d float8, r float4);
+	INSERT INTO floats SELECT i, CASE WHEN i % 3 = 0 THEN 'Infinity'::float8 - 'Infinity' WHEN i % 3 = 1 THEN i END, 'NaN' FROM generate_series(1, 99) i});
+is($source->safe_psql('postgres', q{SELECT count(DISTINCT float8send(d)) > 34 FROM (SELECT d FROM floats UNION ALL SELECT 'NaN') f}), 't', 'more than one NaN');
+app_sql($target, "SELECT tablesync_add('floats', 'src', 'public.floats')");
+is(run_counts($target, 'floats'), 'succeeded|99|0|0', 'floats');
+is(run_counts($target, 'floats'), 'succeeded|0|0|0', 'a NaN is a NaN');
+is(app_sql($target, "SELECT count(*) FROM tablesync_verify('floats')"), 0, 'for verify, too');
+$source->safe_psql('postgres', 'UPDATE floats SET d = NULL WHERE id = 3; UPDATE floats SET r = 1 WHERE id = 4');
+is(run_counts($target, 'floats'), 'succeeded|0|2|0', 'but neither NULL nor a number');
+
 # a trigger here that changes what is written
 app_sql($target, q{
 	CREATE FUNCTION shrink() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NEW.c := circle(point(0, 0), 0.5); RETURN NEW; END$$;

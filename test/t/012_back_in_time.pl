@@ -116,4 +116,20 @@ is_replica($standby, $target, 'items', 'items', 'identical');
 is(run_counts($target, 'items'), 'succeeded|0|0|0', 'and that is that');
 is(app_sql($target, q{SELECT count(*) FROM tablesync_alerts WHERE replica = 'items'::regclass}), 0, 'closed');
 
+# --- what only looks like it ---
+
+$standby->safe_psql('postgres', q{UPDATE items SET updated_at = now() + interval '10 years' WHERE id = 300});
+is(run_counts($target, 'items'), 'succeeded|0|1|0', 'a stamp in the future');
+$standby->safe_psql('postgres', q{UPDATE items SET updated_at = now() WHERE id = 300; DELETE FROM items WHERE id = 301});
+is(run_counts($target, 'items'), 'succeeded|0|1|1', 'is set right');
+
+# 2^31 transactions later the counter seems to be behind
+$standby->safe_psql('postgres', 'DELETE FROM items WHERE id = 302');
+$target->safe_psql('postgres', q{UPDATE tablesync.all_runs SET source_horizon = (source_horizon + 2000000000) % 4294967296
+	WHERE run_id = (SELECT max(run_id) FROM tablesync.all_runs WHERE replica = 'items'::regclass AND status = 'succeeded')});
+like(app_fails($target, "SELECT tablesync_run('items')"), qr/$refused.*transaction counter/s, 'a counter far behind that was seen just now');
+$target->safe_psql('postgres', q{UPDATE tablesync.all_runs SET finished_at = finished_at - interval '25 days', started_at = started_at - interval '25 days'
+	WHERE replica = 'items'::regclass AND status = 'succeeded'});
+is(run_counts($target, 'items'), 'succeeded|0|0|1', 'and one that was seen 25 days ago');
+
 done_testing();
