@@ -20,6 +20,9 @@
 #include "utils/resowner.h"
 #include "utils/typcache.h"
 
+/* More rows than any table has; sums of them are far from overflowing. */
+#define MAX_ROWS (INT64CONST(1) << 48)
+
 /* A load is not cut into more ranges than this, whatever the source says of itself. */
 #define MAX_RANGES 100000
 
@@ -162,6 +165,7 @@ tsync_read_chunks(TsyncReplica *replica)
 {
 	List	   *chunks = NIL;
 	TsyncChunk *previous = NULL;
+	int64		rows = 0;
 	int			nbounds;
 	uint64		nchunks = tsync_record_oid("SELECT lower_key, rows, differed, digest, stale,"
 													" buckets IS NOT NULL, digest IS NOT NULL, bucket_mask = -1, chunk_no, verified_at"
@@ -183,11 +187,13 @@ tsync_read_chunks(TsyncReplica *replica)
 		chunk->known = !chunk->stale && tsync_result_bool(i, 7);
 		chunk->has_bitmaps = tsync_result_bool(i, 8);
 		if (tsync_result_int64(i, 9) != (int64) i || nbounds != (i == 0 ? 0 : replica->nrange) ||
-			(i > 0 && replica->nrange == 0))
+			(i > 0 && replica->nrange == 0) ||
+			chunk->expected_rows < 0 || chunk->expected_rows > MAX_ROWS - rows)
 		{
-			chunks = NIL;		/* somebody has deleted some */
+			chunks = NIL;		/* somebody has deleted some, or made them up */
 			break;
 		}
+		rows += chunk->expected_rows;
 		chunk->proved = tsync_result_bool(i, 7);
 		chunk->remembered = chunk->replica;
 		chunk->verified_at = tsync_result_timestamp(i, 10);

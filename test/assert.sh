@@ -11,7 +11,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 if [ "$(id -u)" = 0 ]; then cache=/var/cache/tablesync; else cache=${XDG_CACHE_HOME:-$HOME/.cache}/tablesync; fi
 cache=${TSYNC_CACHE:-$cache}
 prefix=$cache/postgresql-15-assert
-packages="make gcc bison flex libicu-dev libxml2-dev zlib1g-dev pkg-config libipc-run-perl postgresql-15-cron postgresql-15-pgtap"
+packages="make gcc bzip2 bison flex libicu-dev libxml2-dev zlib1g-dev pkg-config libipc-run-perl postgresql-15-cron postgresql-15-pgtap"
 
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
@@ -23,7 +23,7 @@ install_packages() {
         dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"
     done
     [ -n "$missing" ] || return 0
-    as_root apt-get update -qq
+    as_root apt-get update -qq >/dev/null 2>&1 || true    # a broken third-party list is no reason to stop
     # shellcheck disable=SC2086
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
 }

@@ -15,7 +15,7 @@ as_root() {
 }
 
 if ! dpkg-query -W -f '${Status}' clang-14 libclang-rt-14-dev postgresql-server-dev-15 python3-minimal 2>/dev/null | grep -q "^\(install ok installed\)\{4\}$"; then
-    as_root apt-get update -qq
+    as_root apt-get update -qq >/dev/null 2>&1 || true    # a broken third-party list is no reason to stop
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends clang-14 libclang-rt-14-dev postgresql-server-dev-15 python3-minimal
 fi
 
