@@ -97,6 +97,15 @@ last_key(TsyncRun *run, TsyncRowSet *keys)
 	return key;
 }
 
+static bool
+is_same_key(TsyncReplica *replica, char **a, char **b)
+{
+	for (int i = 0; i < replica->nkeys; i++)
+		if (strcmp(a[i], b[i]) != 0)
+			return false;
+	return true;
+}
+
 /* Fetch a page in one transaction and store it in the next; returns its last key. */
 static char **
 refetch_page(TsyncRun *run, char **after, TsyncRowSet *keys, TsyncRowSet *rows,
@@ -108,6 +117,8 @@ refetch_page(TsyncRun *run, char **after, TsyncRowSet *keys, TsyncRowSet *rows,
 	MemoryContextSwitchTo(page_context);
 	list_keys(run, after, keys);
 	reached = last_key(run, keys);
+	if (reached != NULL && after != NULL && is_same_key(run->replica, reached, after))
+		tsync_refuse_answer(run, "a page of keys that ends where it had to begin");
 	tsync_fetch_rows(run, keys, rows);
 	tsync_commit();
 	if (reached == NULL)
