@@ -268,6 +268,8 @@ apply_once(List *runs)
 
 		if (applied && is_proved(run))
 			continue;
+		if (applied && run->last_attempt)
+			tsync_note_unlike(run);
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(caller);
 		if (applied)

@@ -193,12 +193,11 @@ tsync_learn_speed(TsyncRun *run, double weighted_rows)
 }
 
 /*
- * Compare all chunks that are expected to be equal by one digest, in the order
- * of the source's blocks.  Returns false when it is not worth it, or they are
- * not equal.
+ * Compare the digest of all chunks that are likely to be equal with the
+ * source's, read in the order of its blocks.
  */
-bool
-tsync_quiet_chunks_equal(TsyncRun *run)
+TsyncVerdict
+tsync_compare_quiet_chunks(TsyncRun *run)
 {
 	List	   *excluded = ranges_to_exclude(run);
 	TsyncDigest replica = {0, 0};
@@ -208,6 +207,6 @@ tsync_quiet_chunks_equal(TsyncRun *run)
 		if (tsync_is_quiet(lfirst(lc)))
 			tsync_add_digest(&replica, ((TsyncChunk *) lfirst(lc))->replica);
 	if (list_length(excluded) > MAX_EXCLUDED_RANGES || replica.rows == 0)
-		return false;
-	return tsync_digest_equal(tsync_digest_by_blocks(run, excluded), replica);
+		return TSYNC_NOT_COMPARED;
+	return tsync_digest_equal(tsync_digest_by_blocks(run, excluded), replica) ? TSYNC_EQUAL : TSYNC_DIFFERENT;
 }

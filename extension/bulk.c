@@ -204,7 +204,11 @@ read_range(TsyncRun *run, TsyncChunk *range, TsyncRowFunction function, void *ar
 						  tsync_key_desc(replica, 0), take_key, &middle);
 	if (middle.key == NULL)
 	{
+		TsyncReading reading = {.range = range};
+
+		tsync_start_reading(&reading, run);
 		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_range(replica, range), tsync_row_desc(replica), function, arg);
+		tsync_end_reading(&reading);
 		return;
 	}
 	half.upper = middle.key;

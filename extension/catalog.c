@@ -414,20 +414,26 @@ tsync_read_layout(TsyncRun *run)
 	SPI_freetuptable(SPI_tuptable);
 }
 
-/* A sentence about triggers that may change what is written to the replica; in a transaction of its own. */
+/*
+ * A sentence about triggers that may change what is written to the replica, ""
+ * if there are none, and the statements that disable them, NULL likewise.  In a
+ * transaction of its own.
+ */
 char *
-tsync_before_triggers(TsyncRun *run)
+tsync_before_triggers(TsyncRun *run, char **statements)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	char	   *triggers;
 
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
-	tsync_catalog_execute_oid("SELECT string_agg(DISTINCT pg_catalog.quote_ident(t.tgname), ', ')"
+	tsync_catalog_execute_oid("SELECT string_agg(DISTINCT pg_catalog.quote_ident(t.tgname), ', '),"
+							  " string_agg(format('ALTER TABLE %s DISABLE TRIGGER %I;', t.tgrelid::regclass, t.tgname), ' ') FILTER (WHERE t.tgparentid = 0)"
 							  " FROM pg_catalog.pg_trigger t WHERE (t.tgrelid = $1 OR t.tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1)))"
 							  " AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND t.tgtype & 3 = 3",
 							  run->replica->relid);
 	triggers = tsync_result_text(0, 1);
+	*statements = tsync_result_text(0, 2);
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
 	return triggers == NULL ? "" :

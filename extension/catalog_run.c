@@ -175,27 +175,6 @@ tsync_finish_run(TsyncRun *run)
 }
 
 /*
- * From an error's context: was it the source that reported it, or a value of
- * which column could not be read?  NULL if neither.
- */
-static char *
-where_it_was(const char *context)
-{
-	if (context == NULL)
-		return NULL;
-	if (strstr(context, "remote SQL command"))
-		return "The source reported this.";
-	for (const char *column = strstr(context, "column \""); column != NULL; column = strstr(column + 1, "column \""))
-	{
-		char	   *line = pnstrdup(column, strcspn(column, "\n"));
-
-		if (strstr(line, "\" of foreign table \""))
-			return psprintf("It was a value of %s.", line);
-	}
-	return NULL;
-}
-
-/*
  * Record why a run has failed, in a transaction of its own, and notify
  * listeners.  Everybody may listen, and an error may come from users' code that
  * quotes a row: its message stays in the table.
@@ -212,7 +191,7 @@ tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled)
 	values[1] = CStringGetTextDatum(cancelled ? "cancelled" : "failed");
 	values[2] = CStringGetTextDatum(unpack_sql_state(edata->sqlerrcode));
 	values[3] = text_or_null(edata->message, &nulls[3]);
-	values[4] = text_or_null(edata->detail ? edata->detail : where_it_was(edata->context), &nulls[4]);
+	values[4] = text_or_null(edata->detail, &nulls[4]);
 	values[5] = text_or_null(edata->hint, &nulls[5]);
 	values[6] = Int64GetDatum(run->loaded_rows);
 	values[7] = Int64GetDatum(run->source_time);

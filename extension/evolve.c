@@ -41,32 +41,14 @@ tsync_evolve(TsyncRun *run)
 				 hint ? errhint("%s", hint) : 0));
 }
 
-static bool
-is_key(TsyncReplica *replica, TsyncColumn *column)
-{
-	for (int i = 0; i < replica->nkeys; i++)
-		if (replica->keys[i] == column)
-			return true;
-	return false;
-}
-
 /* The replica as if it had only its keys and the columns to be fetched; NULL if there are none. */
 static TsyncReplica *
 only_refetched(TsyncReplica *replica)
 {
-	TsyncReplica *part = palloc(sizeof(TsyncReplica));
+	TsyncReplica *part = tsync_only_keys(replica);
 
-	*part = *replica;
-	part->columns = palloc0(replica->ncolumns * sizeof(TsyncColumn));
-	part->keys = palloc0(replica->nkeys * sizeof(TsyncColumn *));
-	part->ncolumns = 0;
-	for (int i = 0; i < replica->nkeys; i++)
-	{
-		part->columns[part->ncolumns] = *replica->keys[i];
-		part->keys[i] = &part->columns[part->ncolumns++];
-	}
 	for (int i = 0; i < replica->ncolumns; i++)
-		if (replica->columns[i].refetch && !is_key(replica, &replica->columns[i]))
+		if (replica->columns[i].refetch && !tsync_is_key(replica, &replica->columns[i]))
 			part->columns[part->ncolumns++] = replica->columns[i];
 	return part->ncolumns > part->nkeys ? part : NULL;
 }
@@ -75,11 +57,15 @@ only_refetched(TsyncReplica *replica)
 static void
 list_keys(TsyncRun *run, char **after, TsyncRowSet *keys)
 {
+	TsyncReading reading = {.after = after,.limit = PAGE_ROWS};
+
+	tsync_start_reading(&reading, run);
 	for (int prefix = after ? run->replica->nkeys - 1 : 0;
 		 prefix >= 0 && keys->count < PAGE_ROWS; prefix--)
 		tsync_select_at_most(run, TSYNC_SOURCE,
 							 tsync_sql_page(run->replica, after, prefix, true, PAGE_ROWS - keys->count),
 							 keys, PAGE_ROWS - keys->count);
+	tsync_end_reading(&reading);
 }
 
 /* The last key of a page, NULL if it is empty. */

@@ -49,13 +49,16 @@ load_state_create(TsyncReplica *replica)
 static void
 read_page(TsyncRun *run, LoadState *state, bool keys_only, TsyncRowSet *into)
 {
+	TsyncReading reading = {.after = state->position,.limit = state->limit};
 	int			prefix = state->position ? run->replica->nkeys - 1 : 0;
 
+	tsync_start_reading(&reading, run);
 	tsync_rowset_clear(into);
 	for (; prefix >= 0 && into->count < state->limit; prefix--)
 		tsync_select_at_most(run, TSYNC_SOURCE,
 							 tsync_sql_page(run->replica, state->position, prefix, keys_only,
 											state->limit - into->count), into, state->limit - into->count);
+	tsync_end_reading(&reading);
 }
 
 /* Key of the last row of a page, which holds keys or whole rows. */

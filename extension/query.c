@@ -24,6 +24,33 @@ tsync_relation_sql(TsyncReplica *rep, TsyncSide side)
 	return side == TSYNC_SOURCE ? rep->source_sql : rep->replica_sql;
 }
 
+bool
+tsync_is_key(TsyncReplica *rep, TsyncColumn *column)
+{
+	for (int i = 0; i < rep->nkeys; i++)
+		if (rep->keys[i] == column)
+			return true;
+	return false;
+}
+
+/* A replica as if it had only its key columns, with room for the others. */
+TsyncReplica *
+tsync_only_keys(TsyncReplica *rep)
+{
+	TsyncReplica *part = palloc(sizeof(TsyncReplica));
+
+	*part = *rep;
+	part->columns = palloc0(rep->ncolumns * sizeof(TsyncColumn));
+	part->keys = palloc0(rep->nkeys * sizeof(TsyncColumn *));
+	part->ncolumns = 0;
+	for (int i = 0; i < rep->nkeys; i++)
+	{
+		part->columns[part->ncolumns] = *rep->keys[i];
+		part->keys[i] = &part->columns[part->ncolumns++];
+	}
+	return part;
+}
+
 /* Append the columns, separated by commas, each with a prefix such as "s.". */
 void
 tsync_append_columns(StringInfo buf, TsyncReplica *rep, const char *prefix)
@@ -202,6 +229,20 @@ tsync_sql_range(TsyncReplica *rep, TsyncChunk *range)
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	tsync_append_columns(&buf, rep, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
+	tsync_append_range(&buf, rep, range, false);
+	return buf.data;
+}
+
+/* Only the keys of the source rows of a range. */
+char *
+tsync_sql_keys_of_range(TsyncReplica *rep, TsyncChunk *range)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
 	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
 	tsync_append_range(&buf, rep, range, false);
 	return buf.data;
@@ -435,8 +476,8 @@ tsync_sql_insert(TsyncReplica *rep, const char *from, int version)
 }
 
 /* A prefix that no column's name begins with. */
-static const char *
-unused_prefix(TsyncReplica *rep)
+const char *
+tsync_unused_prefix(TsyncReplica *rep)
 {
 	const char *prefix = "new";
 
@@ -453,7 +494,7 @@ unused_prefix(TsyncReplica *rep)
 char *
 tsync_sql_update(TsyncReplica *rep, const char *from, int version)
 {
-	const char *prefix = unused_prefix(rep);
+	const char *prefix = tsync_unused_prefix(rep);
 	StringInfoData buf;
 
 	begin_counted(&buf);

@@ -37,24 +37,15 @@ key_number(TsyncReplica *rep, int version)
 }
 
 /* Append the hash of a column; "null_value" stands for NULL. */
-static void
-append_column_hash(StringInfo buf, TsyncColumn *column, const char *seed,
-				   const char *null_value, int version)
+void
+tsync_append_column_hash(StringInfo buf, TsyncColumn *column, const char *seed,
+						 const char *null_value, int version)
 {
 	if (column->nullable)
 		appendStringInfo(buf, "CASE WHEN %s IS NULL THEN %s ELSE ", column->quoted, null_value);
 	tsync_append_hash(buf, column, seed, version);
 	if (column->nullable)
 		appendStringInfoString(buf, " END");
-}
-
-static bool
-is_key(TsyncReplica *rep, TsyncColumn *column)
-{
-	for (int i = 0; i < rep->nkeys; i++)
-		if (rep->keys[i] == column)
-			return true;
-	return false;
 }
 
 /*
@@ -71,18 +62,18 @@ tsync_append_fingerprint(StringInfo buf, TsyncReplica *rep, int version)
 
 	if (!rep->row_fingerprint)
 	{
-		append_column_hash(buf, rep->version, key,
-						   psprintf("pg_catalog.hashint4extended(0, %s)", key), version);
+		tsync_append_column_hash(buf, rep->version, key,
+								 psprintf("pg_catalog.hashint4extended(0, %s)", key), version);
 		return;
 	}
 	appendStringInfo(buf, "pg_catalog.hashint4extended(0, %s", key);
 	for (int i = 0; i < rep->ncolumns; i++)
 	{
-		if (is_key(rep, &rep->columns[i]) ||
+		if (tsync_is_key(rep, &rep->columns[i]) ||
 			(rep->opaque_apart && !tsync_can_hash(rep->columns[i].type)))
 			continue;
 		appendStringInfoString(buf, " OPERATOR(pg_catalog.#) ");
-		append_column_hash(buf, &rep->columns[i], psprintf("%d", i + 1), "0", version);
+		tsync_append_column_hash(buf, &rep->columns[i], psprintf("%d", i + 1), "0", version);
 	}
 	appendStringInfoChar(buf, ')');
 }

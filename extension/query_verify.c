@@ -263,6 +263,163 @@ tsync_sql_suspects(TsyncRun *run, TsyncChunk *chunk, int limit)
 	return buf.data;
 }
 
+/* Append a row's key as PostgreSQL's messages show it: (a, b)=(1, 2). */
+static void
+append_shown_key(StringInfo buf, TsyncReplica *rep)
+{
+	StringInfoData names;
+
+	initStringInfo(&names);
+	appendStringInfoChar(&names, '(');
+	tsync_append_keys(&names, rep, 0, rep->nkeys, "");
+	appendStringInfoString(&names, ")=(");
+	appendStringInfo(buf, "pg_catalog.concat(%s, pg_catalog.array_to_string(ARRAY[", quote_literal_cstr(names.data));
+	for (int i = 0; i < rep->nkeys; i++)
+		appendStringInfo(buf, "%ss.%s::pg_catalog.text", i > 0 ? ", " : "", rep->keys[i]->quoted);
+	appendStringInfoString(buf, "], ', '), ')')");
+}
+
+/* The staged rows that should be in the replica now, as "s". */
+static void
+append_staged(StringInfo buf, TsyncRun *run)
+{
+	appendStringInfoString(buf, "(SELECT ");
+	tsync_append_columns(buf, run->replica, "");
+	appendStringInfo(buf, " FROM %s UNION ALL SELECT ", run->stage->updated.name);
+	tsync_append_columns(buf, run->replica, "");
+	appendStringInfo(buf, " FROM %s) s", run->stage->inserted.name);
+}
+
+/* One text that shows some rows, each with the first of the columns in an array "c" of it. */
+static void
+begin_shown(StringInfo buf)
+{
+	initStringInfo(buf);
+	appendStringInfoString(buf, "SELECT pg_catalog.string_agg(pg_catalog.concat(k, ' in ', pg_catalog.array_to_string(c[1:10], ', ')), '; ')"
+						   " FROM (SELECT * FROM (SELECT ");
+}
+
+static void
+end_shown(StringInfo buf, int limit)
+{
+	appendStringInfo(buf, ") u WHERE pg_catalog.cardinality(c) OPERATOR(pg_catalog.>) 0 LIMIT %d) l", limit);
+}
+
+/* The staged rows that are not in the replica as they were staged; one text, NULL if all are. */
+char *
+tsync_sql_unlike_replica(TsyncRun *run, int limit)
+{
+	TsyncReplica *rep = run->replica;
+	StringInfoData buf;
+
+	begin_shown(&buf);
+	append_shown_key(&buf, rep);
+	appendStringInfoString(&buf, " AS k, pg_catalog.array_remove(ARRAY[");
+	for (int i = 0; i < rep->ncolumns; i++)
+		appendStringInfo(&buf, "%sCASE WHEN s.%s::pg_catalog.text IS DISTINCT FROM r.%s::pg_catalog.text THEN %s::pg_catalog.text END",
+						 i > 0 ? ", " : "", rep->columns[i].quoted, rep->columns[i].quoted,
+						 quote_literal_cstr(rep->columns[i].quoted));
+	appendStringInfoString(&buf, "], NULL) AS c FROM ");
+	append_staged(&buf, run);
+	appendStringInfo(&buf, " JOIN %s r ON ", rep->replica_sql);
+	tsync_append_keys_equal(&buf, rep, "s.", "r.");
+	end_shown(&buf, limit);
+	return buf.data;
+}
+
+/* Does tsync_sql_hashes() have a hash of this column? */
+static bool
+has_hash(TsyncReplica *rep, int i)
+{
+	return !tsync_is_key(rep, &rep->columns[i]) && tsync_can_hash(rep->columns[i].type);
+}
+
+/* Some of the source's rows by key: their keys, and a hash of each other column that has one. */
+char *
+tsync_sql_hashes(TsyncReplica *rep, List *keys, int version)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	for (int i = 0; i < rep->ncolumns; i++)
+		if (has_hash(rep, i))
+		{
+			/* an expression ships in an aggregate only */
+			appendStringInfoString(&buf, ", pg_catalog.max(");
+			tsync_append_column_hash(&buf, &rep->columns[i], "0", "0", version);
+			appendStringInfoChar(&buf, ')');
+		}
+	appendStringInfo(&buf, " FROM %s WHERE (", rep->source_sql);
+	tsync_append_key_list(&buf, rep, keys);
+	appendStringInfoString(&buf, ") GROUP BY ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	return buf.data;
+}
+
+/* Descriptor of the rows of tsync_sql_hashes(). */
+TupleDesc
+tsync_hashes_desc(TsyncReplica *rep)
+{
+	const char *prefix = tsync_unused_prefix(rep);
+	int			nhashes = 0;
+	TupleDesc	desc;
+
+	for (int i = 0; i < rep->ncolumns; i++)
+		nhashes += has_hash(rep, i);
+	desc = tsync_key_desc(rep, nhashes);
+	nhashes = 0;
+	for (int i = 0; i < rep->ncolumns; i++)
+		if (has_hash(rep, i))
+			TupleDescInitEntry(desc, rep->nkeys + ++nhashes, psprintf("%s%d", prefix, i + 1), INT8OID, -1, 0);
+	return desc;
+}
+
+/* The staged rows whose hashes are not those of the source's rows that they were made of; one text or NULL. */
+char *
+tsync_sql_unlike_hashes(TsyncRun *run, const char *hashes, int limit)
+{
+	TsyncReplica *rep = run->replica;
+	const char *prefix = tsync_unused_prefix(rep);
+	const char *between = "";
+	StringInfoData buf;
+
+	begin_shown(&buf);
+	append_shown_key(&buf, rep);
+	appendStringInfoString(&buf, " AS k, pg_catalog.array_remove(ARRAY[");
+	for (int i = 0; i < rep->ncolumns; i++)
+		if (has_hash(rep, i))
+		{
+			appendStringInfo(&buf, "%sCASE WHEN ", between);
+			tsync_append_column_hash(&buf, &rep->columns[i], "0", "0", run->source_version);
+			appendStringInfo(&buf, " OPERATOR(pg_catalog.<>) h.%s%d THEN %s::pg_catalog.text END",
+							 prefix, i + 1, quote_literal_cstr(rep->columns[i].quoted));
+			between = ", ";
+		}
+	appendStringInfoString(&buf, "]::pg_catalog.text[], NULL) AS c FROM ");
+	append_staged(&buf, run);
+	appendStringInfo(&buf, " JOIN %s h ON ", hashes);
+	tsync_append_keys_equal(&buf, rep, "s.", "h.");
+	end_shown(&buf, limit);
+	return buf.data;
+}
+
+/* Keys of some of the staged rows that should be in the replica now. */
+char *
+tsync_sql_staged_keys(TsyncRun *run, int limit)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_keys(&buf, run->replica, 0, run->replica->nkeys, "");
+	appendStringInfoString(&buf, " FROM ");
+	append_staged(&buf, run);
+	appendStringInfo(&buf, " LIMIT %d", limit);
+	return buf.data;
+}
+
 /* Append the columns that have no hash, with "between" before each. */
 static void
 append_opaque(StringInfo buf, TsyncReplica *rep, const char *between, const char *format)

@@ -196,10 +196,13 @@ compare_keys(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk, TsyncBuc
 			 List *buckets)
 {
 	TsyncReplica *replica = run->replica;
+	TsyncReading reading = {.range = chunk};
 
+	tsync_start_reading(&reading, run);
 	tsync_select_into(run, TSYNC_SOURCE,
 					  tsync_sql_list_source(replica, chunk, bucketing, buckets,
 											run->source_version), &resolver->listed);
+	tsync_end_reading(&reading);
 	tsync_rowset_register(&resolver->listed);
 	tsync_select_into(run, TSYNC_REPLICA,
 					  tsync_sql_compare(replica, resolver->listed.name, chunk, bucketing, buckets,

@@ -219,29 +219,45 @@ scan_all_buckets(TsyncRun *run, ScanState *state)
 	return all != NULL;
 }
 
+static void
+refuse_damaged_index(TsyncRun *run)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INDEX_CORRUPTED),
+			 errmsg("the source of %s has other rows by its key than in its blocks", run->replica->label),
+			 errdetail("Its index lacks rows, or has some that are not there; every query there that uses it returns wrong results."),
+			 errhint("Let the index of its key be built anew at the source: REINDEX INDEX CONCURRENTLY ..;")));
+}
+
 /* Scan all chunks in a transaction of the source that the caller ends. */
 static void
 scan_in_snapshot(TsyncRun *run, ScanState *state)
 {
 	bool		by_blocks = list_length(run->chunks) > 1 && tsync_can_read_blocks(run) &&
 		!(run->verify && run->opaque.rows != NULL);
-	bool		quiet_equal;
+	TsyncVerdict quiet = TSYNC_NOT_COMPARED;
+	bool		quiet_differ = false;
 	ListCell   *lc;
 
 	if (by_blocks && want_all_buckets(run) && scan_all_buckets(run, state))
 		return;
-	quiet_equal = by_blocks && !run->load_compared && tsync_quiet_chunks_equal(run);
+	if (by_blocks && !run->load_compared)
+		quiet = tsync_compare_quiet_chunks(run);
 	foreach(lc, run->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
 		tsync_check_snapshot_age(run);
-		if (quiet_equal && tsync_is_quiet(chunk))
+		if (quiet == TSYNC_EQUAL && tsync_is_quiet(chunk))
 			chunk->source = chunk->replica;
 		else
 			scan_chunk(run, state, chunk);
+		quiet_differ |= chunk->differs && tsync_is_quiet(chunk);
 		finish_chunk(run, chunk);
 	}
+	/* of one snapshot, by blocks and by key: only one of them can be right */
+	if (quiet == TSYNC_DIFFERENT && !quiet_differ)
+		refuse_damaged_index(run);
 }
 
 /* Scan the sources of some runs in one transaction. */

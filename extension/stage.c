@@ -184,15 +184,18 @@ tsync_key_of_slot(TsyncReplica *replica, TupleTableSlot *slot)
 static void
 fetch_group(TsyncRun *run, List *keys, TsyncRowSet *into)
 {
-	uint64		fetched = tsync_select_at_most(run, TSYNC_SOURCE, tsync_sql_fetch(run->replica, keys), into,
-											   list_length(keys));
+	TsyncReading reading = {.keys = keys};
+	uint64		fetched;
 
+	tsync_start_reading(&reading, run);
+	fetched = tsync_select_at_most(run, TSYNC_SOURCE, tsync_sql_fetch(run->replica, keys), into, list_length(keys));
+	tsync_end_reading(&reading);
 	if (fetched != (uint64) list_length(keys))
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("source of %s returned " UINT64_FORMAT " rows for %d keys of one snapshot",
 						run->replica->label, fetched, list_length(keys)),
-				 errhint("The table was probably rewritten while it was read. Run again.")));
+				 errhint("The table was probably rewritten while it was read. Run again; if that does not help, the index of its key is damaged: let it be built anew at the source (REINDEX).")));
 }
 
 static int

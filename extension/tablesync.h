@@ -265,6 +265,10 @@ typedef struct TsyncRun
 	int64		inserted;
 	int64		deleted;
 	int			drifted;		/* chunks that somebody else has changed */
+	struct TsyncReading *reading;	/* what was being read of the source when an error came; NULL: nothing */
+	bool		last_attempt;
+	bool		unproved;		/* the attempt has ended with other rows here than were staged */
+	char	   *unlike;			/* and these are they, NULL if it does not show here */
 	bool		distrusted;		/* memory led to an APPLY that failed */
 	bool		watched;		/* no write to the replica goes unnoticed */
 	bool		rules_by_row;	/* a usual run sees a change of any column */
@@ -454,7 +458,14 @@ extern bool tsync_blame(TsyncRun *run, TsyncChunk *chunk, TsyncDigest now);
 extern bool tsync_can_read_blocks(TsyncRun *run);
 extern void tsync_learn_speed(TsyncRun *run, double weighted_rows);
 extern TsyncDigest tsync_digest_by_blocks(TsyncRun *run, List *excluded);
-extern bool tsync_quiet_chunks_equal(TsyncRun *run);
+typedef enum TsyncVerdict
+{
+	TSYNC_NOT_COMPARED,
+	TSYNC_EQUAL,
+	TSYNC_DIFFERENT
+} TsyncVerdict;
+
+extern TsyncVerdict tsync_compare_quiet_chunks(TsyncRun *run);
 extern bool tsync_next_blocks(TsyncRun *run, TsyncChunk *range, int64 rows);
 extern TsyncAllBuckets *tsync_read_all_buckets(TsyncRun *run);
 
@@ -513,6 +524,26 @@ extern void tsync_for_keys(TsyncRun *run, TsyncRowSet *keys, TsyncKeysFunction f
 extern void tsync_advance_watermark(TsyncRun *run, const char *rows, const char *more);
 extern void tsync_fetch_rows(TsyncRun *run, TsyncRowSet *keys, TsyncRowSet *into);
 
+/* in culprit.c */
+
+/* Rows of the source that a statement reads: those of a list of keys, of a range, or a page. */
+typedef struct TsyncReading
+{
+	TsyncRun   *run;
+	List	   *keys;			/* arrays of nkeys texts */
+	TsyncChunk *range;			/* where there are no keys */
+	char	  **after;			/* where there is neither: NULL is the beginning */
+	int64		limit;
+	ErrorContextCallback callback;
+} TsyncReading;
+
+extern void tsync_start_reading(TsyncReading *reading, TsyncRun *run);
+extern void tsync_end_reading(TsyncReading *reading);
+extern void tsync_forget_reading(TsyncRun *run);
+extern void tsync_explain_error(List *runs, ErrorData *edata);
+extern void tsync_note_unlike(TsyncRun *run);
+extern void tsync_give_up(List *runs, int attempts) pg_attribute_noreturn();
+
 /* in catalog.c */
 extern char *tsync_relation_label(Oid relid);
 extern TsyncReplica *tsync_read_replica(Oid relid);
@@ -521,7 +552,7 @@ extern void tsync_read_source(TsyncRun *run);
 extern bool tsync_record_source(TsyncRun *run);
 extern char *tsync_source_identity(TsyncRun *run);
 extern void tsync_read_layout(TsyncRun *run);
-extern char *tsync_before_triggers(TsyncRun *run);
+extern char *tsync_before_triggers(TsyncRun *run, char **statements);
 extern void tsync_disconnect_source(TsyncRun *run);
 extern bool tsync_source_unmoved(TsyncRun *run);
 extern bool tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint);
@@ -577,7 +608,10 @@ extern char *tsync_sql_list_source(TsyncReplica *rep, TsyncChunk *chunk, TsyncBu
 								   List *buckets, int version);
 extern char *tsync_sql_compare(TsyncReplica *rep, const char *listed, TsyncChunk *chunk,
 							   TsyncBucketing *bucketing, List *buckets, int version);
+extern bool tsync_is_key(TsyncReplica *rep, TsyncColumn *column);
+extern TsyncReplica *tsync_only_keys(TsyncReplica *rep);
 extern char *tsync_sql_range(TsyncReplica *rep, TsyncChunk *range);
+extern char *tsync_sql_keys_of_range(TsyncReplica *rep, TsyncChunk *range);
 extern char *tsync_sql_large_value(TsyncReplica *rep, char **bound, int elements);
 extern char *tsync_sql_fetch(TsyncReplica *rep, List *keys);
 extern char *tsync_sql_bytes_of_keys(TsyncReplica *rep, List *keys);
@@ -598,6 +632,11 @@ extern TsyncHint tsync_hint(TsyncReplica *rep);
 /* in query_verify.c */
 extern char *tsync_sql_differences(TsyncRun *run, List *ranges, bool touched, const char *keys);
 extern char *tsync_sql_suspects(TsyncRun *run, TsyncChunk *chunk, int limit);
+extern char *tsync_sql_hashes(TsyncReplica *rep, List *keys, int version);
+extern TupleDesc tsync_hashes_desc(TsyncReplica *rep);
+extern char *tsync_sql_unlike_replica(TsyncRun *run, int limit);
+extern char *tsync_sql_unlike_hashes(TsyncRun *run, const char *hashes, int limit);
+extern char *tsync_sql_staged_keys(TsyncRun *run, int limit);
 extern char *tsync_sql_list_opaque(TsyncReplica *rep, TsyncChunk *chunk);
 extern char *tsync_sql_compare_opaque(TsyncRun *run, TsyncChunk *chunk);
 

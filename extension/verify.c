@@ -216,13 +216,16 @@ void
 tsync_compare_opaque(TsyncRun *run, TsyncChunk *chunk)
 {
 	TsyncReplica *replica = run->replica;
+	TsyncReading reading = {.range = chunk};
 	TsyncRowSet keys;
 
 	if (run->opaque.rows == NULL || !(run->verify || chunk->by_row))
 		return;
 	tsync_rowset_clear(&run->opaque);
 	tsync_rowset_init(&keys, "tsync_opaque_keys", tsync_key_desc(replica, 0));
+	tsync_start_reading(&reading, run);
 	tsync_select_into(run, TSYNC_SOURCE, tsync_sql_list_opaque(replica, chunk), &run->opaque);
+	tsync_end_reading(&reading);
 	tsync_rowset_register(&run->opaque);
 	tsync_rowset_register(&run->stage->updated);
 	tsync_select_into(run, TSYNC_REPLICA, tsync_sql_compare_opaque(run, chunk), &keys);

@@ -281,6 +281,8 @@ open_sources(List *runs)
 		TsyncRun   *run = lfirst(lc);
 
 		tsync_progress_run(run);
+		tsync_forget_reading(run);
+		run->unproved = false;
 		open_source(run);
 		if (!run->replica->loaded)
 			tsync_load(run);
@@ -381,14 +383,17 @@ try_synchronise(List *runs)
 static void
 perform_runs(List *runs)
 {
-	for (int attempt = 1; !try_synchronise(runs); attempt++)
-		if (attempt >= ATTEMPTS)
-			ereport(ERROR,
-					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-					 errmsg("source or replica of %s kept changing during the run",
-							((TsyncRun *) linitial(runs))->replica->label),
-					 errdetail("%d attempts were made; nothing was changed.%s", ATTEMPTS, tsync_before_triggers(linitial(runs))),
-					 errhint("Run again when TRUNCATE, VACUUM FULL, CLUSTER or ALTER TABLE is over at the source, and nobody writes to the replica; if the source keeps moving rows between keys, use consistency chunk.")));
+	for (int attempt = 1;; attempt++)
+	{
+		ListCell   *lc;
+
+		foreach(lc, runs)
+			((TsyncRun *) lfirst(lc))->last_attempt = attempt == ATTEMPTS;
+		if (try_synchronise(runs))
+			return;
+		if (attempt == ATTEMPTS)
+			tsync_give_up(runs, ATTEMPTS);
+	}
 }
 
 /* Make the run that a worker is started with, in a context of its own. */
@@ -505,6 +510,8 @@ run_in_envelope(List *runs)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(run_context);
+	if (edata != NULL && !cancel_requested && !source_silent)
+		tsync_explain_error(runs, edata);
 	recording = true;			/* before the flag is cleared: another cancel may come at any time */
 	QueryCancelPending = false;
 	if (edata != NULL)
