@@ -181,7 +181,7 @@ tsync_read_columns(TsyncReplica *replica)
 	int			bytes = 0;
 
 	replica->ncolumns = tsync_catalog_execute_oid("SELECT column_name, type, typmod, nullable,"
-											" key_position, is_version, problem, refetch"
+											" key_position, is_version, problem, refetch, coalesce(other_type, false)"
 											" FROM tablesync.replica_columns($1::regclass)",
 											replica->relid);
 	replica->columns = palloc0(Max(replica->ncolumns, 1) * sizeof(TsyncColumn));
@@ -199,6 +199,7 @@ tsync_read_columns(TsyncReplica *replica)
 		column->typmod = (int32) tsync_result_int64(i, 3);
 		column->nullable = tsync_result_bool(i, 4);
 		column->refetch = tsync_result_bool(i, 8);
+		column->opaque = !tsync_can_hash(column->type) || tsync_result_bool(i, 9);
 		if (key_position > 0 && key_position <= replica->ncolumns)
 		{
 			replica->keys[key_position - 1] = column;

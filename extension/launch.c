@@ -260,15 +260,20 @@ wait_or_cancel(BackgroundWorkerHandle *handle)
 	PG_END_ENSURE_ERROR_CLEANUP(cancel_worker, PointerGetDatum(handle));
 }
 
+/* Wait until a worker has started; if we are cancelled before, it does not. */
 static void
 wait_for_start(BackgroundWorkerHandle *handle)
 {
-	pid_t		pid;
+	PG_ENSURE_ERROR_CLEANUP(cancel_worker, PointerGetDatum(handle));
+	{
+		pid_t		pid;
 
-	if (WaitForBackgroundWorkerStartup(handle, &pid) == BGWH_POSTMASTER_DIED)
-		ereport(FATAL,
-				(errcode(ERRCODE_ADMIN_SHUTDOWN),
-				 errmsg("postmaster died while a run was starting")));
+		if (WaitForBackgroundWorkerStartup(handle, &pid) == BGWH_POSTMASTER_DIED)
+			ereport(FATAL,
+					(errcode(ERRCODE_ADMIN_SHUTDOWN),
+					 errmsg("postmaster died while a run was starting")));
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(cancel_worker, PointerGetDatum(handle));
 }
 
 /* Run one replica and report on it. */

@@ -70,7 +70,7 @@ tsync_append_fingerprint(StringInfo buf, TsyncReplica *rep, int version)
 	for (int i = 0; i < rep->ncolumns; i++)
 	{
 		if (tsync_is_key(rep, &rep->columns[i]) ||
-			(rep->opaque_apart && !tsync_can_hash(rep->columns[i].type)))
+			(rep->opaque_apart && rep->columns[i].opaque))
 			continue;
 		appendStringInfoString(buf, " OPERATOR(pg_catalog.#) ");
 		tsync_append_column_hash(buf, &rep->columns[i], psprintf("%d", i + 1), "0", version);

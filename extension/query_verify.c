@@ -331,7 +331,7 @@ tsync_sql_unlike_replica(TsyncRun *run, int limit)
 static bool
 has_hash(TsyncReplica *rep, int i)
 {
-	return !tsync_is_key(rep, &rep->columns[i]) && tsync_can_hash(rep->columns[i].type);
+	return !tsync_is_key(rep, &rep->columns[i]) && !rep->columns[i].opaque;
 }
 
 /* Some of the source's rows by key: their keys, and a hash of each other column that has one. */
@@ -430,7 +430,7 @@ append_opaque(StringInfo buf, TsyncReplica *rep, const char *between, const char
 	{
 		const char *column = rep->columns[i].quoted;
 
-		if (tsync_can_hash(rep->columns[i].type))
+		if (!rep->columns[i].opaque)
 			continue;
 		if (!first)
 			appendStringInfoString(buf, between);

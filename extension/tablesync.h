@@ -35,6 +35,7 @@ typedef struct TsyncColumn
 	Oid			type;
 	int32		typmod;
 	bool		nullable;
+	bool		opaque;			/* no hash is the same at both ends */
 	bool		refetch;		/* to be fetched for all rows, see evolve.c */
 } TsyncColumn;
 

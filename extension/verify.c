@@ -37,7 +37,7 @@ prepare_opaque(TsyncRun *run)
 	TupleDesc	desc;
 
 	for (int i = 0; i < replica->ncolumns; i++)
-		nopaque += !tsync_can_hash(replica->columns[i].type);
+		nopaque += replica->columns[i].opaque;
 	if (run->opaque.rows != NULL)
 		tuplestore_end(run->opaque.rows);	/* of an attempt with other columns */
 	run->opaque.rows = NULL;
@@ -48,7 +48,7 @@ prepare_opaque(TsyncRun *run)
 	{
 		TsyncColumn *column = &replica->columns[i];
 
-		if (!tsync_can_hash(column->type))
+		if (column->opaque)
 			TupleDescInitEntry(desc, ++attnum, column->name, column->type, column->typmod, 0);
 	}
 	tsync_rowset_init(&run->opaque, "tsync_opaque", desc);

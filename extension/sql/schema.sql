@@ -518,7 +518,7 @@ COMMENT ON FUNCTION tablesync.known_shape(jsonb, jsonb) IS 'a source''s new shap
 /* Columns that a replica has in common with its source. */
 CREATE FUNCTION tablesync.replica_columns(replica regclass)
 RETURNS TABLE (column_name name, type bigint, typmod integer, nullable boolean, key_position integer,
-               is_version boolean, problem text, refetch boolean)
+               is_version boolean, problem text, refetch boolean, other_type boolean)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -535,11 +535,13 @@ AS $$
                            format_type(r.atttypid, r.atttypmod), t.replica,
                            format_type(f.atttypid, f.atttypmod), t.source)
            END,
-           s."column" = ANY (t.refetch)
+           s."column" = ANY (t.refetch),
+           regexp_replace(s.type, '\([^)]*\)', '') <> regexp_replace(format_type(f.atttypid, f.atttypmod), '\([^)]*\)', '')
+               AND NOT (f.atttypid IN ('text'::regtype, 'varchar'::regtype) AND s.type ~ '^(text|character varying)(\(\d+\))?$')
     FROM tablesync.replica t
     CROSS JOIN LATERAL ROWS FROM (
-        jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean)
-    ) WITH ORDINALITY AS s ("column", not_null, ordinality)
+        jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean, type text)
+    ) WITH ORDINALITY AS s ("column", not_null, type, ordinality)
     LEFT JOIN pg_attribute f ON f.attrelid = t.source AND f.attname = s."column" AND NOT f.attisdropped
     LEFT JOIN pg_attribute r ON r.attrelid = t.replica AND r.attname = s."column" AND NOT r.attisdropped
     WHERE t.replica = $1

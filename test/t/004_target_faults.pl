@@ -157,6 +157,38 @@ my $left = 1999 + 1 - app_sql($target, 'SELECT count(*) FROM steps');
 is(run_counts($target, 'steps'), "succeeded|$left|19|1", 'the load goes on where it stopped');
 is_replica($source, $target, 'steps', 'steps', 'identical');
 
+# --- a caller is cancelled before the postmaster has started its worker ---
+
+my $postmaster = (split /\n/, PostgreSQL::Test::Utils::slurp_file($target->data_dir . '/postmaster.pid'))[0];
+my $superuser = session($target);
+for my $wait ('true', 'false')
+{
+	my $last_run = app_sql($target, 'SELECT max(run_id) FROM tablesync_runs');
+	my $caller = session($target, '-U', 'app', '-v', 'ON_ERROR_STOP=0');
+	my $caller_pid = $caller->query_safe('SELECT pg_backend_pid()');
+	kill 'STOP', $postmaster;
+	$caller->query_until(qr/asked/, "\\echo asked\nSELECT tablesync_run('items', wait => $wait);\n");
+	my $waits_for = '';
+	for (1 .. 500)
+	{
+		$waits_for = $superuser->query_safe("SELECT wait_event FROM pg_stat_activity WHERE pid = $caller_pid AND state = 'active' AND wait_event LIKE 'BgWorker%'");
+		last if $waits_for ne '';
+		select undef, undef, undef, 0.02;
+	}
+	is($waits_for, $wait eq 'true' ? 'BgWorkerShutdown' : 'BgWorkerStartup', "wait => $wait: the caller waits for a worker");
+	$superuser->query_safe("SELECT pg_cancel_backend($caller_pid)");
+	for (1 .. 500)
+	{
+		last if $superuser->query_safe("SELECT state FROM pg_stat_activity WHERE pid = $caller_pid") eq 'idle';
+		select undef, undef, undef, 0.02;
+	}
+	kill 'CONT', $postmaster;
+	$caller->quit;
+	is(run_counts($target, 'items'), 'succeeded|0|0|0', 'another run meets nobody');
+	is(app_sql($target, "SELECT count(*) FROM tablesync_runs WHERE run_id > $last_run"), 1, 'and the one that was not started never is');
+}
+$superuser->quit;
+
 # --- the replica is locked, or written to ---
 
 change_something();

@@ -152,6 +152,24 @@ for my $count (1, 2, 4)
 	is_loaded("by_$count", $indexes, "$count processes");
 }
 
+# --- renamed, and moved to another schema, in the middle ---
+
+my $renamed = add_replica('first_name', ', workers => 2');
+begin_load('first_name');
+$target->safe_psql('postgres', 'CREATE SCHEMA elsewhere AUTHORIZATION app');
+app_sql($target, q{ALTER TABLE first_name RENAME TO second_name; ALTER TABLE second_name SET SCHEMA elsewhere; ALTER INDEX elsewhere.first_name_code RENAME TO other_code});
+$renamed =~ s/INDEX first_name_code ON public.first_name/INDEX other_code ON elsewhere.second_name/;
+$renamed =~ s/ON public\.first_name/ON elsewhere.second_name/g;
+like(run_counts($target, 'elsewhere.second_name'), qr/^succeeded\|[1-9]\d*\|0\|0$/, 'the load goes on under another name');
+is_loaded('elsewhere.second_name', join("\n", sort { $a =~ /other_code/ <=> $b =~ /other_code/ } split /\n/, $renamed), 'renamed');
+
+add_replica('first_name', ', workers => 2');
+begin_load('first_name');
+app_sql($target, 'ALTER TABLE first_name RENAME TO second_name');
+app_sql($target, q{SELECT tablesync_remove('second_name')});
+is(app_sql($target, q{SELECT count(*) FILTER (WHERE indisvalid AND indisready), count(*) FROM pg_index WHERE indrelid = 'second_name'::regclass}), '4|4', 'removed under another name: with its indexes');
+app_sql($target, 'DROP TABLE second_name');
+
 # --- interrupted again and again, and resumed ---
 
 my $indexes = add_replica('again', ', max_source_load => 0.05');
