@@ -85,13 +85,21 @@ for my $name (sort keys %queries)
 
 # --- the exporter ---
 
+my $exporter;    # must not outlive a test that dies
+
+END
+{
+	local $?;
+	$exporter->kill_kill if $exporter;
+}
+
 sub tests_of_exporter
 {
 	my ($program) = @_;
 	my $port = PostgreSQL::Test::Cluster::get_free_port();
 	local $ENV{DATA_SOURCE_NAME} = 'postgresql://metrics:metrics@127.0.0.1:' . $target->port . '/postgres?sslmode=disable';
 	my $log = '';
-	my $exporter = IPC::Run::start(
+	$exporter = IPC::Run::start(
 		[ $program, "--extend.query-path=$docs/queries.yaml", "--web.listen-address=127.0.0.1:$port", '--disable-default-metrics', '--disable-settings-metrics' ],
 		'<', \undef, '>&', \$log);
 
@@ -188,6 +196,7 @@ sub tests_of_exporter
 	is(join(' ', grep { /"public\.(media|broken)"/ } keys %$is), '', 'what is removed or dropped vanishes');
 	is($target->safe_psql('postgres', q{SELECT count(*) FROM tablesync.total}), 0, 'totals too');
 	$exporter->kill_kill;
+	undef $exporter;
 	return;
 }
 
