@@ -5,9 +5,13 @@
 EXTENSION = tablesync
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" tablesync.control)
 MODULE_big = tablesync
-OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/*.c)))
-SQL_PARTS = $(addprefix extension/sql/,catalog.sql access.sql history.sql add.sql api.sql verify.sql schema.sql load.sql guard.sql dependents.sql \
-    plan.sql evolve.sql alert.sql schedule.sql views.sql totals.sql health.sql preflight.sql check.sql add_schema.sql rights.sql)
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/*.c extension/*/*.c)))
+PG_CPPFLAGS = -I$(srcdir)/extension
+SQL_PARTS = $(addprefix extension/,catalog/catalog.sql catalog/access.sql catalog/history.sql api/add.sql \
+    api/api.sql verify/verify.sql source/source.sql load/load.sql source/horizon.sql \
+    evolve/dependents.sql evolve/plan.sql evolve/evolve.sql watch/alert.sql watch/schedule.sql \
+    watch/views.sql watch/totals.sql watch/health.sql check/preflight.sql check/check.sql \
+    api/add_schema.sql catalog/rights.sql)
 BUILT_SQL = tablesync--$(EXTVERSION).sql
 UPDATE_SQL = tablesync--0.1.0--$(EXTVERSION).sql
 DATA_built = $(BUILT_SQL) $(UPDATE_SQL)
@@ -15,6 +19,9 @@ DATA = $(wildcard extension/updates/tablesync--*.sql)
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers -Wno-declaration-after-statement $(TSYNC_CFLAGS)
 SHLIB_LINK = $(TSYNC_LDFLAGS)
 EXTRA_CLEAN = $(BUILT_SQL) $(UPDATE_SQL) output_iso tmp_check
+
+# Folders of extension/, from the ground up: each uses only what lies below it.
+FLOORS = query process execute catalog,source,watch,api memory,verify,evolve,check scan,apply load run
 
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
 REGRESS_OPTS = --load-extension=postgres_fdw
@@ -27,7 +34,7 @@ PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 # The targets that set a machine up must work before PostgreSQL is there.
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
-$(OBJS): extension/tablesync.h extension/compat.h
+$(OBJS): $(wildcard extension/*.h extension/*/*.h)
 else
 all install installcheck:
 	@echo "PostgreSQL's server headers are missing: install postgresql-server-dev-15, or set PG_CONFIG" >&2; false
@@ -39,12 +46,14 @@ $(BUILT_SQL): $(SQL_PARTS) tablesync.control
 # The last step of an update is what a fresh install is, around the old rows.
 $(UPDATE_SQL): $(SQL_PARTS) $(wildcard extension/updates/0.1.0--*.sql) tablesync.control
 	{ cat extension/updates/0.1.0--$(EXTVERSION).sql; \
-	  grep -v '^CREATE SCHEMA\|^.echo Use' extension/sql/catalog.sql; cat extension/updates/0.1.0--$(EXTVERSION)-rows.sql; \
+	  grep -v '^CREATE SCHEMA\|^.echo Use' extension/catalog/catalog.sql; cat extension/updates/0.1.0--$(EXTVERSION)-rows.sql; \
 	  cat $(filter-out %/catalog.sql,$(SQL_PARTS)); } | sed 's/^CREATE FUNCTION/CREATE OR REPLACE FUNCTION/' >$@
 
-.PHONY: demo test test-assert test-sanitize fuzz fuzz-source bench bench-impact bench-plot pgspot sql-parts
+.PHONY: layers demo test test-assert test-sanitize fuzz fuzz-source bench bench-impact bench-plot pgspot sql-parts
 sql-parts:
 	@echo $(SQL_PARTS)
+layers: all
+	@test/layers.pl '$(LAYERS_LIST)' $(FLOORS)
 pgspot:
 	@test/pgspot.sh
 demo:

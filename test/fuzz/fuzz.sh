@@ -1,6 +1,6 @@
 #!/bin/bash
 # fuzz.sh: make fuzz.  Throws INPUTS (100000) inputs at what reads packed
-# buckets and does arithmetic with numbers of the source (extension/bucket.c),
+# buckets and does arithmetic with numbers of the source (extension/query/bucket.c),
 # outside of a server, with AddressSanitizer and UndefinedBehaviorSanitizer.
 # Needs clang 14 and its runtime, which it installs on a Debian machine.
 
@@ -35,8 +35,8 @@ PYTHON
 
 # -fwrapv, which PostgreSQL is built with, is left out: nothing here may need it
 clang-14 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
-    -I"$("$pg_config" --includedir-server)" -I"$("$pg_config" --includedir)" -I"$root/test/fuzz" -w \
-    "$root"/test/fuzz/{fuzz_buckets,stand_ins}.c "$root/extension/bucket.c" -o "$work/fuzz" \
+    -I"$("$pg_config" --includedir-server)" -I"$("$pg_config" --includedir)" -I"$root/extension" -I"$root/test/fuzz" -w \
+    "$root"/test/fuzz/{fuzz_buckets,stand_ins}.c "$root/extension/query/bucket.c" -o "$work/fuzz" \
     -L"$("$pg_config" --pkglibdir)" -L"$("$pg_config" --libdir)" -lpgport
 cd "$work"
 "$work/fuzz" -runs="${INPUTS:-100000}" -max_len=4096 -rss_limit_mb=1024 -timeout=10 ${SEED:+-seed=$SEED} -print_final_stats=1 corpus >"$work/log" 2>&1 ||

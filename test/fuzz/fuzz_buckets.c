@@ -12,7 +12,7 @@
  */
 #include "fuzz.h"
 
-#include "../../extension/tablesync.h"
+#include "query/query.h"
 
 #define HEADER_BYTES 32
 

@@ -1,0 +1,126 @@
+/*-------------------------------------------------------------------------
+ *
+ * wait.c
+ *	  tablesync_wait(): wait until a run has ended.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "api/api.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "process/process.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#define WAIT_POLL_MS 20
+
+/* A worker that was asked for records its run well within this time. */
+#define WAIT_START_MS 30000
+
+PG_FUNCTION_INFO_V1(tsync_run_status);
+PG_FUNCTION_INFO_V1(tsync_wait);
+
+/* The recorded status of a run, NULL if the caller has none of that number; "live" if its worker is. */
+static char *
+recorded_status(int64 run_id, bool (*may_ask) (Oid replica), bool *live)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	char	   *status = NULL;
+	bool		isnull;
+
+	if (tsync_query_latest("SELECT status, EXISTS (SELECT FROM tablesync.live_runs() l"
+					 " WHERE l.replica = r.replica AND l.pid = r.pid), replica::oid"
+					 " FROM tablesync.all_runs r WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
+	{
+		Datum		replica = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull);
+
+		if (may_ask(DatumGetObjectId(replica)))
+			status = tsync_latest_text(caller, 1);
+		*live = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	}
+	SPI_finish();
+	return status;
+}
+
+/*
+ * The status of a run as a user should see it.  A worker may end between the
+ * snapshot that saw its run as running and the look at its lock, so a crash
+ * is what a second look still sees.
+ */
+static char *
+run_status(int64 run_id, bool (*may_ask) (Oid replica))
+{
+	bool		live = false;
+	char	   *status = recorded_status(run_id, may_ask, &live);
+
+	if (status == NULL || live || strcmp(status, "running") != 0)
+		return status;
+	status = recorded_status(run_id, may_ask, &live);
+	return status && strcmp(status, "running") == 0 ? "crashed" : status;
+}
+
+/* tablesync.run_status(run_id) */
+Datum
+tsync_run_status(PG_FUNCTION_ARGS)
+{
+	char	   *status = run_status(PG_GETARG_INT64(0), tsync_may_see);
+
+	if (status == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(status));
+}
+
+/* When to stop waiting; an interval beyond all time is for ever. */
+static TimestampTz
+end_of_wait(TimestampTz started, Interval *timeout)
+{
+	/* months, days and microseconds as a float: no overflow */
+	double		seconds = timeout->month * (30.0 * SECS_PER_DAY) + timeout->day * (double) SECS_PER_DAY +
+		timeout->time / (double) USECS_PER_SEC;
+
+	if (seconds > 1e9)
+		return DT_NOEND;
+	return started + (int64) (Max(seconds, 0) * USECS_PER_SEC);
+}
+
+/* tablesync_wait(run_id, timeout) */
+Datum
+tsync_wait(PG_FUNCTION_ARGS)
+{
+	int64		run_id;
+	TimestampTz started = GetCurrentTimestamp();
+	TimestampTz until = DT_NOEND;
+	char	   *status;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	run_id = PG_GETARG_INT64(0);
+	if (!PG_ARGISNULL(1))
+		until = end_of_wait(started, PG_GETARG_INTERVAL_P(1));
+	for (;;)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		status = run_status(run_id, tsync_acts_for_owner);
+		if (status == NULL && TimestampDifferenceExceeds(started, now, WAIT_START_MS))
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("run " INT64_FORMAT " does not exist", run_id),
+					 errhint("See tablesync_runs, or the server log if its worker never started.")));
+		if ((status != NULL && strcmp(status, "running") != 0) || now >= until)
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 WAIT_POLL_MS, tsync_wait_event("TablesyncWait"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	if (status == NULL)
+		status = "started";
+	PG_RETURN_TEXT_P(cstring_to_text(status));
+}

@@ -1,0 +1,125 @@
+/*-------------------------------------------------------------------------
+ *
+ * guard.c
+ *	  What keeps a run from deleting rows that are not really gone.
+ *
+ * A run stops before it changes anything when too many rows would be deleted,
+ * or when the source has gone back in time.  Two things prove the latter:
+ *
+ * - The source's transaction counter is behind where the last successful run
+ *	 saw it (guard.sql).  It is certain as long as the server has not caught
+ *	 up meanwhile, nor gone on for 2^31 transactions; so it counts for a day.
+ *
+ * - A row that is still there has an older version than it had, and no row of
+ *	 the source is as new as that row was.  A newest version that has merely
+ *	 decreased would prove nothing: somebody may have deleted the newest rows.
+ *	 Nor would one row with an older stamp, as clock skew or the late commit
+ *	 of a long transaction leave behind.  The version must be one that a run has
+ *	 seen at the source, lest it be somebody's who wrote to the replica.
+ *
+ * The statements here join the stage with the replica; the source is not
+ * asked.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "apply/apply.h"
+#include "catalog/pg_type.h"
+#include "execute/execute.h"
+#include "executor/spi.h"
+#include "query/query.h"
+#include "run/run.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/typcache.h"
+
+/* Deletes below this number are never held back. */
+#define GUARD_MIN_DELETES 1000
+
+/* Stop before a large part of the replica is deleted. */
+static void
+check_delete_guard(TsyncRun *run)
+{
+	int64		deletes = run->stage->deleted.count;
+	int64		rows = 0;
+	ListCell   *lc;
+
+	foreach(lc, run->chunks)
+		rows += ((TsyncChunk *) lfirst(lc))->replica.rows;
+	if (deletes < GUARD_MIN_DELETES || deletes <= rows * run->replica->max_delete_fraction)
+		return;
+	ereport(ERROR,
+			(errcode(TSYNC_ERRCODE_DELETE_GUARD),
+			 errmsg("run would delete " INT64_FORMAT " of " INT64_FORMAT " rows of replica %s",
+					deletes, rows, run->replica->label),
+			 errdetail("max_delete_fraction allows %g; nothing was changed.",
+					   run->replica->max_delete_fraction),
+			 errhint("If the rows are really gone at the source, use tablesync_run(%s, force => true).",
+					 quote_literal_cstr(run->replica->label))));
+}
+
+/*
+ * Would rows that are staged for update lose a version newer than any that the
+ * source has?  Keeps the newest version seen up to date by the way: where it
+ * grows, which is what it mostly does, there is no need to look further.
+ */
+static bool
+look_at_versions(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	TsyncStage *stage = run->stage;
+	bool		set_back = false;
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	if (tsync_has_order(run->replica->version))
+	{
+		char	   *newest;
+
+		tsync_rowset_register(&stage->inserted);
+		tsync_rowset_register(&stage->updated);
+		tsync_rowset_register(&stage->deleted);
+		newest = tsync_catalog_execute(tsync_sql_newest_version(run), 0, NULL, NULL, NULL) > 0 ? tsync_result_text(0, 1) : NULL;
+		if (newest && run->newest_version && strcmp(newest, run->newest_version) == 0 &&
+			stage->deleted.count > 0 && stage->updated.count > 0)
+			set_back = tsync_catalog_execute(tsync_sql_set_back(run), 0, NULL, NULL, NULL) > 0;
+		run->newest_version = newest;
+	}
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	return set_back;
+}
+
+static void
+refuse_to_go_back(TsyncRun *run, const char *evidence)
+{
+	ereport(ERROR,
+			(errcode(TSYNC_ERRCODE_SOURCE_WENT_BACK),
+			 errmsg("the source of replica %s has gone back in time", run->replica->label),
+			 errdetail("%s " INT64_FORMAT " rows would be deleted and " INT64_FORMAT " updated; nothing was changed.",
+					   evidence, run->stage->deleted.count, run->stage->updated.count),
+			 errhint("A standby that lags will catch up. If the source was failed over, restored or moved for good, use tablesync_run(%s, force => true); until then the replica keeps the rows that the source has lost.",
+					 quote_literal_cstr(run->replica->label))));
+}
+
+/*
+ * Stop a run whose stage can't be trusted, unless it was forced; after SCAN,
+ * outside of a transaction.
+ */
+void
+tsync_check_guards(TsyncRun *run)
+{
+	TsyncStage *stage = run->stage;
+	bool		set_back = false;
+
+	if (run->replica->version && stage->inserted.count + stage->updated.count > 0)
+		set_back = look_at_versions(run);
+	if (run->force)
+		return;
+	if (run->went_back && stage->deleted.count + stage->updated.count > 0)
+		refuse_to_go_back(run, "Its transaction counter is behind where the last successful run saw it.");
+	if (set_back)
+		refuse_to_go_back(run, "Rows have older versions than they had, and no row is as new as they were.");
+	check_delete_guard(run);
+}

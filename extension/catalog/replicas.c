@@ -1,0 +1,357 @@
+/*-------------------------------------------------------------------------
+ *
+ * replicas.c
+ *	  What tablesync.replica says of a replica.
+ *
+ * The worker is connected as the replica's owner.  What is recorded is recorded
+ * with the rights of the extension's owner (execute/spi.c).  Unless said otherwise
+ * a function expects a transaction begun with tsync_begin() and allocates its
+ * result in the current context.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "catalog/pg_type.h"
+#include "catalog/tables.h"
+#include "common/pg_prng.h"
+#include "execute/execute.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "query/query.h"
+#include "run/run.h"
+#include "source/source.h"
+#include "storage/lock.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+/*
+ * A run holds an advisory lock for as long as its process lives.  The fourth
+ * field keeps it apart from users' advisory locks (1 and 2);
+ * tablesync.live_runs() looks for the same values in pg_locks.
+ */
+#define RUN_LOCK_CLASS 1953721955
+#define RUN_LOCK_FIELD4 3
+
+/* Rows that can't be longer are fetched by the thousand. */
+#define NARROW_ROW_BYTES 8192
+
+/* Refuse to go on with a column that source and replica no longer share. */
+static void
+check_column(TsyncReplica *replica, const char *problem)
+{
+	if (problem == NULL)
+		return;
+	ereport(ERROR,
+			(errcode(TSYNC_ERRCODE_SCHEMA_CHANGED),
+			 errmsg("replica %s no longer fits its source", replica->label),
+			 errdetail_internal("%s", problem),
+			 errhint("Undo the change, or remove the replica with tablesync_remove() and add it again.")));
+}
+
+/* Read the columns that both sides have in common, and the keys among them. */
+void
+tsync_read_columns(TsyncReplica *replica)
+{
+	int			bytes = 0;
+
+	replica->ncolumns = tsync_catalog_execute_oid("SELECT column_name, type, typmod, nullable,"
+											" key_position, is_version, problem, refetch, coalesce(other_type, false)"
+											" FROM tablesync.replica_columns($1::regclass)",
+											replica->relid);
+	replica->columns = palloc0(Max(replica->ncolumns, 1) * sizeof(TsyncColumn));
+	replica->keys = palloc0(Max(replica->ncolumns, 1) * sizeof(TsyncColumn *));
+	for (int i = 0; i < replica->ncolumns; i++)
+	{
+		TsyncColumn *column = &replica->columns[i];
+		int			key_position = (int) tsync_result_int64(i, 5);
+		int			width;
+
+		check_column(replica, tsync_result_text(i, 7));
+		column->name = tsync_result_text(i, 1);
+		column->quoted = quote_identifier(column->name);
+		column->type = (Oid) tsync_result_int64(i, 2);
+		column->typmod = (int32) tsync_result_int64(i, 3);
+		column->nullable = tsync_result_bool(i, 4);
+		column->refetch = tsync_result_bool(i, 8);
+		column->opaque = !tsync_can_hash(column->type) || tsync_result_bool(i, 9);
+		if (key_position > 0 && key_position <= replica->ncolumns)
+		{
+			replica->keys[key_position - 1] = column;
+			replica->nkeys++;
+		}
+		if (tsync_result_bool(i, 6))
+			replica->version = column;
+
+		width = tsync_max_bytes(column->type, column->typmod);
+		bytes += Max(width, 0);
+		replica->wide |= (width < 0 || bytes > NARROW_ROW_BYTES);
+	}
+	SPI_freetuptable(SPI_tuptable);
+
+	if (replica->nkeys == 0 || replica->nkeys > INDEX_MAX_KEYS)
+		elog(ERROR, "replica %s has no key", replica->label);
+	for (int i = 0; i < replica->nkeys; i++)
+		if (replica->keys[i] == NULL || !tsync_can_be_key(replica->keys[i]->type))
+			elog(ERROR, "key columns of replica %s are not what they were", replica->label);
+	if (replica->version == NULL && !replica->row_fingerprint)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the version column of replica %s does not exist", replica->label),
+				 errhint("SELECT tablesync_alter(%s, fingerprint => 'row');", quote_literal_cstr(replica->label))));
+	replica->fingerprint_column = "fingerprint";
+	for (int i = 0; i < replica->nkeys; i++)
+		if (strcmp(replica->keys[i]->name, replica->fingerprint_column) == 0)
+		{
+			replica->fingerprint_column = psprintf("%s_", replica->fingerprint_column);
+			i = -1;				/* look at all of them again */
+		}
+	while (replica->nrange < replica->nkeys &&
+		   tsync_orders_alike(replica->keys[replica->nrange]->type))
+		replica->nrange++;
+}
+
+/* Read a replica's settings; its columns, when they are known to fit the source, are read next. */
+TsyncReplica *
+tsync_read_replica(Oid relid)
+{
+	TsyncReplica *replica = palloc0(sizeof(TsyncReplica));
+
+	if (get_rel_name(relid) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table with OID %u does not exist", relid)));
+	replica->relid = relid;
+	replica->replica_sql = replica->label = tsync_relation_label(relid);
+
+	if (tsync_record_oid("SELECT source::oid::int8, fingerprint = 'row' OR adopted, consistency,"
+							" chunk_rows, max_source_load, max_delete_fraction, loaded, load_position,"
+							" c.relforcerowsecurity, adopted, workers, scan_rate, watermark,"
+							" trust_counters_for IS NOT NULL, load_indexes IS NOT NULL,"
+							" (SELECT sum(k.rows * CASE WHEN k.differed THEN " CppAsString2(TSYNC_BUCKET_COST) " ELSE 1 END)"
+							"  FROM tablesync.all_chunks k WHERE k.replica = t.replica),"
+							" verify_fraction,"
+							" EXISTS (SELECT FROM tablesync.all_alerts a"
+							"  WHERE a.replica = t.replica AND a.kind = 'drift' AND a.closed_at IS NULL AND a.run_id IS NOT NULL),"
+							" bounds_key"
+							" FROM tablesync.all_replicas t JOIN pg_class c ON c.oid = t.replica"
+							" WHERE t.replica = $1::regclass", relid) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("%s is not a replica", replica->label),
+				 errhint("Add it with tablesync_add(), and commit before you run it.")));
+	replica->source = (Oid) tsync_result_int64(0, 1);
+	replica->row_fingerprint = tsync_result_bool(0, 2);
+	replica->consistency = tsync_result_text(0, 3);
+	replica->chunk_rows = (int) tsync_result_int64(0, 4);
+	replica->max_source_load = tsync_result_double(0, 5);
+	replica->max_delete_fraction = tsync_result_double(0, 6);
+	replica->loaded = tsync_result_bool(0, 7);
+	replica->load_position = tsync_result_texts(0, 8, &replica->nposition);
+	replica->bounds_key = tsync_result_text(0, 19);
+	replica->adopted = tsync_result_bool(0, 10);
+	replica->workers = (int) tsync_result_int64(0, 11);
+	replica->scan_rate = tsync_result_double(0, 12);
+	replica->watermark = tsync_result_text(0, 13);
+	replica->trust_counters = tsync_result_bool(0, 14);
+	replica->bulk_loading = tsync_result_bool(0, 15);
+	replica->weighted_rows = tsync_result_double(0, 16);
+	replica->verify_fraction = tsync_result_double(0, 17);
+	replica->drift_known = tsync_result_bool(0, 18);
+	if (tsync_result_bool(0, 9))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("row security of replica %s is forced on its owner", replica->label),
+				 errdetail("Policies would hide rows from the run."),
+				 errhint("ALTER TABLE %s NO FORCE ROW LEVEL SECURITY;", replica->replica_sql)));
+	SPI_freetuptable(SPI_tuptable);
+
+	if (get_rel_name(replica->source) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("the foreign table of replica %s does not exist any more", replica->label),
+				 errhint("Create it again and add the replica again with tablesync_add().")));
+	replica->source_sql = tsync_relation_label(replica->source);
+	return replica;
+}
+
+/*
+ * Record what a look at the source has shown: new columns that may not be read,
+ * and which files hold its rows.  Returns whether all columns have to be compared
+ * once, because these are others.  In a transaction that is not the source's.
+ */
+bool
+tsync_record_source(TsyncRun *run)
+{
+	Oid			types[] = {OIDOID, TEXTOID};
+	Datum		values[] = {ObjectIdGetDatum(run->replica_oid), CStringGetTextDatum(run->source_identity)};
+	bool		replaced;
+
+	if (run->nunreadable > 0)
+	{
+		Oid			note_types[] = {OIDOID, INT8OID, TEXTARRAYOID};
+		Datum		note_values[] = {ObjectIdGetDatum(run->replica_oid), Int64GetDatum(run->run_id),
+		tsync_texts_datum(run->unreadable, run->nunreadable)};
+
+		tsync_record("SELECT tablesync.record_unreadable($1::regclass, $2, $3)", lengthof(note_types), note_types, note_values, NULL);
+	}
+	tsync_record("SELECT tablesync.record_identity($1::regclass, $2)", lengthof(types), types, values, NULL);
+	replaced = tsync_result_bool(0, 1);
+	SPI_freetuptable(SPI_tuptable);
+	return replaced;
+}
+
+/*
+ * Let the replica follow the source's new shape.  Returns false, with the
+ * replica paused and a problem and a hint, where that is not to be done.
+ */
+bool
+tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint)
+{
+	Oid			types[] = {OIDOID, TEXTOID, INT8OID, TEXTOID, BOOLOID};
+	Datum		values[] = {ObjectIdGetDatum(run->replica_oid), CStringGetTextDatum(run->new_shape),
+	Int64GetDatum(run->run_id), (Datum) 0, (Datum) 0};
+	char	   *steps;
+
+	/* with the owner's rights: what it does may run code of the owner */
+	tsync_catalog_execute("SELECT problem, hint, steps, shape FROM tablesync.evolve($1::regclass, $2::jsonb)",
+						  2, types, values, NULL);
+	*problem = tsync_result_text(0, 1);
+	*hint = tsync_result_text(0, 2);
+	steps = tsync_result_text(0, 3);
+	if (*problem == NULL)
+		values[1] = CStringGetTextDatum(tsync_result_text(0, 4));
+	SPI_freetuptable(SPI_tuptable);
+
+	values[3] = CStringGetTextDatum(steps ? steps : "[]");
+	values[4] = BoolGetDatum(*problem != NULL);
+	tsync_record("SELECT tablesync.record_evolution($1::regclass, $2::jsonb, $3, $4::jsonb, $5)",
+				 lengthof(types), types, values, NULL);
+	return *problem == NULL;
+}
+
+/* Note that the columns to be fetched for all rows have been. */
+void
+tsync_finish_refetch(TsyncRun *run)
+{
+	tsync_record_oid("SELECT tablesync.finish_refetch($1::regclass)", run->replica_oid);
+}
+
+/* The replicas that are run together with one, by OID; NIL if it has no group. */
+List *
+tsync_group_members(Oid replica)
+{
+	List	   *members = NIL;
+	uint64		nmembers = tsync_catalog_execute_oid("SELECT m::oid FROM tablesync.group_members($1::regclass) m ORDER BY 1",
+													 replica);
+
+	for (uint64 i = 0; i < nmembers; i++)
+		members = lappend_oid(members, (Oid) tsync_result_int64(i, 1));
+	SPI_freetuptable(SPI_tuptable);
+	return members;
+}
+
+/*
+ * What bounds in key order are made of: the types of the key.  A load position,
+ * ranges of a bulk load and bounds of chunks mean nothing for another key.
+ */
+static char *
+key_of_bounds(TsyncReplica *replica)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < replica->nkeys; i++)
+		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "", tsync_type_sql(replica->keys[i]->type));
+	return buf.data;
+}
+
+/*
+ * Forget what is remembered by key if the key has another type than it had, or
+ * nobody knows which; in transactions of its own.
+ */
+void
+tsync_check_bounds(TsyncRun *run)
+{
+	TsyncReplica *replica = run->replica;
+	MemoryContext run_context = CurrentMemoryContext;
+	char	   *key;
+	bool		usable;
+	Oid			types[] = {OIDOID, TEXTOID};
+	Datum		values[2];
+
+	tsync_begin();
+	key = key_of_bounds(replica);
+	usable = replica->bounds_key != NULL && strcmp(replica->bounds_key, key) == 0 &&
+		(replica->nposition == 0 || replica->nposition == replica->nkeys);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	if (usable)
+		return;
+	if (replica->bulk_loading)
+		tsync_undo_bulk_load(replica);
+
+	tsync_begin();
+	values[0] = ObjectIdGetDatum(replica->relid);
+	values[1] = CStringGetTextDatum(key_of_bounds(replica));
+	tsync_record_oid("DELETE FROM tablesync.all_chunks WHERE replica = $1::regclass", replica->relid);
+	tsync_record("UPDATE tablesync.all_replicas SET bounds_key = $2, load_position = NULL WHERE replica = $1::regclass",
+				 lengthof(types), types, values, NULL);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	replica->bulk_loading = false;
+	replica->load_position = NULL;
+	replica->nposition = 0;
+}
+
+/* Remember how far a load has come; part of the transaction of the page. */
+void
+tsync_save_load_position(TsyncRun *run, char **key)
+{
+	Oid			types[] = {OIDOID, TEXTARRAYOID};
+	Datum		values[] = {ObjectIdGetDatum(run->replica->relid),
+	tsync_texts_datum(key, run->replica->nkeys)};
+
+	tsync_record("UPDATE tablesync.all_replicas SET load_position = $2"
+					" WHERE replica = $1::regclass", 2, types, values, NULL);
+}
+
+/*
+ * Mark a replica as loaded, in a transaction of its own; as adopted if rows in
+ * it are not our doing, so that no version column is trusted until a run has
+ * compared all of them.
+ */
+void
+tsync_finish_load(TsyncRun *run, bool adopted)
+{
+	Oid			types[] = {OIDOID, BOOLOID};
+	Datum		values[] = {ObjectIdGetDatum(run->replica->relid), BoolGetDatum(adopted)};
+
+	tsync_begin();
+	for (int i = 0; adopted && i < run->replica->ncolumns; i++)
+		if (!tsync_can_hash(run->replica->columns[i].type))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("replica %s holds rows that no run has loaded", run->replica->label),
+					 errdetail("Column %s can't be compared with the source.",
+							   run->replica->columns[i].quoted),
+					 errhint("TRUNCATE %s, and run again.", run->replica->replica_sql)));
+	tsync_record("UPDATE tablesync.all_replicas SET loaded = true, load_position = NULL,"
+					" adopted = adopted OR $2 WHERE replica = $1::regclass",
+					2, types, values, NULL);
+	tsync_commit();
+	run->replica->row_fingerprint |= adopted;
+	run->replica->adopted |= adopted;
+}
+
+/* Take the run lock of a replica for the life of this process. */
+bool
+tsync_lock_run(Oid relid)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, RUN_LOCK_CLASS, relid, RUN_LOCK_FIELD4);
+	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+}

@@ -1,0 +1,279 @@
+/*-------------------------------------------------------------------------
+ *
+ * execute.c
+ *	  Transactions of the worker, and statements inside them.
+ *
+ * postgres_fdw opens the remote transaction with the first statement for the
+ * source and ends it with the local one, so tsync_begin() and tsync_commit()
+ * also bound what the source sees.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "execute/execute.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "nodes/plannodes.h"
+#include "optimizer/plancat.h"
+#include "pgstat.h"
+#include "process/process.h"
+#include "query/query.h"
+#include "run/run.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/plancache.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+/* Begin a transaction in which SPI is ready. */
+void
+tsync_begin(void)
+{
+	CHECK_FOR_INTERRUPTS();
+	tsync_source_asked = false;
+	tsync_pin_session();
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+void
+tsync_commit(void)
+{
+	SPI_finish();
+	PopActiveSnapshot();
+	if (tsync_source_asked)
+		tsync_expect_source(true);	/* its transaction ends too */
+	CommitTransactionCommand();
+	tsync_expect_source(false);
+	pgstat_report_stat(false);
+}
+
+/*
+ * Run a query at one side and send its rows to a receiver, or to
+ * SPI_tuptable when there is none.  Returns the number of rows.
+ */
+uint64
+tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	/* who has no receiver wants one row: more would pile up here */
+	SPIExecuteOptions options = {.must_return_tuples = true,.dest = dest,.tcount = dest ? 0 : 2};
+	TimestampTz started = GetCurrentTimestamp();
+	SPIPlanPtr	plan;
+	uint64		processed;
+	int			rc;
+
+	CHECK_FOR_INTERRUPTS();
+	tsync_hold(run->replica, side);
+	if (side == TSYNC_SOURCE)
+		plan = tsync_prepare_for_source(sql);
+	else if ((plan = SPI_prepare_cursor(sql, 0, NULL, CURSOR_OPT_PARALLEL_OK)) == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+
+	if (side == TSYNC_SOURCE)
+		tsync_expect_source(true);
+	rc = SPI_execute_plan_extended(plan, &options);
+	tsync_expect_source(false);
+	tsync_hold_nothing();
+	if (rc != SPI_OK_SELECT)
+		elog(ERROR, "unexpected SPI result %s", SPI_result_code_string(rc));
+	processed = SPI_processed;
+	SPI_freeplan(plan);
+	MemoryContextSwitchTo(caller);	/* SPI leaves its own current */
+	if (side == TSYNC_SOURCE)
+		run->source_time += GetCurrentTimestamp() - started;
+	return processed;
+}
+
+/*
+ * A receiver that hands every row to a function.  Rows are used as what the
+ * code is prepared for, so that is compared with what comes: of each statement,
+ * because a foreign table may have got other columns since the last one.
+ */
+typedef struct RowReceiver
+{
+	DestReceiver pub;
+	TsyncRowFunction function;
+	void	   *arg;
+	MemoryContext context;		/* of the caller; the executor's own ends with the query */
+	TupleDesc	expected;		/* NULL: the function looks at the types itself */
+	uint64		limit;			/* more rows are an error; 0: there is none */
+	uint64		count;
+} RowReceiver;
+
+static bool
+receive_row(TupleTableSlot *slot, DestReceiver *self)
+{
+	RowReceiver *receiver = (RowReceiver *) self;
+	MemoryContext executor = MemoryContextSwitchTo(receiver->context);
+
+	if (receiver->limit > 0 && receiver->count++ >= receiver->limit)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("the source has returned more than the " UINT64_FORMAT " rows that it was asked for", receiver->limit),
+				 errhint("The table was probably rewritten while it was read, or its key is not unique. Run again.")));
+	receiver->function(slot, receiver->arg);
+	MemoryContextSwitchTo(executor);
+	return true;
+}
+
+static void
+receive_startup(DestReceiver *self, int operation, TupleDesc tupdesc)
+{
+	RowReceiver *receiver = (RowReceiver *) self;
+
+	if (receiver->expected)
+		tsync_check_desc(receiver->expected, tupdesc);
+}
+
+static void
+receive_nothing(DestReceiver *self)
+{
+}
+
+static RowReceiver
+make_receiver(TupleDesc expected, TsyncRowFunction function, void *arg)
+{
+	return (RowReceiver)
+	{
+		.pub = {receive_row, receive_startup, receive_nothing, receive_nothing, DestTuplestore},
+			.function = function,
+			.arg = arg,
+			.context = CurrentMemoryContext,
+			.expected = expected
+	};
+}
+
+/*
+ * Run a query at one side and call a function for each row, in the caller's
+ * memory context.  "expected" are the columns that the function is prepared
+ * for; NULL if it looks at their types itself.
+ */
+uint64
+tsync_select_each(TsyncRun *run, TsyncSide side, const char *sql, TupleDesc expected,
+				  TsyncRowFunction function, void *arg)
+{
+	RowReceiver receiver = make_receiver(expected, function, arg);
+
+	return tsync_select(run, side, sql, &receiver.pub);
+}
+
+static void
+append_row(TupleTableSlot *slot, void *arg)
+{
+	TsyncRowSet *set = arg;
+
+	tuplestore_puttupleslot(set->rows, slot);
+}
+
+/* Run a query at one side and append its rows to a row set; an error if they are more than a limit. */
+uint64
+tsync_select_at_most(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into, uint64 limit)
+{
+	RowReceiver receiver = make_receiver(into->tupdesc, append_row, into);
+	uint64		processed;
+
+	receiver.limit = limit;
+	processed = tsync_select(run, side, sql, &receiver.pub);
+	into->count += processed;
+	return processed;
+}
+
+/* Run a query at one side and append its rows to a row set. */
+uint64
+tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into)
+{
+	return tsync_select_at_most(run, side, sql, into, 0);
+}
+
+/*
+ * Call a function that has transactions of its own.  Returns false, with the
+ * one that failed aborted, if it ends with an error that is expected.
+ */
+bool
+tsync_try(TsyncRun *run, void (*function) (TsyncRun *), bool (*is_expected) (ErrorData *))
+{
+	MemoryContext caller = CurrentMemoryContext;
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		function(run);
+		done = true;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(caller);
+		if (!is_expected(CopyErrorData()))
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		tsync_expect_source(false);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	return done;
+}
+
+/* Did two rows get in each other's way? */
+bool
+tsync_is_uniqueness_violation(ErrorData *edata)
+{
+	return edata->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ||
+		edata->sqlerrcode == ERRCODE_EXCLUSION_VIOLATION;
+}
+
+/* The source has answered with what no PostgreSQL would. */
+void
+tsync_refuse_answer(TsyncRun *run, const char *answer)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FDW_ERROR),
+			 errmsg("the source of %s gave an answer that makes no sense", run->replica ? run->replica->label : "a replica"),
+			 errdetail("It was %s.", answer),
+			 errhint("See whether the foreign table points to the table that it should: SELECT * FROM tablesync_check(%s);",
+					 run->replica ? quote_literal_cstr(run->replica->label) : "")));
+}
+
+/* Run a query that returns one (rows, sum of fingerprints). */
+TsyncDigest
+tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql)
+{
+	TsyncDigest digest = {0, 0};
+	char	   *sum;
+	bool		isnull;
+
+	if (tsync_select(run, side, sql, NULL) != 1 || SPI_gettypeid(SPI_tuptable->tupdesc, 1) != INT8OID)
+		elog(ERROR, "digest query did not return one row");
+	digest.rows = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+											  1, &isnull));
+	if (isnull || digest.rows < 0)
+		tsync_refuse_answer(run, "a number of rows that is negative or NULL");
+	sum = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+	if (sum != NULL)
+		digest.sum = tsync_sum_to_uint64(sum);
+	SPI_freetuptable(SPI_tuptable);
+	return digest;
+}
+
+/*
+ * Run an INSERT, UPDATE or DELETE on the replica; returns the digest of the
+ * rows affected.
+ */
+TsyncDigest
+tsync_modify(TsyncRun *run, const char *sql)
+{
+	TsyncDigest changed;
+
+	tsync_expect_write(run->replica_oid, 1);
+	changed = tsync_select_digest(run, TSYNC_REPLICA, sql);
+	tsync_expect_write(run->replica_oid, 0);
+	return changed;
+}

@@ -1,0 +1,108 @@
+/*-------------------------------------------------------------------------
+ *
+ * execute.h
+ *	  Transactions, statements, row sets.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TABLESYNC_EXECUTE_H
+#define TABLESYNC_EXECUTE_H
+
+#include "tablesync.h"
+
+#include "executor/tuptable.h"
+#include "nodes/pg_list.h"
+#include "query/query.h"
+#include "tcop/dest.h"
+#include "utils/tuplestore.h"
+
+typedef struct _SPI_plan *SPIPlanPtr;
+
+/* Rows that wait for APPLY; spills to disk beyond a few megabytes. */
+typedef struct TsyncRowSet
+{
+	const char *name;			/* under which SQL of the run sees it */
+	TupleDesc	tupdesc;
+	Tuplestorestate *rows;
+	int64		count;
+} TsyncRowSet;
+
+/* The differences a run has found and not yet applied. */
+typedef struct TsyncStage
+{
+	TsyncRowSet inserted;		/* whole rows */
+	TsyncRowSet updated;		/* whole rows */
+	TsyncRowSet deleted;		/* keys */
+	TsyncRowSet reappeared;		/* keys in "deleted" that CONFIRM found again */
+} TsyncStage;
+
+/* Does something with a row of a query's result. */
+typedef void (*TsyncRowFunction) (TupleTableSlot *slot, void *arg);
+
+/* Does something with a group of keys, a list of arrays of nkeys texts. */
+typedef void (*TsyncKeysFunction) (TsyncRun *run, List *keys, void *arg);
+
+/* in execute.c */
+extern void tsync_begin(void);
+extern void tsync_commit(void);
+extern uint64 tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest);
+extern uint64 tsync_select_each(TsyncRun *run, TsyncSide side, const char *sql, TupleDesc expected,
+								TsyncRowFunction function, void *arg);
+extern uint64 tsync_select_at_most(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into, uint64 limit);
+extern uint64 tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into);
+extern bool tsync_try(TsyncRun *run, void (*function) (TsyncRun *), bool (*is_expected) (ErrorData *));
+extern bool tsync_is_uniqueness_violation(ErrorData *edata);
+extern void tsync_refuse_answer(TsyncRun *run, const char *answer) pg_attribute_noreturn();
+extern TsyncDigest tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql);
+extern TsyncDigest tsync_modify(TsyncRun *run, const char *sql);
+
+/* in hold.c */
+extern void tsync_hold(TsyncReplica *replica, TsyncSide side);
+extern void tsync_prepare_executor(void);
+extern void tsync_hold_nothing(void);
+extern void tsync_check_desc(TupleDesc expected, TupleDesc actual);
+
+/* in rowset.c */
+extern void tsync_rowset_init(TsyncRowSet *set, const char *name, TupleDesc tupdesc);
+extern void tsync_rowset_clear(TsyncRowSet *set);
+extern void tsync_rowset_register(TsyncRowSet *set);
+extern void tsync_rowset_start(TsyncRowSet *set);
+extern bool tsync_rowset_next(TsyncRowSet *set, TupleTableSlot *slot);
+extern Datum tsync_integer_datum(Oid type, int64 value);
+extern char *tsync_value_to_text(Oid type, Datum value);
+extern char **tsync_key_of_slot(TsyncReplica *replica, TupleTableSlot *slot);
+extern int64 tsync_slot_integer(TupleTableSlot *slot, int attnum);
+extern uint64 tsync_slot_sum(TupleTableSlot *slot, int attnum);
+extern void tsync_for_keys(TsyncRun *run, TsyncRowSet *keys, TsyncKeysFunction function, void *arg);
+
+/* in ship.c */
+extern void tsync_prepare_planner(void);
+extern SPIPlanPtr tsync_prepare_for_source(const char *sql);
+extern void tsync_check_ships(const char *sql);
+
+/* in spi.c */
+extern uint64 tsync_catalog_execute(const char *sql, int nargs, Oid *types, Datum *values,
+									const char *nulls);
+extern uint64 tsync_catalog_execute_oid(const char *sql, Oid oid);
+extern uint64 tsync_record(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls);
+extern uint64 tsync_record_oid(const char *sql, Oid oid);
+extern char *tsync_result_text(uint64 row, int column);
+extern Datum tsync_result_datum(uint64 row, int column, bool *isnull);
+extern bool tsync_result_bool(uint64 row, int column);
+extern int64 tsync_result_int64(uint64 row, int column);
+extern double tsync_result_double(uint64 row, int column);
+extern TimestampTz tsync_result_timestamp(uint64 row, int column);
+extern char **tsync_result_texts(uint64 row, int column, int *ntexts);
+extern Datum tsync_texts_datum(char **texts, int ntexts);
+
+/* in stage.c */
+extern TsyncStage *tsync_stage_create(TsyncReplica *replica);
+extern void tsync_stage_clear(TsyncStage *stage);
+extern void tsync_register_stage(TsyncStage *stage);
+extern void tsync_unregister_stage(TsyncStage *stage);
+extern int64 tsync_staged_rows(TsyncStage *stage);
+
+/* in stray_write.c */
+extern void tsync_expect_write(Oid replica, int statements);
+
+#endif							/* TABLESYNC_EXECUTE_H */

@@ -1,0 +1,231 @@
+/*-------------------------------------------------------------------------
+ *
+ * rowset.c
+ *	  Row sets: rows that outlive transactions, and that SQL sees by name.
+ *
+ * They are tuplestores, which spill to disk, so SCAN can end its remote
+ * transaction before APPLY waits for a lock, and a crash leaves nothing behind.
+ * SQL sees them as named relations (the way triggers see transition tables).
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "execute/execute.h"
+#include "executor/spi.h"
+#include "executor/tuptable.h"
+#include "fmgr.h"
+#include "query/query.h"
+#include "run/run.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+
+#define ROWSET_KB 4096			/* in memory, per row set */
+#define GROUP_KEYS 5000			/* single-column keys in one statement */
+#define GROUP_COMPOSITE_KEYS 200
+
+/* Make an empty row set that lives until the process ends or clears it. */
+void
+tsync_rowset_init(TsyncRowSet *set, const char *name, TupleDesc tupdesc)
+{
+	static ResourceOwner stage_owner = NULL;
+	ResourceOwner caller = CurrentResourceOwner;
+
+	/* a tuplestore uses the resource owner it was made under ever after */
+	if (stage_owner == NULL)
+		stage_owner = ResourceOwnerCreate(NULL, "tablesync stage");
+	CurrentResourceOwner = stage_owner;
+	set->name = name;
+	set->tupdesc = tupdesc;
+	set->rows = tuplestore_begin_heap(false, true, ROWSET_KB);
+	set->count = 0;
+	CurrentResourceOwner = caller;
+}
+
+void
+tsync_rowset_clear(TsyncRowSet *set)
+{
+	tuplestore_clear(set->rows);
+	set->count = 0;
+}
+
+/* Let statements of the current SPI connection see a row set by its name. */
+void
+tsync_rowset_register(TsyncRowSet *set)
+{
+	/* SPI allocates its registry where we are, and needs it until it ends */
+	MemoryContext caller = MemoryContextSwitchTo(TopTransactionContext);
+	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
+
+	enr->md.name = pstrdup(set->name);
+	enr->md.reliddesc = InvalidOid;
+	enr->md.tupdesc = set->tupdesc;
+	enr->md.enrtype = ENR_NAMED_TUPLESTORE;
+	enr->md.enrtuples = set->count;
+	enr->reldata = set->rows;
+	if (SPI_register_relation(enr) != SPI_OK_REL_REGISTER)
+		elog(ERROR, "could not register row set \"%s\"", set->name);
+	MemoryContextSwitchTo(caller);
+}
+
+/* Start reading a row set from its first row. */
+void
+tsync_rowset_start(TsyncRowSet *set)
+{
+	tuplestore_select_read_pointer(set->rows, 0);
+	tuplestore_rescan(set->rows);
+}
+
+/* Read the next row into a minimal-tuple slot; false at the end. */
+bool
+tsync_rowset_next(TsyncRowSet *set, TupleTableSlot *slot)
+{
+	tuplestore_select_read_pointer(set->rows, 0);
+	return tuplestore_gettupleslot(set->rows, true, false, slot);
+}
+
+/* A datum of one of the integer types. */
+Datum
+tsync_integer_datum(Oid type, int64 value)
+{
+	switch (type)
+	{
+		case INT2OID:
+			return Int16GetDatum((int16) value);
+		case INT4OID:
+			return Int32GetDatum((int32) value);
+		default:
+			return Int64GetDatum(value);
+	}
+}
+
+/* A value in text form. */
+char *
+tsync_value_to_text(Oid type, Datum value)
+{
+	Oid			output;
+	bool		isvarlena;
+
+	getTypeOutputInfo(type, &output, &isvarlena);
+	return OidOutputFunctionCall(output, value);
+}
+
+/* The key in the first columns of a slot, as texts in the current context. */
+char	  **
+tsync_key_of_slot(TsyncReplica *replica, TupleTableSlot *slot)
+{
+	char	  **key = palloc(replica->nkeys * sizeof(char *));
+
+	slot_getsomeattrs(slot, replica->nkeys);
+	for (int i = 0; i < replica->nkeys; i++)
+	{
+		if (slot->tts_isnull[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("key column %s of the source of %s is NULL",
+							replica->keys[i]->quoted, replica->label)));
+		key[i] = tsync_value_to_text(replica->keys[i]->type, slot->tts_values[i]);
+	}
+	return key;
+}
+
+/* An integer of any width, as SQL of query.c returns bucket numbers. */
+int64
+tsync_slot_integer(TupleTableSlot *slot, int attnum)
+{
+	bool		isnull;
+	Datum		value;
+
+	if (attnum > slot->tts_tupleDescriptor->natts)
+		elog(ERROR, "a row has no column %d", attnum);
+	value = slot_getattr(slot, attnum, &isnull);
+	if (isnull)
+		return 0;
+	switch (TupleDescAttr(slot->tts_tupleDescriptor, attnum - 1)->atttypid)
+	{
+		case INT2OID:
+			return DatumGetInt16(value);
+		case INT4OID:
+			return DatumGetInt32(value);
+		case INT8OID:
+			return DatumGetInt64(value);
+		default:
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("column %d of a row is not an integer", attnum),
+					 errhint("A key or version column was given another type during the run. Run again.")));
+	}
+}
+
+/* A sum of fingerprints, modulo 2^64. */
+uint64
+tsync_slot_sum(TupleTableSlot *slot, int attnum)
+{
+	bool		isnull;
+	Datum		value;
+	Numeric		number;
+	char	   *decimal;
+	uint64		sum;
+
+	if (attnum > slot->tts_tupleDescriptor->natts ||
+		TupleDescAttr(slot->tts_tupleDescriptor, attnum - 1)->atttypid != NUMERICOID)
+		elog(ERROR, "column %d of a row is not a sum", attnum);
+	value = slot_getattr(slot, attnum, &isnull);
+	if (isnull)
+		elog(ERROR, "fingerprints of a bucket are NULL");
+	number = DatumGetNumeric(value);	/* a copy, mostly */
+	decimal = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(number)));
+	sum = tsync_sum_to_uint64(decimal);
+	pfree(decimal);
+	if ((Pointer) number != DatumGetPointer(value))
+		pfree(number);
+	return sum;
+}
+
+static int
+group_keys(TsyncReplica *replica)
+{
+	return replica->nkeys == 1 ? GROUP_KEYS : GROUP_COMPOSITE_KEYS;
+}
+
+/* Read the next group of keys, no larger than one statement should take. */
+static List *
+next_keys(TsyncReplica *replica, TsyncRowSet *set, TupleTableSlot *slot)
+{
+	List	   *keys = NIL;
+	int			limit = group_keys(replica);
+
+	while (list_length(keys) < limit && tsync_rowset_next(set, slot))
+		keys = lappend(keys, tsync_key_of_slot(replica, slot));
+	return keys;
+}
+
+/* Call a function for groups of the keys in a row set. */
+void
+tsync_for_keys(TsyncRun *run, TsyncRowSet *keys, TsyncKeysFunction function, void *arg)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext group_context = AllocSetContextCreate(caller, "tablesync keys",
+														ALLOCSET_DEFAULT_SIZES);
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(keys->tupdesc, &TTSOpsMinimalTuple);
+	List	   *group;
+
+	tsync_rowset_start(keys);
+	MemoryContextSwitchTo(group_context);
+	while ((group = next_keys(run->replica, keys, slot)) != NIL)
+	{
+		function(run, group, arg);
+		ExecClearTuple(slot);	/* its tuple may be in the context */
+		MemoryContextReset(group_context);
+	}
+	MemoryContextSwitchTo(caller);
+	ExecDropSingleTupleTableSlot(slot);
+	MemoryContextDelete(group_context);
+}

@@ -1,0 +1,73 @@
+/*-------------------------------------------------------------------------
+ *
+ * stage.c
+ *	  The differences a run has found and not yet applied.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/xact.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "execute/execute.h"
+#include "executor/spi.h"
+#include "executor/tuptable.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "query/query.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+TsyncStage *
+tsync_stage_create(TsyncReplica *replica)
+{
+	TsyncStage *stage = palloc0(sizeof(TsyncStage));
+
+	tsync_rowset_init(&stage->inserted, "tsync_inserted", tsync_row_desc(replica));
+	tsync_rowset_init(&stage->updated, "tsync_updated", tsync_row_desc(replica));
+	tsync_rowset_init(&stage->deleted, "tsync_deleted", tsync_key_desc(replica, 0));
+	tsync_rowset_init(&stage->reappeared, "tsync_reappeared", tsync_key_desc(replica, 0));
+	return stage;
+}
+
+void
+tsync_stage_clear(TsyncStage *stage)
+{
+	tsync_rowset_clear(&stage->inserted);
+	tsync_rowset_clear(&stage->updated);
+	tsync_rowset_clear(&stage->deleted);
+	tsync_rowset_clear(&stage->reappeared);
+}
+
+/* Let statements of this transaction see the stage. */
+void
+tsync_register_stage(TsyncStage *stage)
+{
+	tsync_rowset_register(&stage->inserted);
+	tsync_rowset_register(&stage->updated);
+	tsync_rowset_register(&stage->deleted);
+	tsync_rowset_register(&stage->reappeared);
+}
+
+void
+tsync_unregister_stage(TsyncStage *stage)
+{
+	SPI_unregister_relation(stage->inserted.name);
+	SPI_unregister_relation(stage->updated.name);
+	SPI_unregister_relation(stage->deleted.name);
+	SPI_unregister_relation(stage->reappeared.name);
+}
+
+/* Rows that the stage holds, as they were counted. */
+int64
+tsync_staged_rows(TsyncStage *stage)
+{
+	return stage->deleted.count + stage->updated.count + stage->inserted.count;
+}

@@ -1,0 +1,71 @@
+/*-------------------------------------------------------------------------
+ *
+ * stray_write.c
+ *	  Who has written to a replica: a run, or somebody else?
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "execute/execute.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+#include "utils/rel.h"
+
+/* The replica of this process's run, and how many of its statements are ours. */
+static Oid	own_replica = InvalidOid;
+static int	own_statements = 0;
+
+PG_FUNCTION_INFO_V1(tsync_note_write);
+
+/* The next statement that writes to the replica is the run's own. */
+void
+tsync_expect_write(Oid replica, int statements)
+{
+	own_replica = replica;
+	own_statements = statements;
+}
+
+/*
+ * Trigger, after each statement on a replica: note that somebody else than a
+ * run has written.  One row per (sub)transaction is enough; rows of others
+ * can't stand in for it, for a run may be removing them.
+ */
+Datum
+tsync_note_write(PG_FUNCTION_ARGS)
+{
+	static TransactionId noted_in = InvalidTransactionId;
+	static Oid	noted_for = InvalidOid;
+	Oid			type = OIDOID;
+	Datum		replica;
+	Oid			relid;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("tablesync.note_write() must be called as a trigger")));
+	relid = RelationGetRelid(((TriggerData *) fcinfo->context)->tg_relation);
+	if (relid == own_replica && own_statements > 0)
+	{
+		own_statements--;
+		PG_RETURN_POINTER(NULL);
+	}
+	if (noted_in == GetCurrentTransactionId() && noted_for == relid)
+		PG_RETURN_POINTER(NULL);
+
+	replica = ObjectIdGetDatum(relid);
+	SPI_connect();
+	if (SPI_execute_with_args("INSERT INTO tablesync.stray_write (replica)"
+							  " SELECT replica FROM tablesync.all_replicas WHERE replica = $1::regclass",
+							  1, &type, &replica, NULL, false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "could not note a write to a replica");
+	SPI_finish();
+	noted_in = GetCurrentTransactionId();
+	noted_for = relid;
+	PG_RETURN_POINTER(NULL);
+}

@@ -1,0 +1,223 @@
+/*-------------------------------------------------------------------------
+ *
+ * indexes.c
+ *	  The indexes of a replica, once a bulk load has put its rows in place.
+ *
+ * A helper builds them, and meanwhile this process asks the source for one
+ * digest of all rows: what a SCAN begins with (scan.c), and all there is to
+ * it if the source has not changed since it was read.  The helper has locked
+ * the replica, and the source must never wait for that, so the replica is not
+ * to be touched in between.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_index.h"
+#include "catalog/tables.h"
+#include "compat.h"
+#include "execute/execute.h"
+#include "load/load.h"
+#include "miscadmin.h"
+#include "process/process.h"
+#include "run/run.h"
+#include "scan/scan.h"
+#include "source/source.h"
+#include "storage/latch.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+#include "utils/wait_event.h"
+
+/* For building the indexes, in kB. */
+#define INDEX_MEMORY "40960"
+
+/* How often to look what the helper is doing. */
+#define SORT_POLL_MS 20
+
+/*
+ * Let nobody keep the indexes of a replica up to date any more, until they are
+ * built by REINDEX; returns them.  They stay what they are, with all that
+ * depends on them: there is nothing that would have to be created again.
+ */
+List *
+tsync_suspend_indexes(Oid relid)
+{
+	Relation	rel = table_open(relid, AccessExclusiveLock);
+	Relation	catalog = table_open(IndexRelationId, RowExclusiveLock);
+	List	   *indexes = RelationGetIndexList(rel);
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+	{
+		HeapTuple	tuple = SearchSysCacheCopy1(INDEXRELID, ObjectIdGetDatum(lfirst_oid(lc)));
+		Form_pg_index index;
+
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "cache lookup failed for index %u", lfirst_oid(lc));
+		index = (Form_pg_index) GETSTRUCT(tuple);
+		index->indisready = index->indisvalid = false;
+		CatalogTupleUpdate(catalog, &tuple->t_self, tuple);
+	}
+	CacheInvalidateRelcache(rel);
+	table_close(catalog, RowExclusiveLock);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+	return indexes;
+}
+
+/* Has a table an index that is kept up to date? */
+bool
+tsync_has_live_index(Relation rel)
+{
+	ListCell   *lc;
+
+	foreach(lc, RelationGetIndexList(rel))
+	{
+		HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(lfirst_oid(lc)));
+		bool		ready = HeapTupleIsValid(tuple) && ((Form_pg_index) GETSTRUCT(tuple))->indisready;
+
+		if (HeapTupleIsValid(tuple))
+			ReleaseSysCache(tuple);
+		if (ready)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Build the indexes in a transaction of their own: with them, the load is
+ * complete.  That is all a helper does who is asked for it.
+ */
+void
+tsync_help_index(TsyncRun *run)
+{
+	tsync_begin();
+	(void) set_config_option("maintenance_work_mem", INDEX_MEMORY, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+	tsync_end_bulk_load(run);
+	tsync_commit();
+}
+
+static bool
+are_missing(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	bool		missing;
+
+	tsync_begin();
+	missing = tsync_read_replica(run->replica_oid)->bulk_loading;
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+	return missing;
+}
+
+/* Digest the whole source, in one snapshot. */
+static void
+digest_all(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+
+	tsync_learn_speed(run, run->source_estimate);
+	if (!tsync_use_snapshot(run->replica, run->source_estimate))
+		return;
+	tsync_limit_source(run, tsync_snapshot_timeout());
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	run->snapshot_taken = GetCurrentTimestamp();
+	run->load_source = tsync_digest_by_blocks(run, NIL);
+	tsync_commit();
+	run->load_compared = true;
+}
+
+/* Whatever the source has, SCAN will meet it again: no reason to give up the indexes. */
+static bool
+is_left_to_scan(ErrorData *edata)
+{
+	return edata->sqlerrcode != ERRCODE_QUERY_CANCELED || tsync_source_timed_out(edata);
+}
+
+/* Ask the source for its digest where SCAN would want it in one snapshot, too. */
+static void
+digest_source(TsyncRun *run)
+{
+	int64		busy = run->source_time;
+
+	if (run->grouped || !tsync_can_read_blocks(run))
+		return;
+	if (!tsync_try(run, digest_all, is_left_to_scan) && strcmp(run->replica->consistency, "auto") == 0)
+		run->snapshot_expired = run->snapshot_taken != 0 &&
+			TimestampDifferenceExceeds(run->snapshot_taken, GetCurrentTimestamp(), tsync_max_snapshot_age);
+	tsync_rest(run, run->source_time - busy, 0);
+}
+
+/*
+ * Wait while the helper reads and sorts, which keeps all processes busy that
+ * it may use.  It writes the tree alone.
+ */
+static void
+wait_for_sort(BackgroundWorkerHandle *helper)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	bool		sorting = true;
+	pid_t		pid;
+
+	while (sorting)
+	{
+		BgwHandleStatus status;
+
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 SORT_POLL_MS, tsync_wait_event("TablesyncLoadHelpers"));
+		ResetLatch(MyLatch);
+		status = GetBackgroundWorkerPid(helper, &pid);
+		tsync_begin();
+		sorting = status == BGWH_NOT_YET_STARTED ||
+			(status == BGWH_STARTED && tsync_is_sorting((int) pid));
+		tsync_commit();
+		MemoryContextSwitchTo(run_context);
+		tsync_progress_step(0, 0);
+	}
+}
+
+/* Let a helper build the indexes, which must not survive an error here. */
+static void
+build_by_helper(TsyncRun *run)
+{
+	BackgroundWorkerHandle *helper = NULL;
+
+	if (run->replica->workers > 1)
+		helper = tsync_start_helper(run, TSYNC_HELP_INDEX);
+	if (helper == NULL)
+		return;
+	PG_TRY();
+	{
+		wait_for_sort(helper);
+		digest_source(run);
+		tsync_wait_for_helper(helper, false);
+	}
+	PG_CATCH();
+	{
+		TerminateBackgroundWorker(helper);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Build the indexes that a bulk load has left alone.  Returns false if they refuse
+ * rows: somebody else has inserted some, or unique values have moved at the
+ * source between two ranges.
+ */
+bool
+tsync_build_indexes(TsyncRun *run)
+{
+	tsync_progress_phase(TSYNC_PHASE_INDEX, 0, run->loaded_before + run->loaded_rows);
+	build_by_helper(run);
+	return !are_missing(run) ||	/* or with the helper's error */
+		tsync_try(run, tsync_help_index, tsync_is_uniqueness_violation);
+}

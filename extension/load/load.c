@@ -1,0 +1,243 @@
+/*-------------------------------------------------------------------------
+ *
+ * load.c
+ *	  The first copy of a source into an empty replica.
+ *
+ * Keyset pagination in the source's own key order: a page is read in one
+ * transaction, and inserted in the next one together with the position it
+ * reached, so an interrupted load goes on where it stopped and the source
+ * never waits for us.  The SCAN that follows in the same run finds whatever
+ * has changed behind the position meanwhile, and proves the result.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/xact.h"
+#include "catalog/tables.h"
+#include "execute/execute.h"
+#include "load/load.h"
+#include "process/process.h"
+#include "query/query.h"
+#include "run/run.h"
+#include "source/source.h"
+#include "utils/memutils.h"
+
+#define PAGE_ROWS 20000
+#define PAGE_ROWS_UNKNOWN 100	/* where rows have no bound and can't tell their size */
+
+typedef struct LoadState
+{
+	TsyncRowSet rows;			/* of the current page */
+	TsyncRowSet keys;			/* of the current page, where rows have no bound */
+	char	  **position;		/* key of the last row loaded, or NULL */
+	int64		limit;			/* rows of the next page */
+} LoadState;
+
+static int64
+page_limit(TsyncReplica *replica)
+{
+	return Min(tsync_chunk_target(replica), PAGE_ROWS);
+}
+
+static LoadState *
+load_state_create(TsyncReplica *replica)
+{
+	LoadState  *state = palloc0(sizeof(LoadState));
+
+	tsync_rowset_init(&state->rows, "tsync_page", tsync_row_desc(replica));
+	tsync_rowset_init(&state->keys, "tsync_page_keys", tsync_key_desc(replica, 0));
+	state->position = replica->load_position;
+	state->limit = page_limit(replica);
+	return state;
+}
+
+/* Read the next page after the position, from the longest key prefix to none. */
+static void
+read_page(TsyncRun *run, LoadState *state, bool keys_only, TsyncRowSet *into)
+{
+	TsyncReading reading = {.after = state->position,.limit = state->limit};
+	int			prefix = state->position ? run->replica->nkeys - 1 : 0;
+
+	tsync_start_reading(&reading, run);
+	tsync_rowset_clear(into);
+	for (; prefix >= 0 && into->count < state->limit; prefix--)
+		tsync_select_at_most(run, TSYNC_SOURCE,
+							 tsync_sql_page(run->replica, state->position, prefix, keys_only,
+											state->limit - into->count), into, state->limit - into->count);
+	tsync_end_reading(&reading);
+}
+
+/* Key of the last row of a page, which holds keys or whole rows. */
+static char **
+last_key(TsyncReplica *replica, TsyncRowSet *set, bool keys_only)
+{
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(set->tupdesc, &TTSOpsMinimalTuple);
+	char	  **key = palloc(replica->nkeys * sizeof(char *));
+	int64		left = set->count;
+
+	tsync_rowset_start(set);
+	while (left-- > 0 && tsync_rowset_next(set, slot))
+		;
+	for (int i = 0; i < replica->nkeys; i++)
+	{
+		int			attnum = keys_only ? i + 1 : replica->keys[i] - replica->columns + 1;
+		bool		isnull;
+		Datum		value = slot_getattr(slot, attnum, &isnull);
+
+		if (isnull)
+			elog(ERROR, "key of a source row is NULL");
+		key[i] = tsync_value_to_text(replica->keys[i]->type, value);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	return key;
+}
+
+/*
+ * Make the next page of rows without bound small enough: list its keys and ask
+ * how many bytes their rows take, until they are few.
+ */
+static void
+limit_wide_page(TsyncRun *run, LoadState *state)
+{
+	state->limit = Min(state->limit * 2, page_limit(run->replica));
+	for (;;)
+	{
+		char	   *sql;
+		TsyncDigest bytes;
+
+		read_page(run, state, true, &state->keys);
+		if (state->keys.count <= 1)
+			return;
+		sql = tsync_sql_bytes_of_page(run->replica, state->position,
+									  last_key(run->replica, &state->keys, true));
+		if (sql == NULL)
+		{
+			state->limit = PAGE_ROWS_UNKNOWN;
+			return;
+		}
+		bytes = tsync_select_digest(run, TSYNC_SOURCE, sql);
+		if (bytes.sum <= TSYNC_GROUP_BYTES)
+			return;
+		state->limit = Max(state->keys.count * (double) TSYNC_GROUP_BYTES / bytes.sum / 2, 1);
+	}
+}
+
+/* Read the next page into state->rows; returns its last key, NULL at the end. */
+static char **
+fetch_page(TsyncRun *run, LoadState *state)
+{
+	if (run->replica->wide)
+		limit_wide_page(run, state);
+	read_page(run, state, false, &state->rows);
+	return state->rows.count > 0 ? last_key(run->replica, &state->rows, false) : NULL;
+}
+
+static char **
+copy_key(TsyncReplica *replica, char **key, MemoryContext context)
+{
+	char	  **copy = MemoryContextAlloc(context, replica->nkeys * sizeof(char *));
+
+	for (int i = 0; i < replica->nkeys; i++)
+		copy[i] = MemoryContextStrdup(context, key[i]);
+	return copy;
+}
+
+/* Insert a page together with the position that it reaches. */
+static void
+insert_page(TsyncRun *run, LoadState *state, char **reached)
+{
+	tsync_rowset_register(&state->rows);
+	run->loaded_rows += tsync_modify(run, tsync_sql_insert(run->replica, state->rows.name, TSYNC_UNCOUNTED)).rows;
+	tsync_save_load_position(run, reached);
+}
+
+/* Load one page; false when there is none left. */
+static bool
+load_page(TsyncRun *run, LoadState *state, MemoryContext page_context)
+{
+	char	  **reached;
+
+	tsync_begin();
+	MemoryContextSwitchTo(page_context);
+	reached = fetch_page(run, state);
+	tsync_commit();
+	if (reached == NULL)
+		return false;
+
+	tsync_begin();
+	MemoryContextSwitchTo(page_context);
+	insert_page(run, state, reached);
+	tsync_commit();
+	state->position = reached;
+	return true;
+}
+
+/* Load the rows after the last position; they become visible page by page. */
+static void
+load_pages(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	MemoryContext position_context = AllocSetContextCreate(run_context, "tablesync load position",
+														   ALLOCSET_SMALL_SIZES);
+	MemoryContext page_context = AllocSetContextCreate(run_context, "tablesync load page",
+													   ALLOCSET_DEFAULT_SIZES);
+	LoadState  *state;
+	int64		busy = run->source_time;
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	state = load_state_create(run->replica);
+	tsync_commit();
+	while (load_page(run, state, page_context))
+	{
+		char	  **reached = state->position;
+
+		MemoryContextReset(position_context);
+		state->position = copy_key(run->replica, reached, position_context);
+		MemoryContextReset(page_context);
+		tsync_progress_step(1, state->rows.count);
+		tsync_rowset_clear(&state->rows);
+		tsync_rest(run, run->source_time - busy, 0);
+		busy = run->source_time;
+	}
+	MemoryContextSwitchTo(run_context);
+	tuplestore_end(state->rows.rows);
+	tuplestore_end(state->keys.rows);
+	MemoryContextDelete(page_context);
+}
+
+/* Is there a row in the replica although no page was loaded? */
+static bool
+has_rows_of_others(TsyncRun *run)
+{
+	char	   *sql = psprintf("SELECT FROM %s LIMIT 1", run->replica->replica_sql);
+	bool		found;
+
+	if (run->replica->load_position != NULL || run->replica->bulk_loading)
+		return false;
+	tsync_begin();
+	found = tsync_select(run, TSYNC_REPLICA, sql, NULL) > 0;
+	tsync_commit();
+	return found;
+}
+
+/*
+ * Load the replica.  Rows that somebody else has put there, or unique values
+ * that moved at the source between two pages, end the load early: the SCAN
+ * that follows then compares every column and sorts it out.
+ */
+void
+tsync_load(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	bool		adopted = has_rows_of_others(run);
+
+	MemoryContextSwitchTo(run_context);
+	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) run->source_estimate);
+	if (!adopted && !tsync_bulk_load(run))
+		adopted = !tsync_try(run, load_pages, tsync_is_uniqueness_violation);
+	MemoryContextSwitchTo(run_context);
+	tsync_finish_load(run, adopted);
+	MemoryContextSwitchTo(run_context);
+}

@@ -1,0 +1,188 @@
+/*-------------------------------------------------------------------------
+ *
+ * session.c
+ *	  What every worker of ours is as a session, and how long it waits for a source.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include <limits.h>
+
+#include "access/xact.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "process/process.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/timeout.h"
+
+/* The source's own timeout comes first, if it is alive. */
+#define SOURCE_GRACE_MS 1000
+
+static volatile sig_atomic_t cancel_requested = false;
+static volatile sig_atomic_t recording = false;	/* how runs have ended: not to be cancelled */
+static volatile sig_atomic_t source_silent = false;
+static TimeoutId source_timeout;
+
+/* Has the current transaction asked the source for anything? */
+bool		tsync_source_asked = false;
+
+/*
+ * SIGTERM cancels what runs, like SIGINT, instead of ending the process in
+ * the middle of it: the run can still be recorded as cancelled.
+ */
+static void
+handle_cancel(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	cancel_requested = true;
+	if (!recording)
+	{
+		InterruptPending = true;
+		QueryCancelPending = true;
+	}
+	SetLatch(MyLatch);
+	errno = save_errno;
+}
+
+/* Let signals do to this process what they should do to a run. */
+void
+tsync_watch_signals(void)
+{
+	pqsignal(SIGTERM, handle_cancel);
+	pqsignal(SIGINT, handle_cancel);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+}
+
+/* Has somebody cancelled this process? */
+bool
+tsync_is_cancelled(void)
+{
+	return cancel_requested;
+}
+
+/* From here on nothing cancels this process any more: how its runs have ended is recorded. */
+void
+tsync_begin_recording(void)
+{
+	recording = true;			/* before the flag is cleared: another cancel may come at any time */
+	QueryCancelPending = false;
+}
+
+static void
+handle_source_timeout(void)
+{
+	source_silent = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
+
+/* How long to wait for an answer of the source, in ms. */
+static int
+source_patience(void)
+{
+	return Min(tsync_statement_timeout, INT_MAX - SOURCE_GRACE_MS) + SOURCE_GRACE_MS;
+}
+
+/*
+ * Start (or stop) waiting for an answer of the source.  Its statement timeout
+ * does not help against a backend that is frozen there.
+ */
+void
+tsync_expect_source(bool waiting)
+{
+	tsync_source_asked |= waiting;
+	if (tsync_statement_timeout <= 0)
+		return;
+	if (waiting)
+		enable_timeout_after(source_timeout, source_patience());
+	else
+		disable_timeout(source_timeout, false);
+}
+
+/* Has the source said nothing for longer than it may? */
+bool
+tsync_source_is_silent(void)
+{
+	return source_silent;
+}
+
+/* A cancel that a silent source has caused is named by its cause. */
+void
+tsync_name_silence(ErrorData *edata)
+{
+	if (!source_silent || edata->sqlerrcode != ERRCODE_QUERY_CANCELED)
+		return;
+	edata->sqlerrcode = ERRCODE_CONNECTION_FAILURE;
+	edata->message = psprintf("the source did not answer within %d ms", source_patience());
+}
+
+/* Was it the source that cancelled a statement which took too long there? */
+bool
+tsync_source_timed_out(ErrorData *edata)
+{
+	return edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !cancel_requested && !source_silent;
+}
+
+/* Is this session one of ours, and not one that calls a user's function? */
+static bool session_is_ours = false;
+static bool session_is_read_only = false;
+
+/*
+ * Values must look the same here and at the source, whatever the settings; and
+ * code of the replica's owner, a trigger for instance, may have left settings
+ * behind in an earlier transaction.  Outside of a transaction.
+ */
+void
+tsync_pin_session(void)
+{
+	static const char *const settings[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"datestyle", "ISO, YMD"},
+		{"intervalstyle", "postgres"},
+		{"extra_float_digits", "3"},
+		{"bytea_output", "hex"},
+		{"xmloption", "content"},
+		{"lc_monetary", "C"},
+		{"array_nulls", "on"},
+		{"row_security", "on"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"statement_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"jit", "off"},
+	};
+	char		lock_timeout[32];
+
+	if (!session_is_ours)
+		return;
+	ResetAllOptions();
+	SetConfigOption("role", "none", PGC_USERSET, PGC_S_SESSION);
+	for (int i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	snprintf(lock_timeout, sizeof(lock_timeout), "%d", tsync_lock_timeout);
+	SetConfigOption("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_OVERRIDE);
+	if (session_is_read_only)
+		SetConfigOption("default_transaction_read_only", "on", PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* Make this the session of a worker. */
+void
+tsync_prepare_session(bool read_only)
+{
+	session_is_ours = true;
+	session_is_read_only = read_only;
+	tsync_pin_session();
+	source_timeout = RegisterTimeout(USER_TIMEOUT, handle_source_timeout);
+}

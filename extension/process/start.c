@@ -1,0 +1,128 @@
+/*-------------------------------------------------------------------------
+ *
+ * start.c
+ *	  Starting background workers, and whom they may connect as.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/htup_details.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/async.h"
+#include "commands/sequence.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "process/process.h"
+#include "query/query.h"
+#include "run/run.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
+#include "storage/procarray.h"
+#include "tcop/tcopprot.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/plancache.h"
+#include "utils/regproc.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+
+/*
+ * Start a process of ours, which begins with an exported function and finds
+ * "extra" in bgw_extra; NULL when the server has no slot for one.  Its end is
+ * told to this process where that is wanted.
+ */
+BackgroundWorkerHandle *
+tsync_start_process(const char *function, const char *type, const char *name,
+					const void *extra, Size size, Datum argument, bool notify)
+{
+	BackgroundWorker worker = {0};
+	BackgroundWorkerHandle *handle;
+
+	Assert(size <= BGW_EXTRALEN);
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_notify_pid = notify ? MyProcPid : 0;
+	worker.bgw_main_arg = argument;
+	strlcpy(worker.bgw_library_name, "tablesync", sizeof(worker.bgw_library_name));
+	strlcpy(worker.bgw_function_name, function, sizeof(worker.bgw_function_name));
+	strlcpy(worker.bgw_type, type, sizeof(worker.bgw_type));
+	strlcpy(worker.bgw_name, name, sizeof(worker.bgw_name));
+	memcpy(worker.bgw_extra, extra, size);
+	return RegisterDynamicBackgroundWorker(&worker, &handle) ? handle : NULL;
+}
+
+/* Start a worker for a run, or to help with one; NULL when the server has no slot for it. */
+BackgroundWorkerHandle *
+tsync_start_worker(TsyncStart *start, const char *label)
+{
+	return tsync_start_process("tsync_worker_main", "tablesync run",
+							   psprintf("tablesync run " INT64_FORMAT "%s for %s", start->run_id,
+										start->help != TSYNC_HELP_NONE ? " (helper)" : "", label),
+							   start, sizeof(TsyncStart), (Datum) 0, true);
+}
+
+/* No worker was to be had for a replica. */
+void
+tsync_refuse_no_worker(Oid relid)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+			 errmsg("no background worker is available for replica %s", tsync_relation_label(relid)),
+			 errhint("Increase max_worker_processes, or run fewer replicas at the same time.")));
+}
+
+/* The owner of a table if a worker may connect as her, else InvalidOid. */
+Oid
+tsync_owner_who_may_log_in(Oid relid)
+{
+	Oid			owner = tsync_owner_of(relid);
+	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
+	bool		allowed;
+
+	if (!HeapTupleIsValid(tuple))
+		return InvalidOid;
+	allowed = !TSYNC_NEEDS_LOGIN || ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+	ReleaseSysCache(tuple);
+	return allowed ? owner : InvalidOid;
+}
+
+/* The role that a worker for the replica must connect as; checks that we may ask for it. */
+Oid
+tsync_check_owner(Oid relid)
+{
+	Oid			owner;
+
+	tsync_check_acts_for_owner(relid);
+	owner = tsync_owner_who_may_log_in(relid);
+	if (!OidIsValid(owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+				 errmsg("owner \"%s\" of replica %s is not permitted to log in",
+						GetUserNameFromId(tsync_owner_of(relid), true), tsync_relation_label(relid)),
+				 errdetail("The background worker connects as the replica's owner."),
+				 errhint("Use ALTER ROLE .. LOGIN; the role needs no password.")));
+	return owner;
+}

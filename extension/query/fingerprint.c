@@ -1,0 +1,110 @@
+/*-------------------------------------------------------------------------
+ *
+ * fingerprint.c
+ *	  SQL text for the fingerprint of a row.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "catalog/pg_type.h"
+#include "query/query.h"
+
+/*
+ * The 64-bit number that stands for a row's key: the key itself if it is an
+ * integer, else a chain of hashes of which each seeds the next.
+ */
+char *
+tsync_key_number(TsyncReplica *rep, int version)
+{
+	char	   *number = "0";
+
+	if (rep->nkeys == 1 && tsync_is_integer(rep->keys[0]->type))
+		return psprintf("%s::pg_catalog.int8", rep->keys[0]->quoted);
+
+	for (int i = 0; i < rep->nkeys; i++)
+	{
+		StringInfoData buf;
+
+		initStringInfo(&buf);
+		tsync_append_hash(&buf, rep->keys[i], number, version);
+		number = buf.data;
+	}
+	return number;
+}
+
+/* Append the hash of a column; "null_value" stands for NULL. */
+void
+tsync_append_column_hash(StringInfo buf, TsyncColumn *column, const char *seed,
+						 const char *null_value, int version)
+{
+	if (column->nullable)
+		appendStringInfo(buf, "CASE WHEN %s IS NULL THEN %s ELSE ", column->quoted, null_value);
+	tsync_append_hash(buf, column, seed, version);
+	if (column->nullable)
+		appendStringInfoString(buf, " END");
+}
+
+/*
+ * Append the fingerprint of a row: the version column's hash seeded by the
+ * key, or one hash over the XOR of the key and of all other columns' hashes,
+ * each with a seed of its own.  That last hash ties the values of a row
+ * together: without it, rows that swap their values would leave the sum as
+ * it was.
+ */
+void
+tsync_append_fingerprint(StringInfo buf, TsyncReplica *rep, int version)
+{
+	char	   *key = tsync_key_number(rep, version);
+
+	if (!rep->row_fingerprint)
+	{
+		tsync_append_column_hash(buf, rep->version, key,
+								 psprintf("pg_catalog.hashint4extended(0, %s)", key), version);
+		return;
+	}
+	appendStringInfo(buf, "pg_catalog.hashint4extended(0, %s", key);
+	for (int i = 0; i < rep->ncolumns; i++)
+	{
+		if (tsync_is_key(rep, &rep->columns[i]) ||
+			(rep->opaque_apart && rep->columns[i].opaque))
+			continue;
+		appendStringInfoString(buf, " OPERATOR(pg_catalog.#) ");
+		tsync_append_column_hash(buf, &rep->columns[i], psprintf("%d", i + 1), "0", version);
+	}
+	appendStringInfoChar(buf, ')');
+}
+
+/*
+ * Text that changes whenever digests would: what a fingerprint covers, and
+ * how.  Not run.
+ */
+char *
+tsync_sql_memory_key(TsyncReplica *rep, int version)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	tsync_append_fingerprint(&buf, rep, version);
+	appendStringInfoString(&buf, " of ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	for (int i = 0; rep->row_fingerprint && i < rep->ncolumns; i++)
+		appendStringInfo(&buf, ", %s %u", rep->columns[i].quoted, rep->columns[i].type);
+	if (tsync_hint(rep) == TSYNC_HINT_MOMENT)
+		appendStringInfoString(&buf, " with moments");
+	return buf.data;
+}
+
+/*
+ * What shows the changed rows of a bitmap: the version column, or, where every
+ * column counts and there is none, the moment.  A row that changes its
+ * fingerprint by d changes the sum by d and the moment by d << bit, which tells
+ * the bit, and costs a second fingerprint.
+ */
+TsyncHint
+tsync_hint(TsyncReplica *rep)
+{
+	if (rep->version != NULL)
+		return rep->watermark != NULL ? TSYNC_HINT_RECENT : TSYNC_HINT_NONE;
+	return TSYNC_HINT_MOMENT;
+}

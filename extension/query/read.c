@@ -1,0 +1,250 @@
+/*-------------------------------------------------------------------------
+ *
+ * read.c
+ *	  SQL text that reads rows and keys of source and replica.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "catalog/pg_type.h"
+#include "query/query.h"
+#include "utils/builtins.h"
+
+/*
+ * The watermark after the rows of some row sets have been applied: below the
+ * newest version among them, by as much as transactions usually take.
+ */
+char *
+tsync_sql_watermark(TsyncReplica *rep, const char *rows, const char *more)
+{
+	const char *column = rep->version->quoted;
+	bool		timestamp = rep->version->type == TIMESTAMPOID || rep->version->type == TIMESTAMPTZOID;
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "SELECT (pg_catalog.max(v)%s)::pg_catalog.text FROM (SELECT %s AS v FROM %s",
+					 timestamp ? " OPERATOR(pg_catalog.-) '1 minute'::pg_catalog.interval" : "", column, rows);
+	if (more)
+		appendStringInfo(&buf, " UNION ALL SELECT %s FROM %s", column, more);
+	appendStringInfo(&buf, ") u%s", timestamp ? " WHERE pg_catalog.isfinite(v) AND v OPERATOR(pg_catalog.>) '0001-01-01'" : "");
+	return buf.data;
+}
+
+/* Whole source rows of a range. */
+char *
+tsync_sql_range(TsyncReplica *rep, TsyncChunk *range)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_columns(&buf, rep, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
+	tsync_append_range(&buf, rep, range, false);
+	return buf.data;
+}
+
+/* Only the keys of the source rows of a range. */
+char *
+tsync_sql_keys_of_range(TsyncReplica *rep, TsyncChunk *range)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
+	tsync_append_range(&buf, rep, range, false);
+	return buf.data;
+}
+
+/*
+ * One value whose text has twice as many bytes as it has elements, made at the
+ * source of no row; were it a constant, it would be made here.
+ */
+char *
+tsync_sql_large_value(TsyncReplica *rep, char **bound, int elements)
+{
+	TsyncChunk	nothing = {.lower = bound,.upper = bound};
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "SELECT pg_catalog.array_fill(0, ARRAY[(%d OPERATOR(pg_catalog.+) pg_catalog.count(*))::pg_catalog.int4])"
+					 " FROM %s WHERE ", elements, rep->source_sql);
+	tsync_append_range(&buf, rep, &nothing, false);
+	return buf.data;
+}
+
+/* Whole source rows by key. */
+char *
+tsync_sql_fetch(TsyncReplica *rep, List *keys)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_columns(&buf, rep, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
+	tsync_append_key_list(&buf, rep, keys);
+	return buf.data;
+}
+
+/*
+ * Append a query for the bytes that rows of the source take, without its
+ * WHERE; false when no column can tell its size.
+ */
+static bool
+append_bytes(StringInfo buf, TsyncReplica *rep)
+{
+	bool		known = false;
+
+	appendStringInfoString(buf, "SELECT pg_catalog.count(*), pg_catalog.sum(0::pg_catalog.int8");
+	for (int i = 0; i < rep->ncolumns; i++)
+	{
+		StringInfoData size;
+
+		initStringInfo(&size);
+		if (!tsync_append_size(&size, &rep->columns[i]))
+			continue;
+		known = true;
+		appendStringInfo(buf, " OPERATOR(pg_catalog.+) CASE WHEN %s IS NULL THEN 0 ELSE %s END",
+						 rep->columns[i].quoted, size.data);
+	}
+	appendStringInfo(buf, ") FROM %s WHERE ", rep->source_sql);
+	return known;
+}
+
+/* (rows, bytes) of source rows by key; NULL when nobody can tell. */
+char *
+tsync_sql_bytes_of_keys(TsyncReplica *rep, List *keys)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	if (!append_bytes(&buf, rep))
+		return NULL;
+	tsync_append_key_list(&buf, rep, keys);
+	return buf.data;
+}
+
+/* (rows, bytes) of the source rows after a key (NULL: all) up to another. */
+char *
+tsync_sql_bytes_of_page(TsyncReplica *rep, char **after, char **last)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	if (!append_bytes(&buf, rep))
+		return NULL;
+	if (after)
+	{
+		tsync_append_bound(&buf, rep, 0, rep->nkeys, after, ">", ">=", ">");
+		appendStringInfoString(&buf, " AND ");
+	}
+	tsync_append_bound(&buf, rep, 0, rep->nkeys, last, "<", "<=", "<=");
+	return buf.data;
+}
+
+/* (rows, bytes) of the source rows of a range; NULL when nobody can tell. */
+char *
+tsync_sql_bytes_of_range(TsyncReplica *rep, TsyncChunk *range)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	if (!append_bytes(&buf, rep))
+		return NULL;
+	tsync_append_range(&buf, rep, range, false);
+	return buf.data;
+}
+
+/* The source's key so many rows above the lower bound of a range. */
+char *
+tsync_sql_middle(TsyncReplica *rep, TsyncChunk *range, int64 rows)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
+	tsync_append_range(&buf, rep, range, false);
+	appendStringInfoString(&buf, " ORDER BY ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	appendStringInfo(&buf, " LIMIT 1 OFFSET " INT64_FORMAT, rows);
+	return buf.data;
+}
+
+/* Those of a list of keys that the source has. */
+char *
+tsync_sql_find_keys(TsyncReplica *rep, List *keys)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
+	tsync_append_key_list(&buf, rep, keys);
+	return buf.data;
+}
+
+/*
+ * The next rows of the source after a key, or only their keys, in the source's
+ * key order.  The first "prefix" columns are pinned to those of the key, so
+ * that a page of a composite key is a plain index range: the caller goes from
+ * the longest prefix to none.
+ */
+char *
+tsync_sql_page(TsyncReplica *rep, char **after, int prefix, bool keys_only, int64 limit)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	if (keys_only)
+		tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	else
+		tsync_append_columns(&buf, rep, "");
+	appendStringInfo(&buf, " FROM %s", rep->source_sql);
+	for (int i = 0; after && i <= prefix; i++)
+	{
+		appendStringInfoString(&buf, i == 0 ? " WHERE " : " AND ");
+		tsync_append_comparison(&buf, rep->keys[i], i < prefix ? "=" : ">", after[i]);
+	}
+	appendStringInfoString(&buf, " ORDER BY ");
+	tsync_append_keys(&buf, rep, prefix, rep->nkeys, "");
+	appendStringInfo(&buf, " LIMIT " INT64_FORMAT, limit);
+	return buf.data;
+}
+
+/* The key so many of a side's rows above the lower bound of a chunk. */
+char *
+tsync_sql_boundary(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int64 rows)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_keys(&buf, rep, 0, rep->nrange, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", tsync_relation_sql(rep, side));
+	tsync_append_range(&buf, rep, chunk, true);
+	appendStringInfoString(&buf, " ORDER BY ");
+	tsync_append_keys(&buf, rep, 0, rep->nrange, "");
+	appendStringInfo(&buf, " OFFSET " INT64_FORMAT " LIMIT 1", rows);
+	return buf.data;
+}
+
+/* Smallest and largest of the replica's integer keys in a chunk. */
+char *
+tsync_sql_key_span(TsyncReplica *rep, TsyncChunk *chunk)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "SELECT pg_catalog.min(%s)::pg_catalog.int8, pg_catalog.max(%s)::pg_catalog.int8 FROM %s WHERE ",
+					 rep->keys[0]->quoted, rep->keys[0]->quoted, rep->replica_sql);
+	tsync_append_range(&buf, rep, chunk, false);
+	return buf.data;
+}

@@ -1,0 +1,209 @@
+/*-------------------------------------------------------------------------
+ *
+ * text.c
+ *	  Pieces of SQL text that all statements are made of.
+ *
+ * Every function of query/ returns or appends text in the current memory context
+ * and runs nothing.  Identifiers arrive quoted (TsyncColumn.quoted, *_sql); key
+ * values are typed literals, because postgres_fdw ships a LIMIT and a comparison
+ * for certain only with constants.  Text meant for the source uses only what
+ * postgres_fdw ships: no row comparison, no COALESCE, no cast through I/O.
+ * tsync_select() refuses a plan that did not ship.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "catalog/pg_type.h"
+#include "common/pg_prng.h"
+#include "execute/execute.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "query/query.h"
+#include "storage/lock.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+/* schema.table, quoted; something readable too if it has been dropped. */
+char *
+tsync_relation_label(Oid relid)
+{
+	char	   *name = get_rel_name(relid);
+	char	   *schema = name ? get_namespace_name(get_rel_namespace(relid)) : NULL;
+
+	if (schema == NULL)
+		return psprintf("with OID %u", relid);
+	return quote_qualified_identifier(schema, name);
+}
+
+const char *
+tsync_relation_sql(TsyncReplica *rep, TsyncSide side)
+{
+	return side == TSYNC_SOURCE ? rep->source_sql : rep->replica_sql;
+}
+
+/* Append the columns, separated by commas, each with a prefix such as "s.". */
+void
+tsync_append_columns(StringInfo buf, TsyncReplica *rep, const char *prefix)
+{
+	for (int i = 0; i < rep->ncolumns; i++)
+		appendStringInfo(buf, "%s%s%s", i > 0 ? ", " : "", prefix, rep->columns[i].quoted);
+}
+
+void
+tsync_append_keys(StringInfo buf, TsyncReplica *rep, int first, int last, const char *prefix)
+{
+	for (int i = first; i < last; i++)
+		appendStringInfo(buf, "%s%s%s", i > first ? ", " : "", prefix, rep->keys[i]->quoted);
+}
+
+/* A type's name for a cast that changes nothing: character(n) is bpchar. */
+const char *
+tsync_type_sql(Oid type)
+{
+	return format_type_extended(type, -1, FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
+}
+
+void
+tsync_append_literal(StringInfo buf, const char *value, Oid type)
+{
+	appendStringInfo(buf, "%s::%s", quote_literal_cstr(value), tsync_type_sql(type));
+}
+
+/* Append "column operator value". */
+void
+tsync_append_comparison(StringInfo buf, TsyncColumn *column, const char *operator, const char *value)
+{
+	appendStringInfo(buf, "%s OPERATOR(pg_catalog.%s) ", column->quoted, operator);
+	tsync_append_literal(buf, value, column->type);
+}
+
+/* Append "a.k1 = b.k1 AND a.k2 = b.k2 .." */
+void
+tsync_append_keys_equal(StringInfo buf, TsyncReplica *rep, const char *a, const char *b)
+{
+	for (int i = 0; i < rep->nkeys; i++)
+		appendStringInfo(buf, "%s%s%s OPERATOR(pg_catalog.=) %s%s", i > 0 ? " AND " : "",
+						 a, rep->keys[i]->quoted, b, rep->keys[i]->quoted);
+}
+
+/*
+ * Append a lexicographic comparison of the key columns from "first" to before
+ * "end" with a bound.  The outer, looser comparison repeats what an index can
+ * use.
+ */
+void
+tsync_append_bound(StringInfo buf, TsyncReplica *rep, int first, int end, char **bound,
+			 const char *strict, const char *loose, const char *last)
+{
+	if (first == end - 1)
+	{
+		tsync_append_comparison(buf, rep->keys[first], last, bound[first]);
+		return;
+	}
+	tsync_append_comparison(buf, rep->keys[first], loose, bound[first]);
+	appendStringInfoString(buf, " AND (");
+	tsync_append_comparison(buf, rep->keys[first], strict, bound[first]);
+	appendStringInfoString(buf, " OR (");
+	tsync_append_bound(buf, rep, first + 1, end, bound, strict, loose, last);
+	appendStringInfoString(buf, "))");
+}
+
+/* Append the condition that a row belongs to a chunk, or to a range of blocks. */
+void
+tsync_append_range(StringInfo buf, TsyncReplica *rep, TsyncChunk *chunk, bool above_lower)
+{
+	int			first = 0;
+
+	if (chunk->blocks)
+	{
+		appendStringInfo(buf, "ctid OPERATOR(pg_catalog.>=) '(" INT64_FORMAT ",0)'::pg_catalog.tid",
+						 chunk->first_block);
+		if (chunk->end_block >= 0)
+			appendStringInfo(buf, " AND ctid OPERATOR(pg_catalog.<) '(" INT64_FORMAT ",0)'::pg_catalog.tid",
+							 chunk->end_block);
+		return;
+	}
+	if (chunk->lower && chunk->upper)
+		for (; first < rep->nrange - 1 &&
+			 strcmp(chunk->lower[first], chunk->upper[first]) == 0; first++)
+		{
+			tsync_append_comparison(buf, rep->keys[first], "=", chunk->lower[first]);
+			appendStringInfoString(buf, " AND ");
+		}
+	if (chunk->lower)
+		tsync_append_bound(buf, rep, first, rep->nrange, chunk->lower, ">", ">=", above_lower ? ">" : ">=");
+	if (chunk->lower && chunk->upper)
+		appendStringInfoString(buf, " AND ");
+	if (chunk->upper)
+		tsync_append_bound(buf, rep, first, rep->nrange, chunk->upper, "<", "<=", "<");
+	if (!chunk->lower && !chunk->upper)
+		appendStringInfoString(buf, "true");
+}
+
+/* Append the condition that a single-column key is one of a list of keys. */
+static void
+append_key_array(StringInfo buf, TsyncReplica *rep, List *keys)
+{
+	StringInfoData array;
+	ListCell   *lc;
+
+	initStringInfo(&array);
+	foreach(lc, keys)
+	{
+		appendStringInfoString(&array, lc == list_head(keys) ? "{\"" : ",\"");
+		for (const char *p = ((char **) lfirst(lc))[0]; *p; p++)
+		{
+			if (*p == '"' || *p == '\\')
+				appendStringInfoChar(&array, '\\');
+			appendStringInfoChar(&array, *p);
+		}
+		appendStringInfoChar(&array, '"');
+	}
+	appendStringInfoChar(&array, '}');
+	appendStringInfo(buf, "%s OPERATOR(pg_catalog.=) ANY (%s::%s[])", rep->keys[0]->quoted,
+					 quote_literal_cstr(array.data), tsync_type_sql(rep->keys[0]->type));
+}
+
+/* Append the condition that a row's key is one of a list of keys. */
+void
+tsync_append_key_list(StringInfo buf, TsyncReplica *rep, List *keys)
+{
+	ListCell   *lc;
+
+	if (rep->nkeys == 1)
+	{
+		append_key_array(buf, rep, keys);
+		return;
+	}
+	foreach(lc, keys)
+	{
+		char	  **key = lfirst(lc);
+
+		appendStringInfoString(buf, lc == list_head(keys) ? "(" : ") OR (");
+		for (int i = 0; i < rep->nkeys; i++)
+		{
+			if (i > 0)
+				appendStringInfoString(buf, " AND ");
+			tsync_append_comparison(buf, rep->keys[i], "=", key[i]);
+		}
+	}
+	appendStringInfoChar(buf, ')');
+}
+
+/* A prefix that no column's name begins with. */
+const char *
+tsync_unused_prefix(TsyncReplica *rep)
+{
+	const char *prefix = "new";
+
+	for (int i = 0; i < rep->ncolumns; i++)
+		if (strncmp(rep->columns[i].name, prefix, strlen(prefix)) == 0)
+		{
+			prefix = psprintf("%s_", prefix);
+			i = -1;				/* look at all of them again */
+		}
+	return prefix;
+}

@@ -1,0 +1,93 @@
+/*-------------------------------------------------------------------------
+ *
+ * write.c
+ *	  SQL text that changes the replica.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "catalog/pg_type.h"
+#include "query/query.h"
+#include "utils/builtins.h"
+
+/*
+ * Statements that change the replica return (rows, sum of fingerprints): of
+ * the rows as they are stored, or were before they were deleted.
+ */
+static void
+begin_counted(StringInfo buf)
+{
+	initStringInfo(buf);
+	appendStringInfoString(buf, "WITH changed (fingerprint) AS (");
+}
+
+static void
+end_counted(StringInfo buf, TsyncReplica *rep, int version)
+{
+	appendStringInfoString(buf, " RETURNING ");
+	if (version == TSYNC_UNCOUNTED)
+		appendStringInfoString(buf, "0::pg_catalog.int8");
+	else
+		tsync_append_fingerprint(buf, rep, version);
+	appendStringInfoString(buf, ") SELECT pg_catalog.count(*), pg_catalog.sum(fingerprint) FROM changed");
+}
+
+char *
+tsync_sql_insert(TsyncReplica *rep, const char *from, int version)
+{
+	StringInfoData buf;
+
+	begin_counted(&buf);
+	appendStringInfo(&buf, "INSERT INTO %s (", rep->replica_sql);
+	tsync_append_columns(&buf, rep, "");
+	appendStringInfoString(&buf, ") OVERRIDING SYSTEM VALUE SELECT ");
+	tsync_append_columns(&buf, rep, "");
+	appendStringInfo(&buf, " FROM %s", from);
+	end_counted(&buf, rep, version);
+	return buf.data;
+}
+
+/* The rows to come have other column names, for RETURNING means the replica's. */
+char *
+tsync_sql_update(TsyncReplica *rep, const char *from, int version)
+{
+	const char *prefix = tsync_unused_prefix(rep);
+	StringInfoData buf;
+
+	begin_counted(&buf);
+	appendStringInfo(&buf, "UPDATE %s r SET (", rep->replica_sql);
+	tsync_append_columns(&buf, rep, "");
+	appendStringInfoString(&buf, ") = ROW(");
+	for (int i = 0; i < rep->ncolumns; i++)
+		appendStringInfo(&buf, "%s%s%d", i > 0 ? ", " : "", prefix, i + 1);
+	appendStringInfo(&buf, ") FROM %s s (", from);
+	for (int i = 0; i < rep->ncolumns; i++)
+		appendStringInfo(&buf, "%s%s%d", i > 0 ? ", " : "", prefix, i + 1);
+	appendStringInfoString(&buf, ") WHERE ");
+	for (int i = 0; i < rep->nkeys; i++)
+		appendStringInfo(&buf, "%sr.%s OPERATOR(pg_catalog.=) s.%s%d", i > 0 ? " AND " : "",
+						 rep->keys[i]->quoted, prefix, (int) (rep->keys[i] - rep->columns) + 1);
+	end_counted(&buf, rep, version);
+	return buf.data;
+}
+
+/* Delete by key, but not the keys in "except". */
+char *
+tsync_sql_delete(TsyncReplica *rep, const char *keys, const char *except, int version)
+{
+	StringInfoData buf;
+
+	begin_counted(&buf);
+	appendStringInfo(&buf, "DELETE FROM %s r WHERE EXISTS (SELECT FROM %s d WHERE ", rep->replica_sql, keys);
+	tsync_append_keys_equal(&buf, rep, "r.", "d.");
+	appendStringInfoChar(&buf, ')');
+	if (except)
+	{
+		appendStringInfo(&buf, " AND NOT EXISTS (SELECT FROM %s e WHERE ", except);
+		tsync_append_keys_equal(&buf, rep, "e.", "r.");
+		appendStringInfoChar(&buf, ')');
+	}
+	end_counted(&buf, rep, version);
+	return buf.data;
+}

@@ -1,0 +1,45 @@
+/*-------------------------------------------------------------------------
+ *
+ * confirm.c
+ *	  CONFIRM: absence is not deletion until it was seen twice.
+ *
+ * What SCAN did not find may have been there all the same: a snapshot that is
+ * older than a rewrite of the source's table sees none of its rows.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "execute/execute.h"
+#include "process/process.h"
+#include "query/query.h"
+#include "run/run.h"
+#include "scan/scan.h"
+
+/* Note which of some keys to be deleted the source still has. */
+static void
+find_again(TsyncRun *run, List *keys, void *arg)
+{
+	tsync_select_at_most(run, TSYNC_SOURCE, tsync_sql_find_keys(run->replica, keys),
+						 &run->stage->reappeared, list_length(keys));
+	tsync_progress_step(0, list_length(keys));
+}
+
+/*
+ * Look up the keys to be deleted again, in a new remote transaction, and note
+ * those that are still there.
+ */
+void
+tsync_confirm(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+
+	if (run->stage->deleted.count == 0)
+		return;
+	tsync_progress_phase(TSYNC_PHASE_CONFIRM, 0, run->stage->deleted.count);
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	tsync_for_keys(run, &run->stage->deleted, find_again, NULL);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+}

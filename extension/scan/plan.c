@@ -1,0 +1,324 @@
+/*-------------------------------------------------------------------------
+ *
+ * plan.c
+ *	  Cutting a key range into chunks of about the same number of rows.
+ *
+ * The boundaries come from the load, or from the replica, which has the
+ * source's keys and is ours to read.  They are remembered from run to run with
+ * what each chunk holds; a chunk that has grown, or for which the source takes
+ * too long, is split, small neighbours are merged.  Keys that the two sides
+ * may sort differently (text) can't bound a chunk: a replica with no other key
+ * column is one chunk.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/xact.h"
+#include "catalog/tables.h"
+#include "execute/execute.h"
+#include "executor/spi.h"
+#include "memory/memory.h"
+#include "process/process.h"
+#include "query/query.h"
+#include "run/run.h"
+#include "scan/scan.h"
+#include "source/source.h"
+
+/* A chunk of fewer rows is not worth a statement. */
+#define MIN_CHUNK_ROWS 100
+
+/* Nor is a chunk cut into more pieces than this, whatever keys the source has. */
+#define MAX_PIECES 10000
+
+/* A chunk that tablesync.chunk does not have yet. */
+static TsyncChunk *
+make_chunk(char **lower, char **upper, int64 rows, bool differed)
+{
+	TsyncChunk *chunk = palloc0(sizeof(TsyncChunk));
+
+	chunk->lower = lower;
+	chunk->upper = upper;
+	chunk->expected_rows = rows;
+	chunk->differed = differed;
+	chunk->planned = true;
+	return chunk;
+}
+
+/* The replica as one chunk, where nothing is remembered. */
+static TsyncChunk *
+whole_replica(TsyncRun *run)
+{
+	char	   *sql = psprintf("SELECT pg_catalog.count(*), NULL::pg_catalog.text FROM %s",
+							   run->replica->replica_sql);
+	TsyncDigest digest = tsync_select_digest(run, TSYNC_REPLICA, sql);
+
+	return make_chunk(NULL, NULL, digest.rows, false);
+}
+
+/* Integer bounds begin a bitmap, if that leaves the chunk any keys. */
+static void
+align_boundary(TsyncRun *run, TsyncChunk *chunk, char **boundary)
+{
+	int64		key;
+
+	if (run->replica->nkeys != 1 || !tsync_is_integer(run->replica->keys[0]->type))
+		return;
+	key = strtoll(boundary[0], NULL, 10) & ~INT64CONST(63);
+	if (chunk->lower == NULL || key > strtoll(chunk->lower[0], NULL, 10))
+		boundary[0] = psprintf(INT64_FORMAT, key);
+}
+
+/* The first key above so many rows of a chunk, or NULL. */
+static char **
+find_boundary(TsyncRun *run, TsyncSide side, TsyncChunk *chunk, int64 rows)
+{
+	int			nrange = run->replica->nrange;
+	char	  **boundary = NULL;
+
+	if (tsync_select(run, side,
+					 tsync_sql_boundary(run->replica, side, chunk, rows), NULL) == 1)
+	{
+		boundary = palloc(nrange * sizeof(char *));
+		for (int i = 0; i < nrange; i++)
+		{
+			boundary[i] = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, i + 1);
+			if (boundary[i] == NULL)
+				elog(ERROR, "key column %s of %s is NULL",
+					 run->replica->keys[i]->quoted, run->replica->label);
+		}
+		align_boundary(run, chunk, boundary);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return boundary;
+}
+
+/* A piece of another chunk. */
+static TsyncChunk *
+make_piece(TsyncChunk *whole, char **lower, char **upper, int64 rows)
+{
+	TsyncChunk *piece = make_chunk(lower, upper, rows, whole->differed);
+
+	piece->number = whole->number;
+	piece->verified_at = whole->verified_at;
+	piece->verifying = whole->verifying;
+	piece->by_row = whole->by_row;
+	piece->touched = whole->touched;
+	return piece;
+}
+
+/* Append a chunk to a list, in pieces of about "target" rows if it has grown. */
+static List *
+append_split(TsyncRun *run, List *chunks, TsyncChunk *chunk, int64 target)
+{
+	while (run->replica->nrange > 0 && chunk->expected_rows > target * 2)
+	{
+		char	  **boundary = find_boundary(run, TSYNC_REPLICA, chunk, target);
+
+		if (boundary == NULL)
+			break;
+		chunks = lappend(chunks, make_piece(chunk, chunk->lower, boundary, target));
+		chunk = make_piece(chunk, boundary, chunk->upper, chunk->expected_rows - target);
+	}
+	return lappend(chunks, chunk);
+}
+
+/* Let a chunk take in the next one. */
+static void
+merge(TsyncChunk *chunk, TsyncChunk *next)
+{
+	chunk->upper = next->upper;
+	chunk->expected_rows += next->expected_rows;
+	chunk->differed |= next->differed;
+	chunk->known &= next->known;
+	chunk->stale = false;
+	chunk->replica.rows += next->replica.rows;
+	chunk->replica.sum += next->replica.sum;
+	chunk->has_buckets = chunk->has_bitmaps = false;
+	chunk->verified_at = Min(chunk->verified_at, next->verified_at);
+	chunk->planned = true;
+}
+
+static List *
+merge_small(List *chunks, int64 target)
+{
+	List	   *merged = NIL;
+	ListCell   *lc;
+
+	foreach(lc, chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+		TsyncChunk *previous = merged ? llast(merged) : NULL;
+
+		if (previous && previous->expected_rows + chunk->expected_rows <= target)
+			merge(previous, chunk);
+		else
+			merged = lappend(merged, chunk);
+	}
+	return merged;
+}
+
+static bool
+is_new_plan(List *chunks, int remembered)
+{
+	ListCell   *lc;
+
+	foreach(lc, chunks)
+		if (((TsyncChunk *) lfirst(lc))->planned)
+			return true;
+	return list_length(chunks) != remembered;
+}
+
+/* Plan the chunks of a run, in a transaction of the caller. */
+void
+tsync_plan_chunks(TsyncRun *run)
+{
+	int64		target = tsync_chunk_target(run->replica);
+	List	   *remembered = tsync_read_chunks(run->replica);
+	int			nremembered = list_length(remembered);
+	ListCell   *lc;
+
+	run->chunks = NIL;
+	if (remembered == NIL)
+		remembered = list_make1(whole_replica(run));
+	foreach(lc, merge_small(remembered, target))
+		run->chunks = append_split(run, run->chunks, lfirst(lc), target);
+	if (is_new_plan(run->chunks, nremembered))
+		tsync_write_plan(run->replica, run->chunks);
+}
+
+/* Put pieces in the place of a chunk, and learn what the replica holds in each. */
+static void
+replace_chunk(TsyncRun *run, int position, List *pieces)
+{
+	MemoryContext caller = CurrentMemoryContext;
+
+	if (list_length(pieces) < 2)
+		return;
+	run->chunks = list_concat(list_concat(list_copy_head(run->chunks, position), pieces),
+							  list_copy_tail(run->chunks, position + 1));
+	tsync_begin();
+	MemoryContextSwitchTo(caller);
+	if (!run->verify)
+		tsync_write_plan(run->replica, run->chunks);
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+	tsync_know_replica(run);
+}
+
+/* Replace a chunk by pieces of about so many rows of the replica. */
+static void
+split_chunk(TsyncRun *run, int position, int64 target)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *pieces;
+
+	tsync_begin();
+	MemoryContextSwitchTo(caller);
+	pieces = append_split(run, NIL, list_nth(run->chunks, position), target);
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+	replace_chunk(run, position, pieces);
+}
+
+/* Is a key the bound of a chunk?  Then it cuts nothing off. */
+static bool
+is_bound(TsyncReplica *replica, char **key, char **bound)
+{
+	for (int i = 0; bound && i < replica->nrange; i++)
+		if (strcmp(key[i], bound[i]) != 0)
+			return false;
+	return bound != NULL;
+}
+
+/*
+ * Replace a chunk by pieces of so many rows of the source, which may have got
+ * many more than the replica has.  That takes a look at its index; nothing is
+ * done if that takes too long, too.
+ */
+static void
+split_chunk_by_source(TsyncRun *run, int position, int64 target)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	TsyncChunk *volatile chunk = list_nth(run->chunks, position);
+	List	   *volatile pieces = NIL;
+
+	PG_TRY();
+	{
+		char	  **boundary;
+
+		do
+		{
+			tsync_begin();
+			MemoryContextSwitchTo(caller);
+			boundary = find_boundary(run, TSYNC_SOURCE, chunk, target);
+			tsync_commit();
+			MemoryContextSwitchTo(caller);
+			if (boundary == NULL || is_bound(run->replica, boundary, chunk->lower))
+				break;
+			pieces = lappend(pieces, make_piece(chunk, chunk->lower, boundary, 0));
+			chunk = make_piece(chunk, boundary, chunk->upper, 0);
+		} while (list_length(pieces) < MAX_PIECES);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(caller);
+		edata = CopyErrorData();
+		if (!tsync_source_timed_out(edata))
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	replace_chunk(run, position, lappend(pieces, chunk));
+}
+
+/* The chunk at a position, cut so that the source can answer in time now. */
+TsyncChunk *
+tsync_fit_chunk(TsyncRun *run, int position)
+{
+	int64		target = tsync_current_target(run);
+	TsyncChunk *chunk = list_nth(run->chunks, position);
+
+	if (run->replica->nrange > 0 && chunk->expected_rows > target * 2)
+		split_chunk(run, position, target);
+	return list_nth(run->chunks, position);
+}
+
+/*
+ * Cut a chunk for which the source took too long.
+ * It may be large at the source only: new rows mostly come at an open end, or
+ * where we have none to cut at.  Where it can't be cut, it stays as it
+ * is, or is an error if it must not.
+ */
+void
+tsync_halve_chunk(TsyncRun *run, int position, bool must)
+{
+	TsyncChunk *chunk = list_nth(run->chunks, position);
+	int			before = list_length(run->chunks);
+	bool		divisible = chunk->expected_rows >= MIN_CHUNK_ROWS * 2;
+	int64		target = divisible ? (chunk->expected_rows - 1) / 2 : tsync_current_target(run);
+
+	if (run->replica->nrange > 0 && chunk->upper == NULL)
+		split_chunk_by_source(run, position, target);
+	if (divisible && list_length(run->chunks) == before)
+		split_chunk(run, position, target);
+	for (; run->replica->nrange > 0 && list_length(run->chunks) == before && target >= MIN_CHUNK_ROWS; target /= 4)
+		split_chunk_by_source(run, position, target);
+	if (list_length(run->chunks) > before)
+	{
+		tsync_source_is_slow(run, target);
+		return;
+	}
+	chunk->indivisible = true;
+	if (must)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("the source of %s can't answer for " INT64_FORMAT " rows within %d ms",
+						run->replica->label, chunk->expected_rows, tsync_chunk_timeout(run->replica)),
+				 errdetail("The chunk can't be made smaller."),
+				 errhint("Increase tablesync.chunk_time, or run when the source is less busy.")));
+}

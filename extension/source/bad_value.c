@@ -1,0 +1,433 @@
+/*-------------------------------------------------------------------------
+ *
+ * bad_value.c
+ *	  Which row of the source, and which of its columns, can not be read?
+ *
+ * A value may be at the source that can't travel: its text is no value here, or is
+ * larger than a message may be.  The error names neither row nor, where the source
+ * reports it, column.  So what was being read when it came is kept, and read again
+ * in halves until one row is left, and of that one column after the other.  That
+ * takes about 30 small statements, of a run that has failed.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/xact.h"
+#include "execute/execute.h"
+#include "executor/spi.h"
+#include "mb/pg_wchar.h"
+#include "process/process.h"
+#include "query/query.h"
+#include "run/run.h"
+#include "source/source.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+/* Do not trouble the source for longer. */
+#define SEARCH_MS 30000
+
+/* Keys that one statement of a search lists. */
+#define SEARCH_KEYS 5000
+#define SEARCH_COMPOSITE_KEYS 200
+
+typedef enum Outcome
+{
+	READABLE,
+	UNREADABLE,
+	TOO_LARGE					/* to be tried at once */
+} Outcome;
+
+typedef struct Search
+{
+	TsyncRun   *run;
+	TimestampTz until;
+} Search;
+
+/* What a statement of a search reads: rows by key, or the keys of a range or of a page. */
+typedef struct Probe
+{
+	TsyncReplica *replica;
+	List	   *keys;
+	TsyncChunk *range;
+	char	  **after;
+	int64		limit;
+	TsyncRowSet *into;			/* for keys */
+} Probe;
+
+/* Is an error of this kind about a value? */
+static bool
+is_about_value(int sqlerrcode)
+{
+	return ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_DATA_EXCEPTION ||
+		ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_PROGRAM_LIMIT_EXCEEDED ||
+		sqlerrcode == ERRCODE_OUT_OF_MEMORY || sqlerrcode == ERRCODE_INTERNAL_ERROR;
+}
+
+static char **
+copy_bound(char **bound, int n)
+{
+	char	  **copy = bound ? palloc(n * sizeof(char *)) : NULL;
+
+	for (int i = 0; bound && i < n; i++)
+		copy[i] = pstrdup(bound[i]);
+	return copy;
+}
+
+void
+tsync_forget_reading(TsyncRun *run)
+{
+	if (run->reading != NULL)
+		MemoryContextDelete(GetMemoryChunkContext(run->reading));
+	run->reading = NULL;
+}
+
+/* Keep, beyond the transaction that the error ends, what was being read. */
+static void
+keep_reading(void *arg)
+{
+	TsyncReading *reading = arg;
+	TsyncReplica *replica = reading->run->replica;
+	MemoryContext caller = CurrentMemoryContext;
+	TsyncReading *kept;
+	ListCell   *lc;
+
+	if (!is_about_value(geterrcode()))
+		return;
+	tsync_forget_reading(reading->run);
+	MemoryContextSwitchTo(AllocSetContextCreate(GetMemoryChunkContext(reading->run), "tablesync reading",
+												ALLOCSET_DEFAULT_SIZES));
+	kept = palloc0(sizeof(TsyncReading));
+	kept->limit = reading->limit;
+	kept->after = copy_bound(reading->after, replica->nkeys);
+	foreach(lc, reading->keys)
+		kept->keys = lappend(kept->keys, copy_bound(lfirst(lc), replica->nkeys));
+	if (reading->range)
+	{
+		kept->range = palloc(sizeof(TsyncChunk));
+		*kept->range = *reading->range;
+		kept->range->lower = copy_bound(reading->range->lower, replica->nrange);
+		kept->range->upper = copy_bound(reading->range->upper, replica->nrange);
+	}
+	reading->run->reading = kept;
+	MemoryContextSwitchTo(caller);
+}
+
+/* From here to tsync_end_reading() rows are read as "reading" says; the caller's variable. */
+void
+tsync_start_reading(TsyncReading *reading, TsyncRun *run)
+{
+	reading->run = run;
+	reading->callback.callback = keep_reading;
+	reading->callback.arg = reading;
+	reading->callback.previous = error_context_stack;
+	error_context_stack = &reading->callback;
+}
+
+void
+tsync_end_reading(TsyncReading *reading)
+{
+	error_context_stack = reading->callback.previous;
+}
+
+static void
+ignore_row(TupleTableSlot *slot, void *arg)
+{
+}
+
+/* Read what a probe says, in a transaction of the caller. */
+static Outcome
+read_probe(Search *search, Probe *probe)
+{
+	char	   *sql;
+
+	if (probe->range != NULL)
+	{
+		tsync_select_into(search->run, TSYNC_SOURCE, tsync_sql_keys_of_range(probe->replica, probe->range), probe->into);
+		return READABLE;
+	}
+	if (probe->keys == NIL)
+	{
+		for (int prefix = probe->after ? probe->replica->nkeys - 1 : 0; prefix >= 0 && probe->into->count < probe->limit; prefix--)
+			tsync_select_into(search->run, TSYNC_SOURCE,
+							  tsync_sql_page(probe->replica, probe->after, prefix, true, probe->limit - probe->into->count),
+							  probe->into);
+		return READABLE;
+	}
+	sql = probe->replica->wide && list_length(probe->keys) > 1 ?
+		tsync_sql_bytes_of_keys(probe->replica, probe->keys) : NULL;
+	if (sql != NULL && tsync_select_digest(search->run, TSYNC_SOURCE, sql).sum > TSYNC_GROUP_BYTES)
+		return TOO_LARGE;
+	tsync_select_each(search->run, TSYNC_SOURCE, tsync_sql_fetch(probe->replica, probe->keys),
+					  NULL, ignore_row, NULL);
+	return READABLE;
+}
+
+/* Try to read what a probe says; only an error about a value is an answer. */
+static Outcome
+try_probe(Search *search, Probe *probe)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	volatile Outcome outcome = UNREADABLE;
+
+	if (GetCurrentTimestamp() > search->until)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("looking for the row took too long")));
+	PG_TRY();
+	{
+		tsync_begin();
+		outcome = read_probe(search, probe);
+		tsync_commit();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(caller);
+		if (!is_about_value(CopyErrorData()->sqlerrcode))
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		tsync_expect_source(false);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	return outcome;
+}
+
+/* The first key of a list whose row can't be read; NULL if there is none. */
+static char **
+search_keys(Search *search, List *keys)
+{
+	Probe		probe = {.replica = search->run->replica,.keys = keys};
+	int			half = list_length(keys) / 2;
+	Outcome		outcome;
+	char	  **found;
+
+	if (keys == NIL)
+		return NULL;
+	outcome = list_length(keys) > (search->run->replica->nkeys == 1 ? SEARCH_KEYS : SEARCH_COMPOSITE_KEYS) ?
+		TOO_LARGE : try_probe(search, &probe);
+	if (outcome == READABLE)
+		return NULL;
+	if (half == 0)
+		return linitial(keys);
+	found = search_keys(search, list_truncate(list_copy(keys), half));
+	return found ? found : search_keys(search, list_copy_tail(keys, half));
+}
+
+/* The keys in a row set. */
+static List *
+list_of_keys(Search *search, TsyncRowSet *set)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(set->tupdesc, &TTSOpsMinimalTuple);
+	List	   *keys = NIL;
+
+	tsync_begin();
+	MemoryContextSwitchTo(caller);
+	tsync_rowset_start(set);
+	while (tsync_rowset_next(set, slot))
+		keys = lappend(keys, tsync_key_of_slot(search->run->replica, slot));
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+	ExecDropSingleTupleTableSlot(slot);
+	return keys;
+}
+
+/* Try to list a page of keys. */
+static Outcome
+try_page(Search *search, char **after, int64 limit, TsyncRowSet *into)
+{
+	Probe		probe = {.replica = search->run->replica,.after = after,.limit = limit,.into = into};
+
+	tsync_rowset_clear(into);
+	return try_probe(search, &probe);
+}
+
+/* The last key that can be read before one that can't; "after" if there is none. */
+static char **
+search_page(Search *search, char **after, TsyncRowSet *keys)
+{
+	int64		readable = 0;
+	int64		unreadable = 1;
+	List	   *list;
+
+	while (try_page(search, after, unreadable, keys) == READABLE && keys->count >= unreadable)
+	{
+		readable = unreadable;
+		unreadable *= 8;
+	}
+	while (unreadable - readable > 1)
+	{
+		int64		middle = readable + (unreadable - readable) / 2;
+
+		if (try_page(search, after, middle, keys) == READABLE)
+			readable = middle;
+		else
+			unreadable = middle;
+	}
+	if (readable == 0 || try_page(search, after, readable, keys) != READABLE)
+		return after;
+	list = list_of_keys(search, keys);
+	return list == NIL ? after : llast(list);
+}
+
+/* A text without the bytes that are none of this database's encoding. */
+static char *
+only_valid(char *text)
+{
+	char	   *copy = pstrdup(text);
+
+	if (!pg_verifymbstr(copy, strlen(copy), true))
+		for (char *p = copy; *p; p++)
+			if (IS_HIGHBIT_SET(*p))
+				*p = '?';
+	return copy;
+}
+
+/* A key as PostgreSQL's messages show it. */
+static char *
+show_key(TsyncReplica *replica, char **key)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < replica->nkeys; i++)
+		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "(", replica->keys[i]->quoted);
+	for (int i = 0; i < replica->nkeys; i++)
+		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : ")=(", only_valid(key[i]));
+	appendStringInfoChar(&buf, ')');
+	return buf.data;
+}
+
+/*
+ * What of a row can't be read: its key, or which columns, each for itself, up
+ * to TSYNC_MAX_SHOWN of them; or only all together.
+ */
+static char *
+search_columns(Search *search, char **key)
+{
+	TsyncReplica *replica = search->run->replica;
+	Probe		only_key = {.replica = tsync_only_keys(replica),.keys = list_make1(key)};
+	StringInfoData columns;
+	int			count = 0;
+
+	if (try_probe(search, &only_key) == UNREADABLE)
+		return "the key";
+	initStringInfo(&columns);
+	for (int i = 0; i < replica->ncolumns && count < TSYNC_MAX_SHOWN; i++)
+	{
+		TsyncReplica *part = tsync_only_keys(replica);
+		Probe		probe = {.replica = part,.keys = list_make1(key)};
+
+		if (tsync_is_key(replica, &replica->columns[i]))
+			continue;
+		part->columns[part->ncolumns++] = replica->columns[i];
+		if (try_probe(search, &probe) == UNREADABLE)
+			appendStringInfo(&columns, "%s\"%s\"", count++ > 0 ? ", " : "", replica->columns[i].name);
+	}
+	return count == 0 ? "more than one message can hold" :
+		psprintf("a value of column%s %s", count > 1 ? "s" : "", columns.data);
+}
+
+/* Say what can't be read of what was being read; NULL if all of it can, now. */
+static char *
+search(Search *search, TsyncReading *reading)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	TsyncReplica *replica = search->run->replica;
+	char	  **start = reading->range == NULL ? reading->after : replica->nrange == replica->nkeys ? reading->range->lower : NULL;
+	TsyncRowSet set;
+	Probe		probe = {.replica = replica,.range = reading->range,.after = reading->after,.limit = reading->limit,.into = &set};
+	List	   *keys = reading->keys;
+	char	  **key;
+
+	tsync_begin();
+	MemoryContextSwitchTo(caller);
+	tsync_rowset_init(&set, "tsync_search", tsync_key_desc(replica, 0));
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+	if (keys == NIL && try_probe(search, &probe) == UNREADABLE)
+	{
+		key = search_page(search, start, &set);
+		return psprintf("It was a key of foreign table %s, %s.", replica->source_sql,
+						key ? psprintf("in the row that follows key %s in the source's order", show_key(replica, key)) :
+						"in the first row in the source's order");
+	}
+	key = search_keys(search, keys == NIL ? list_of_keys(search, &set) : keys);
+	if (key == NULL)
+		return NULL;
+	return psprintf("It was %s of foreign table %s, in the row with key %s.", search_columns(search, key),
+					replica->source_sql, show_key(replica, key));
+}
+
+/*
+ * From an error's context: was it the source that reported it, or a value of
+ * which column could not be read?  NULL if neither.
+ */
+static char *
+where_it_was(const char *context)
+{
+	if (context == NULL)
+		return NULL;
+	if (strstr(context, "remote SQL command"))
+		return "The source reported this.";
+	for (const char *column = strstr(context, "column \""); column != NULL; column = strstr(column + 1, "column \""))
+	{
+		char	   *line = pnstrdup(column, strcspn(column, "\n"));
+
+		if (strstr(line, "\" of foreign table \""))
+			return psprintf("It was a value of %s.", line);
+	}
+	return NULL;
+}
+
+/* As search(), but whatever goes wrong, and be it that the run is cancelled, only means that nothing is found. */
+static char *
+try_search(TsyncRun *run)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	Search		state = {.run = run,.until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SEARCH_MS)};
+	char	   *volatile found = NULL;
+
+	PG_TRY();
+	{
+		found = search(&state, run->reading);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(caller);
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		tsync_expect_source(false);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	return found;
+}
+
+/*
+ * Add to the error that has ended some runs which row and column it came of,
+ * if it did.  Not in a transaction.
+ */
+void
+tsync_explain_error(List *runs, ErrorData *edata)
+{
+	char	   *where = where_it_was(edata->context);
+	char	   *found = NULL;
+	ListCell   *lc;
+
+	foreach(lc, runs)
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		if (found == NULL && run->reading != NULL && is_about_value(edata->sqlerrcode))
+			found = try_search(run);
+	}
+	if (found != NULL && where != NULL && strncmp(where, "It", 2) != 0)
+		found = psprintf("%s %s", where, found);
+	if (edata->detail != NULL)
+		edata->detail = found ? psprintf("%s %s", edata->detail, found) : edata->detail;
+	else
+		edata->detail = found ? found : where;
+}

@@ -1,0 +1,117 @@
+/*-------------------------------------------------------------------------
+ *
+ * connection.c
+ *	  The session at the source: restricted before it exists.
+ *
+ * libpq takes PGOPTIONS from the environment for every connection whose server
+ * does not set "options" itself, and a worker makes no other connection.  Where
+ * the server sets "options", the SQL function tablesync.check_source_session()
+ * finds out what is missing.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "catalog/pg_type.h"
+#include "common/pg_prng.h"
+#include "compat.h"
+#include "execute/execute.h"
+#include "executor/spi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "run/run.h"
+#include "source/source.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+/* "tablesync/schema.table", as much of it as fits, in postgres_fdw's escapes. */
+static char *
+source_application_name(const char *label)
+{
+	char	   *name = psprintf("tablesync/%s", label);
+	StringInfoData buf;
+
+	name[pg_mbcliplen(name, strlen(name), NAMEDATALEN - 1)] = '\0';
+	initStringInfo(&buf);
+	for (; *name; name++)
+	{
+		if (*name == '%')		/* postgres_fdw's escape character */
+			appendStringInfoChar(&buf, '%');
+		appendStringInfoChar(&buf, *name);
+	}
+	return buf.data;
+}
+
+/*
+ * Make every connection of this process to a source read-only, honest about
+ * hidden rows, short of patience, and recognisable.  "timeout" is for each
+ * statement there, in ms; that it was a lock and not work must show before.
+ * The source's planner can't know how few buckets there are, and would sort
+ * all rows on disk to count them.
+ */
+void
+tsync_restrict_source_session(const char *label, int timeout)
+{
+	char	   *options;
+
+	options = psprintf("-c default_transaction_read_only=on"
+					   " -c row_security=off"
+					   " -c statement_timeout=%d"
+					   " -c lock_timeout=%d"
+					   " -c idle_in_transaction_session_timeout=%d"
+					   " -c max_parallel_workers_per_gather=0"
+					   " -c jit=off"
+					   " -c enable_sort=off"
+					   " -c lc_monetary=C",
+					   timeout,
+					   timeout > 0 && (tsync_lock_timeout == 0 || timeout < tsync_lock_timeout) ? timeout / 4 * 3 : tsync_lock_timeout,
+					   tsync_statement_timeout);
+	if (setenv("PGOPTIONS", options, 1) != 0 ||
+		setenv("PGCONNECT_TIMEOUT", "20", 0) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not set the environment of the source connection: %m")));
+	SetConfigOption("postgres_fdw.application_name", source_application_name(label),
+					PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* Let no statement at the source take longer; reconnects where that is news. */
+void
+tsync_limit_source(TsyncRun *run, int timeout)
+{
+	static int	current = -1;
+
+	if (current == timeout)
+		return;
+	tsync_restrict_source_session(run->replica->label, timeout);
+	if (current >= 0)
+		tsync_disconnect_source(run);
+	current = timeout;
+}
+
+/* End the connection to the source; the next statement opens a new one. */
+void
+tsync_disconnect_source(TsyncRun *run)
+{
+	MemoryContext caller = CurrentMemoryContext;
+
+	tsync_begin();
+	MemoryContextSwitchTo(caller);
+	if (tsync_catalog_execute_oid("SELECT format('SELECT %I.postgres_fdw_disconnect(%L)', n.nspname, s.srvname)"
+								  " FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = t.ftserver,"
+								  " pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'"
+								  " JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'postgres_fdw'"
+								  " WHERE t.ftrelid = $1 AND p.proname = 'postgres_fdw_disconnect'",
+								  run->replica->source) != 1)
+		elog(ERROR, "postgres_fdw has no function to end a connection");
+	tsync_catalog_execute(tsync_result_text(0, 1), 0, NULL, NULL, NULL);
+	tsync_commit();
+	MemoryContextSwitchTo(caller);
+}
