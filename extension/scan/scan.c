@@ -441,11 +441,11 @@ prepare_scan(TsyncRun *run)
 	MemoryContext run_context = CurrentMemoryContext;
 
 	tsync_stage_clear(run->stage);
-	tsync_clear_memory(run);
 	run->source = (TsyncDigest) {0, 0};
 	run->drifted = 0;
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
+	tsync_clear_memory(run);
 	tsync_open_memory(run, run->verify ? NULL : tsync_sql_memory_key(run->replica, run->source_version));
 	if (run->verify)
 		tsync_plan_verify(run);
