@@ -14,8 +14,6 @@
 
 #include "postgres.h"
 
-typedef struct TsyncRun TsyncRun;
-
 /* Rows, and columns of each, that a message names. */
 #define TSYNC_MAX_SHOWN 10
 

@@ -23,7 +23,6 @@
 #include "memory/memory.h"
 #include "miscadmin.h"
 #include "process/process.h"
-#include "run/run.h"
 #include "source/source.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
@@ -35,38 +34,59 @@
 #define LOCK_ATTEMPTS 3
 #define LOCK_RETRY_MS 1000
 
+/* Fill in what is known of a run now that it has succeeded, and record it. */
+static void
+finish(TsyncApply *apply)
+{
+	TsyncRecord *record = apply->record;
+	ListCell   *lc;
+
+	record->chunks = list_length(apply->chunks);
+	record->differing = 0;
+	foreach(lc, apply->chunks)
+		record->differing += ((TsyncChunk *) lfirst(lc))->differs;
+	record->reappeared = apply->stage->reappeared.count;
+	record->adopted &= record->reappeared > 0;
+	record->differences = apply->verify->differences;
+	record->drifted_rows = apply->verify->drifted_rows;
+	record->watermark = apply->table->watermark;
+	tsync_save_verified(apply->table, apply->verify, apply->chunks, apply->fingerprint.source_version, record->reappeared > 0);
+	tsync_finish_run(record);
+}
+
 /* One attempt of APPLY; false when a replica is not as SCAN took it to be. */
 static bool
-apply_once(List *runs)
+apply_once(List *applies)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	ListCell   *lc;
 
 	tsync_begin();
-	foreach(lc, runs)
+	foreach(lc, applies)
 	{
-		TsyncRun   *run = lfirst(lc);
-		bool		applied = tsync_apply_run(run);
+		TsyncApply *apply = lfirst(lc);
+		bool		merged = tsync_merge(apply);
 
-		if (applied && tsync_is_proved(run))
+		if (merged && tsync_is_proved(apply))
 			continue;
-		if (applied && run->last_attempt)
-			tsync_note_unlike(run);
+		if (merged && apply->last_attempt)
+			tsync_note_unlike(apply);
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(caller);
-		if (applied)
-			tsync_distrust_memory(run);
+		if (merged)
+			tsync_distrust_memory(apply->table->relid);
 		return false;
 	}
-	foreach(lc, runs)
+	foreach(lc, applies)
 	{
-		TsyncRun   *run = lfirst(lc);
+		TsyncApply *apply = lfirst(lc);
 
-		if (!run->verify)
-			tsync_save_memory(run);
-		tsync_save_verified(run);
-		tsync_finish_run(run, tsync_learned_rate(run));
+		if (!apply->verify->whole)
+			tsync_save_memory(apply->table, apply->chunks, apply->memory, apply->stage->reappeared.count > 0);
+		finish(apply);
 	}
+	/* readers see all runs of a group, or none; and the source has not waited for any of it */
+	Assert(!tsync_source_asked);
 	tsync_commit();
 	return true;
 }
@@ -77,75 +97,79 @@ is_lock_trouble(int sqlerrcode)
 	return sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE || sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED;
 }
 
+/* A try to apply some runs. */
+typedef struct ApplyTry
+{
+	List	   *applies;
+	int			attempt;
+	bool		applied;
+	bool		doubtful;		/* the error may come of what we remember wrongly */
+} ApplyTry;
+
+static void
+try_apply_once(void *arg)
+{
+	ApplyTry   *attempt = arg;
+
+	attempt->applied = apply_once(attempt->applies);
+}
+
 /*
- * May an error come from rows that are, or are not, in the replica against
- * what we remember of it?  Once in a run we look again before we believe it.
+ * Can something be done about an error?  It may come from rows that are, or are
+ * not, in the replica against what we remember of it: once in a run we look
+ * again before we believe it.
  */
 static bool
-is_memory_trouble(TsyncRun *run, ErrorData *edata)
+judge_error(ErrorData *edata, void *arg)
 {
-	return !run->distrusted &&
-		(edata->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE || tsync_is_uniqueness_violation(edata));
+	ApplyTry   *attempt = arg;
+	TsyncApply *first = linitial(attempt->applies);
+
+	attempt->doubtful = !first->distrusted &&
+		(edata->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE || tsync_is_uniqueness_violation(edata, NULL));
+	return attempt->doubtful || (is_lock_trouble(edata->sqlerrcode) && attempt->attempt < LOCK_ATTEMPTS);
 }
 
 static void
-distrust(List *runs)
+distrust(List *applies)
 {
-	MemoryContext run_context = CurrentMemoryContext;
+	MemoryContext caller = CurrentMemoryContext;
 	ListCell   *lc;
 
-	foreach(lc, runs)
+	foreach(lc, applies)
 	{
-		((TsyncRun *) lfirst(lc))->distrusted = true;
-		tsync_distrust_memory(lfirst(lc));
-		MemoryContextSwitchTo(run_context);
+		TsyncApply *apply = lfirst(lc);
+
+		apply->distrusted = true;
+		tsync_distrust_memory(apply->table->relid);
+		MemoryContextSwitchTo(caller);
 	}
 }
 
 /*
- * APPLY what the runs have staged and record them as succeeded, all in one
+ * APPLY what some runs have staged and record them as succeeded, all in one
  * transaction.  Returns false, with nothing changed, when a replica has
  * changed since SCAN.  A lock that is held by others, or a deadlock with them,
  * is tried again a few times.
  */
 bool
-tsync_apply(List *runs)
+tsync_apply(List *applies)
 {
-	TsyncRun   *first = linitial(runs);
-	MemoryContext run_context = CurrentMemoryContext;
-	volatile bool applied = false;
+	TsyncApply *first = linitial(applies);
 
-	for (volatile int attempt = 1;; attempt++)
+	Assert(!IsTransactionState());	/* the source's has ended: it must not wait for our locks */
+	for (int attempt = 1;; attempt++)
 	{
-		volatile bool retry = false;
-		volatile bool doubtful = false;
+		ApplyTry	this_one = {.applies = applies,.attempt = attempt};
+		bool		done;
 
-		tsync_progress_run(first);
+		tsync_progress_run(first->record->run_id, first->table->relid);
 		tsync_progress_phase(TSYNC_PHASE_APPLY, 0, tsync_staged_rows(first->stage));
-		PG_TRY();
-		{
-			applied = apply_once(runs);
-		}
-		PG_CATCH();
-		{
-			ErrorData  *edata;
-
-			MemoryContextSwitchTo(run_context);
-			edata = CopyErrorData();
-			doubtful = is_memory_trouble(first, edata);
-			retry = is_lock_trouble(edata->sqlerrcode) && attempt < LOCK_ATTEMPTS;
-			if (!retry && !doubtful)
-				PG_RE_THROW();
-			FreeErrorData(edata);
-			FlushErrorState();
-			AbortOutOfAnyTransaction();
-		}
-		PG_END_TRY();
-		MemoryContextSwitchTo(run_context);
-		if (doubtful)
-			distrust(runs);
-		if (!retry)
-			return applied;
+		done = tsync_try(try_apply_once, &this_one, judge_error, NULL);
+		if (this_one.doubtful)
+			distrust(applies);
+		if (done || this_one.doubtful)
+			return this_one.applied;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 LOCK_RETRY_MS, tsync_wait_event("TablesyncApplyRetry"));
 		ResetLatch(MyLatch);
@@ -154,21 +178,19 @@ tsync_apply(List *runs)
 }
 
 /* End a run that verifies and leaves the replica as it is. */
-bool
-tsync_report(TsyncRun *run)
+void
+tsync_end_without_apply(TsyncApply *apply)
 {
 	MemoryContext caller = CurrentMemoryContext;
 
 	tsync_progress_phase(TSYNC_PHASE_APPLY, 0, 0);
-	tsync_add_up_replica(run);
+	apply->record->replica = tsync_add_up_replica(apply->chunks);
 	tsync_begin();
-	tsync_register_stage(run->stage);
-	if (run->replica->wide)
+	tsync_register_stage(apply->stage);
+	if (apply->table->wide)
 		tsync_avoid_large_joins();
-	tsync_record_differences(run);
-	tsync_save_verified(run);
-	tsync_finish_run(run, tsync_learned_rate(run));
+	tsync_record_differences(apply->table, apply->verify, apply->chunks, apply->record->run_id);
+	finish(apply);
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
-	return true;
 }

@@ -10,23 +10,42 @@
 
 #include "tablesync.h"
 
-#include "execute/execute.h"
+#include "catalog/tables.h"
+#include "source/source.h"
+#include "verify/verify.h"
+
+/* What APPLY is to do for one run, and what comes of it. */
+typedef struct TsyncApply
+{
+	TsyncTable *table;
+	TsyncFingerprint fingerprint;	/* of the digests */
+	TsyncStage *stage;			/* rows that differ */
+	List	   *chunks;
+	TsyncRowSet *memory;		/* what to remember of chunks */
+	bool		watched;		/* no write to the replica goes unnoticed */
+	TsyncVerify *verify;
+	TsyncRecord *record;		/* how the run has succeeded; its outcome is filled in here */
+	bool		last_attempt;
+	bool		distrusted;		/* memory has led to an APPLY that failed */
+	bool		unproved;		/* other rows are here than were staged */
+	char	   *unlike;			/* and these are they, NULL if it does not show here */
+} TsyncApply;
 
 /* in apply.c */
-extern bool tsync_apply(List *runs);
-extern bool tsync_report(TsyncRun *run);
-
-/* in guard.c */
-extern void tsync_check_guards(TsyncRun *run);
+extern bool tsync_apply(List *applies);
+extern void tsync_end_without_apply(TsyncApply *apply);
 
 /* in merge.c */
 extern void tsync_avoid_large_joins(void);
-extern bool tsync_is_proved(TsyncRun *run);
-extern bool tsync_apply_run(TsyncRun *run);
+extern bool tsync_is_proved(TsyncApply *apply);
+extern bool tsync_merge(TsyncApply *apply);
+
+/* in guard.c */
+extern void tsync_check_guards(TsyncTable *table, TsyncSource *source, TsyncStage *stage, List *chunks,
+							   double max_delete_fraction, bool force);
 
 /* in unproved.c */
-extern char *tsync_before_triggers(TsyncRun *run, char **statements);
-extern void tsync_note_unlike(TsyncRun *run);
-extern void tsync_give_up(List *runs, int attempts) pg_attribute_noreturn();
+extern void tsync_note_unlike(TsyncApply *apply);
+extern void tsync_give_up(List *applies, int attempts) pg_attribute_noreturn();
 
 #endif							/* TABLESYNC_APPLY_H */

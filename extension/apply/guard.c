@@ -24,12 +24,13 @@
  */
 #include "tablesync.h"
 
+#include "access/xact.h"
 #include "apply/apply.h"
 #include "catalog/pg_type.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
+#include "memory/memory.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/typcache.h"
@@ -39,24 +40,20 @@
 
 /* Stop before a large part of the replica is deleted. */
 static void
-check_delete_guard(TsyncRun *run)
+check_delete_guard(TsyncTable *table, TsyncStage *stage, List *chunks, double max_delete_fraction)
 {
-	int64		deletes = run->stage->deleted.count;
-	int64		rows = 0;
-	ListCell   *lc;
+	int64		deletes = stage->deleted.count;
+	int64		rows = tsync_add_up_replica(chunks).rows;
 
-	foreach(lc, run->chunks)
-		rows += ((TsyncChunk *) lfirst(lc))->replica.rows;
-	if (deletes < GUARD_MIN_DELETES || deletes <= rows * run->replica->max_delete_fraction)
+	if (deletes < GUARD_MIN_DELETES || deletes <= rows * max_delete_fraction)
 		return;
 	ereport(ERROR,
 			(errcode(TSYNC_ERRCODE_DELETE_GUARD),
 			 errmsg("run would delete " INT64_FORMAT " of " INT64_FORMAT " rows of replica %s",
-					deletes, rows, run->replica->label),
-			 errdetail("max_delete_fraction allows %g; nothing was changed.",
-					   run->replica->max_delete_fraction),
+					deletes, rows, table->label),
+			 errdetail("max_delete_fraction allows %g; nothing was changed.", max_delete_fraction),
 			 errhint("If the rows are really gone at the source, use tablesync_run(%s, force => true).",
-					 quote_literal_cstr(run->replica->label))));
+					 quote_literal_cstr(table->label))));
 }
 
 /*
@@ -65,61 +62,62 @@ check_delete_guard(TsyncRun *run)
  * grows, which is what it mostly does, there is no need to look further.
  */
 static bool
-look_at_versions(TsyncRun *run)
+look_at_versions(TsyncTable *table, TsyncStage *stage, char **newest_version)
 {
-	MemoryContext run_context = CurrentMemoryContext;
-	TsyncStage *stage = run->stage;
+	MemoryContext caller = CurrentMemoryContext;
 	bool		set_back = false;
 
 	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	if (tsync_has_order(run->replica->version))
+	MemoryContextSwitchTo(caller);
+	if (tsync_has_order(table->version))
 	{
-		char	   *newest;
+		char	   *newest = NULL;
 
 		tsync_rowset_register(&stage->inserted);
 		tsync_rowset_register(&stage->updated);
 		tsync_rowset_register(&stage->deleted);
-		newest = tsync_catalog_execute(tsync_sql_newest_version(run), 0, NULL, NULL, NULL) > 0 ? tsync_result_text(0, 1) : NULL;
-		if (newest && run->newest_version && strcmp(newest, run->newest_version) == 0 &&
+		if (tsync_catalog_execute(tsync_sql_newest_version(table, *newest_version), 0, NULL, NULL, NULL) > 0)
+			newest = tsync_result_text(0, 1);
+		if (newest && *newest_version && strcmp(newest, *newest_version) == 0 &&
 			stage->deleted.count > 0 && stage->updated.count > 0)
-			set_back = tsync_catalog_execute(tsync_sql_set_back(run), 0, NULL, NULL, NULL) > 0;
-		run->newest_version = newest;
+			set_back = tsync_catalog_execute(tsync_sql_set_back(table, *newest_version), 0, NULL, NULL, NULL) > 0;
+		*newest_version = newest;
 	}
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
+	MemoryContextSwitchTo(caller);
 	return set_back;
 }
 
 static void
-refuse_to_go_back(TsyncRun *run, const char *evidence)
+refuse_to_go_back(TsyncTable *table, TsyncStage *stage, const char *evidence)
 {
 	ereport(ERROR,
 			(errcode(TSYNC_ERRCODE_SOURCE_WENT_BACK),
-			 errmsg("the source of replica %s has gone back in time", run->replica->label),
+			 errmsg("the source of replica %s has gone back in time", table->label),
 			 errdetail("%s " INT64_FORMAT " rows would be deleted and " INT64_FORMAT " updated; nothing was changed.",
-					   evidence, run->stage->deleted.count, run->stage->updated.count),
+					   evidence, stage->deleted.count, stage->updated.count),
 			 errhint("A standby that lags will catch up. If the source was failed over, restored or moved for good, use tablesync_run(%s, force => true); until then the replica keeps the rows that the source has lost.",
-					 quote_literal_cstr(run->replica->label))));
+					 quote_literal_cstr(table->label))));
 }
 
 /*
- * Stop a run whose stage can't be trusted, unless it was forced; after SCAN,
+ * Stop a run whose stage can't be trusted, unless it is forced; after SCAN,
  * outside of a transaction.
  */
 void
-tsync_check_guards(TsyncRun *run)
+tsync_check_guards(TsyncTable *table, TsyncSource *source, TsyncStage *stage, List *chunks,
+				   double max_delete_fraction, bool force)
 {
-	TsyncStage *stage = run->stage;
 	bool		set_back = false;
 
-	if (run->replica->version && stage->inserted.count + stage->updated.count > 0)
-		set_back = look_at_versions(run);
-	if (run->force)
+	Assert(!IsTransactionState());
+	if (table->version && stage->inserted.count + stage->updated.count > 0)
+		set_back = look_at_versions(table, stage, &source->newest_version);
+	if (force)
 		return;
-	if (run->went_back && stage->deleted.count + stage->updated.count > 0)
-		refuse_to_go_back(run, "Its transaction counter is behind where the last successful run saw it.");
+	if (source->went_back && stage->deleted.count + stage->updated.count > 0)
+		refuse_to_go_back(table, stage, "Its transaction counter is behind where the last successful run saw it.");
 	if (set_back)
-		refuse_to_go_back(run, "Rows have older versions than they had, and no row is as new as they were.");
-	check_delete_guard(run);
+		refuse_to_go_back(table, stage, "Rows have older versions than they had, and no row is as new as they were.");
+	check_delete_guard(table, stage, chunks, max_delete_fraction);
 }

@@ -18,7 +18,6 @@
 #include "miscadmin.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "utils/guc.h"
@@ -28,11 +27,11 @@
 
 /* Keep writers out of the replica; readers go on. */
 static void
-lock_replica(TsyncReplica *replica)
+lock_replica(TsyncTable *table)
 {
-	LockRelationOid(replica->relid, ShareRowExclusiveLock);
-	(void) find_all_inheritors(replica->relid, ShareRowExclusiveLock, NULL);
-	tsync_hold(replica, TSYNC_REPLICA);
+	LockRelationOid(table->relid, ShareRowExclusiveLock);
+	(void) find_all_inheritors(table->relid, ShareRowExclusiveLock, NULL);
+	tsync_hold(table, TSYNC_REPLICA);
 	tsync_hold_nothing();
 }
 
@@ -42,7 +41,7 @@ lock_replica(TsyncReplica *replica)
  * after the other.
  */
 static bool
-update_in_place(TsyncRun *run, TsyncDigest *changed)
+update_in_place(TsyncApply *apply, TsyncDigest *changed)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -52,8 +51,7 @@ update_in_place(TsyncRun *run, TsyncDigest *changed)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		*changed = tsync_modify(run, tsync_sql_update(run->replica, run->stage->updated.name,
-													  run->source_version));
+		*changed = tsync_modify(apply->table, tsync_sql_update(apply->table, TSYNC_UPDATED, apply->fingerprint));
 		ReleaseCurrentSubTransaction();
 		done = true;
 	}
@@ -63,7 +61,7 @@ update_in_place(TsyncRun *run, TsyncDigest *changed)
 
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
-		if (!tsync_is_uniqueness_violation(edata))
+		if (!tsync_is_uniqueness_violation(edata, NULL))
 			PG_RE_THROW();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
@@ -89,38 +87,27 @@ tsync_avoid_large_joins(void)
 }
 
 static void
-expect_rows(TsyncRun *run, const char *verb, int64 expected, int64 actual)
+expect_rows(TsyncTable *table, const char *verb, int64 expected, int64 actual)
 {
 	if (expected != actual)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("replica %s was changed by somebody else during the run",
-						run->replica->label),
+				 errmsg("replica %s was changed by somebody else during the run", table->label),
 				 errdetail(INT64_FORMAT " rows were to be %s, " INT64_FORMAT " were.",
 						   expected, verb, actual),
 				 errhint("Run again. If it happens every time, look for a trigger on the replica that interferes.")));
 }
 
-/* Take the rows of a digest away from the replica's. */
-static void
-subtract(TsyncRun *run, TsyncDigest rows)
-{
-	run->result.rows -= rows.rows;
-	run->result.sum -= rows.sum;
-}
-
 /* Update the staged rows; where that can't be done in place, replace them. */
 static TsyncDigest
-update_rows(TsyncRun *run)
+update_rows(TsyncApply *apply)
 {
-	TsyncReplica *replica = run->replica;
-	const char *rows = run->stage->updated.name;
 	TsyncDigest changed;
 
-	if (!update_in_place(run, &changed))
+	if (!update_in_place(apply, &changed))
 	{
-		tsync_modify(run, tsync_sql_delete(replica, rows, NULL, run->source_version));
-		changed = tsync_modify(run, tsync_sql_insert(replica, rows, run->source_version));
+		tsync_modify(apply->table, tsync_sql_delete(apply->table, TSYNC_UPDATED, NULL, apply->fingerprint));
+		changed = tsync_modify(apply->table, tsync_sql_insert(apply->table, TSYNC_UPDATED, apply->fingerprint));
 	}
 	return changed;
 }
@@ -128,83 +115,89 @@ update_rows(TsyncRun *run)
 /*
  * Delete, update and insert what the stage holds, and work out the replica's
  * digest: what it held, without the rows that we touch as they were, and with
- * them as they are stored now.
+ * them as they are stored now.  Deletes come first: their rows may hold unique
+ * values that others are to get.
  */
 static void
-merge_stage(TsyncRun *run)
+merge_stage(TsyncApply *apply)
 {
-	TsyncReplica *replica = run->replica;
-	TsyncStage *stage = run->stage;
+	TsyncTable *table = apply->table;
+	TsyncStage *stage = apply->stage;
+	TsyncRecord *record = apply->record;
 	TsyncDigest changed;
 
-	run->deleted = run->updated = run->inserted = 0;
 	if (stage->deleted.count > 0)
 	{
-		changed = tsync_modify(run, tsync_sql_delete(replica, stage->deleted.name,
-													 stage->reappeared.name, run->source_version));
-		subtract(run, changed);
-		run->deleted = changed.rows;
-		expect_rows(run, "deleted", stage->deleted.count - stage->reappeared.count, run->deleted);
+		changed = tsync_modify(table, tsync_sql_delete(table, TSYNC_DELETED, TSYNC_REAPPEARED, apply->fingerprint));
+		tsync_subtract_digest(&record->replica, changed);
+		record->deleted = changed.rows;
+		expect_rows(table, "deleted", stage->deleted.count - stage->reappeared.count, record->deleted);
 	}
 	if (stage->updated.count > 0)
 	{
-		subtract(run, tsync_select_digest(run, TSYNC_REPLICA,
-										  tsync_sql_digest_of_keys(replica, stage->updated.name,
-																   run->source_version)));
-		changed = update_rows(run);
-		tsync_add_digest(&run->result, changed);
-		run->updated = changed.rows;
-		expect_rows(run, "updated", stage->updated.count, run->updated);
+		tsync_subtract_digest(&record->replica,
+							  tsync_select_digest(table, TSYNC_REPLICA,
+												  tsync_sql_digest_of_keys(table, TSYNC_UPDATED, apply->fingerprint)));
+		changed = update_rows(apply);
+		tsync_add_digest(&record->replica, changed);
+		record->updated = changed.rows;
+		expect_rows(table, "updated", stage->updated.count, record->updated);
 	}
 	if (stage->inserted.count > 0)
 	{
-		changed = tsync_modify(run, tsync_sql_insert(replica, stage->inserted.name, run->source_version));
-		tsync_add_digest(&run->result, changed);
-		run->inserted = changed.rows;
-		expect_rows(run, "inserted", stage->inserted.count, run->inserted);
+		changed = tsync_modify(table, tsync_sql_insert(table, TSYNC_INSERTED, apply->fingerprint));
+		tsync_add_digest(&record->replica, changed);
+		record->inserted = changed.rows;
+		expect_rows(table, "inserted", stage->inserted.count, record->inserted);
 	}
-	tsync_progress_step(0, run->deleted + run->updated + run->inserted);
+	tsync_progress_step(0, record->deleted + record->updated + record->inserted);
 }
 
 /* The digest of the whole replica, where somebody may have written unnoticed. */
-static void
-digest_all(TsyncRun *run)
+static TsyncDigest
+digest_all(TsyncApply *apply)
 {
-	TsyncChunk	everything = {0};
+	TsyncRange	everything = {0};
 
-	run->result = tsync_select_digest(run, TSYNC_REPLICA,
-									  tsync_sql_digest(run->replica, TSYNC_REPLICA, &everything,
-													   run->source_version));
+	return tsync_select_digest(apply->table, TSYNC_REPLICA,
+							   tsync_sql_digest(apply->table, TSYNC_REPLICA, &everything, apply->fingerprint));
 }
 
 /* Did the replica become what the source was? */
 bool
-tsync_is_proved(TsyncRun *run)
+tsync_is_proved(TsyncApply *apply)
 {
-	return run->stage->reappeared.count > 0 ||
-		tsync_digest_equal(run->result, run->source);
+	return apply->stage->reappeared.count > 0 ||
+		tsync_digest_equal(apply->record->replica, apply->record->source);
 }
 
-/* Merge the stage of one run; false when somebody else has written to the replica. */
+/*
+ * Merge the stage of one run, in a transaction of the caller; false when somebody
+ * else has written to the replica since SCAN looked at it.
+ */
 bool
-tsync_apply_run(TsyncRun *run)
+tsync_merge(TsyncApply *apply)
 {
-	TsyncStage *stage = run->stage;
+	TsyncStage *stage = apply->stage;
+	TsyncRecord *record = apply->record;
 
-	tsync_add_up_replica(run);
-	if (tsync_staged_rows(run->stage) == 0)
+	record->deleted = record->updated = record->inserted = 0;
+	record->replica = tsync_add_up_replica(apply->chunks);
+	if (tsync_staged_rows(stage) == 0)
 		return true;
-	lock_replica(run->replica);
-	if (tsync_was_written_to(run))
+	/* with the lock nobody can write any more: what was written before has left a note */
+	lock_replica(apply->table);
+	if (tsync_was_written_to(apply->table->relid))
 		return false;
 	tsync_register_stage(stage);
-	if (run->replica->wide)
+	if (apply->table->wide)
 		tsync_avoid_large_joins();
-	tsync_record_differences(run);
-	merge_stage(run);
-	tsync_advance_watermark(run, stage->inserted.name, stage->updated.name);
+	/* before the merge, which makes both sides equal */
+	tsync_record_differences(apply->table, apply->verify, apply->chunks, record->run_id);
+	merge_stage(apply);
+	tsync_advance_watermark(apply->table, TSYNC_INSERTED, TSYNC_UPDATED);
 	tsync_unregister_stage(stage);
-	if (!run->watched)
-		digest_all(run);
+	if (!apply->watched)
+		record->replica = digest_all(apply);
 	return true;
 }

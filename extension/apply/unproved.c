@@ -21,20 +21,22 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
+/* Staged rows whose hashes are compared with the source's. */
+#define MAX_COMPARED 200
+
 /*
  * A sentence about triggers that may change what is written to the replica, ""
  * if there are none, and the statements that disable them, NULL likewise.  In a
  * transaction of its own.
  */
-char *
-tsync_before_triggers(TsyncRun *run, char **statements)
+static char *
+before_triggers(TsyncTable *table, char **statements)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	char	   *triggers;
@@ -45,7 +47,7 @@ tsync_before_triggers(TsyncRun *run, char **statements)
 							  " string_agg(format('ALTER TABLE %s DISABLE TRIGGER %I;', t.tgrelid::regclass, t.tgname), ' ') FILTER (WHERE t.tgparentid = 0)"
 							  " FROM pg_catalog.pg_trigger t WHERE (t.tgrelid = $1 OR t.tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1)))"
 							  " AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND t.tgtype & 3 = 3",
-							  run->replica->relid);
+							  table->relid);
 	triggers = tsync_result_text(0, 1);
 	*statements = tsync_result_text(0, 2);
 	tsync_commit();
@@ -54,20 +56,17 @@ tsync_before_triggers(TsyncRun *run, char **statements)
 		psprintf(" The replica has BEFORE triggers, which may have changed or left out what was written: %s.", triggers);
 }
 
-/* Staged rows whose hashes are compared with the source's. */
-#define MAX_COMPARED 200
-
-/* The text that a query of the replica's side returns, in the run's context; NULL if it is NULL. */
+/* The text that a query of the replica's side returns, in the given context; NULL if it is NULL. */
 static char *
-select_text(TsyncRun *run, char *sql)
+select_text(TsyncTable *table, const char *sql, MemoryContext context)
 {
 	char	   *text;
 
-	if (tsync_select(run, TSYNC_REPLICA, sql, NULL) != 1)
+	if (tsync_select(table, TSYNC_REPLICA, sql, NULL) != 1)
 		elog(ERROR, "query for a text did not return one row");
 	text = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	if (text != NULL)
-		text = MemoryContextStrdup(GetMemoryChunkContext(run), text);
+		text = MemoryContextStrdup(context, text);
 	SPI_freetuptable(SPI_tuptable);
 	return text;
 }
@@ -77,95 +76,111 @@ select_text(TsyncRun *run, char *sql)
  * has written them, before it is undone; the stage is not registered.
  */
 void
-tsync_note_unlike(TsyncRun *run)
+tsync_note_unlike(TsyncApply *apply)
 {
-	run->unproved = true;
-	if (run->stage->inserted.count + run->stage->updated.count == 0)
+	apply->unproved = true;
+	if (apply->stage->inserted.count + apply->stage->updated.count == 0)
 		return;
-	tsync_register_stage(run->stage);
-	run->unlike = select_text(run, tsync_sql_unlike_replica(run, TSYNC_MAX_SHOWN));
+	tsync_register_stage(apply->stage);
+	apply->unlike = select_text(apply->table, tsync_sql_unlike_replica(apply->table, TSYNC_MAX_SHOWN),
+								GetMemoryChunkContext(apply->stage));
 }
 
-static void
-list_hashes(TsyncRun *run, List *keys, void *arg)
+/* Where the hashes of some source rows go. */
+typedef struct HashesTarget
 {
-	tsync_select_into(run, TSYNC_SOURCE, tsync_sql_hashes(run->replica, keys, run->source_version), arg);
+	int			source_version;
+	TsyncRowSet *hashes;
+} HashesTarget;
+
+static void
+list_hashes(TsyncTable *table, List *keys, void *arg)
+{
+	HashesTarget *target = arg;
+
+	tsync_select_into(table, TSYNC_SOURCE, tsync_sql_hashes(table, keys, target->source_version), target->hashes);
 }
 
 /* The staged rows that are not what the source's are, although they were made of them; NULL if that can't be seen. */
 static char *
-find_lost_values(TsyncRun *run)
+find_lost_values(TsyncApply *apply)
 {
 	MemoryContext caller = CurrentMemoryContext;
+	TsyncTable *table = apply->table;
+	int			source_version = apply->fingerprint.source_version;
 	TsyncRowSet keys;
 	TsyncRowSet hashes;
+	HashesTarget target = {.source_version = source_version,.hashes = &hashes};
 	char	   *lost;
 
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
-	tsync_rowset_init(&keys, "tsync_keys", tsync_key_desc(run->replica, 0));
-	tsync_rowset_init(&hashes, "tsync_hashes", tsync_hashes_desc(run->replica));
-	tsync_register_stage(run->stage);
-	tsync_select_into(run, TSYNC_REPLICA, tsync_sql_staged_keys(run, MAX_COMPARED), &keys);
-	tsync_for_keys(run, &keys, list_hashes, &hashes);
+	tsync_rowset_init(&keys, "tsync_keys", tsync_key_desc(table, 0));
+	tsync_rowset_init(&hashes, "tsync_hashes", tsync_hashes_desc(table));
+	tsync_register_stage(apply->stage);
+	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_staged_keys(table, MAX_COMPARED), &keys);
+	tsync_for_keys(table, &keys, list_hashes, &target);
 	tsync_rowset_register(&hashes);
-	lost = select_text(run, tsync_sql_unlike_hashes(run, hashes.name, TSYNC_MAX_SHOWN));
+	lost = select_text(table, tsync_sql_unlike_hashes(table, hashes.name, source_version, TSYNC_MAX_SHOWN), caller);
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
 	return lost;
 }
 
 static void
-refuse_changed_rows(TsyncRun *run, int attempts)
+refuse_changed_rows(TsyncApply *apply, int attempts)
 {
+	TsyncTable *table = apply->table;
 	char	   *statements;
-	char	   *triggers = tsync_before_triggers(run, &statements);
+	char	   *triggers = before_triggers(table, &statements);
 
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("rows of replica %s do not become what they are at the source", run->replica->label),
+			 errmsg("rows of replica %s do not become what they are at the source", table->label),
 			 errdetail("%d attempts were made; nothing was changed. Not here as they were written: %s.%s",
-					   attempts, run->unlike, triggers),
+					   attempts, apply->unlike, triggers),
 			 statements ? errhint("%s", statements) :
-			 errhint("Something on the replica changes these columns when they are written: \\d %s", run->replica->label)));
+			 errhint("Something on the replica changes these columns when they are written: \\d %s", table->label)));
 }
 
 static void
-refuse_lost_values(TsyncRun *run, int attempts, const char *lost)
+refuse_lost_values(TsyncApply *apply, int attempts, const char *lost)
 {
+	TsyncTable *table = apply->table;
+
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("rows of replica %s do not become what they are at the source", run->replica->label),
+			 errmsg("rows of replica %s do not become what they are at the source", table->label),
 			 errdetail("%d attempts were made; nothing was changed. Their text does not carry all of these values: %s.",
 					   attempts, lost),
-			 run->replica->version && run->replica->row_fingerprint ?
-			 errhint("SELECT tablesync_alter(%s, fingerprint => 'version');", quote_literal_cstr(run->replica->label)) :
+			 table->version && apply->fingerprint.all_columns ?
+			 errhint("SELECT tablesync_alter(%s, fingerprint => 'version');", quote_literal_cstr(table->label)) :
 			 errhint("Write these values anew at the source, as their text reads.")));
 }
 
 /* Give up on some runs after so many attempts, and say why as far as it can be seen.  Does not return. */
 void
-tsync_give_up(List *runs, int attempts)
+tsync_give_up(List *applies, int attempts)
 {
-	TsyncRun   *first = linitial(runs);
+	TsyncApply *first = linitial(applies);
 	char	   *statements;
 	ListCell   *lc;
 
-	foreach(lc, runs)
+	foreach(lc, applies)
 	{
-		TsyncRun   *run = lfirst(lc);
+		TsyncApply *apply = lfirst(lc);
 		char	   *lost;
 
-		if (!run->unproved)
+		if (!apply->unproved)
 			continue;
-		if (run->unlike)
-			refuse_changed_rows(run, attempts);
-		if ((lost = find_lost_values(run)) != NULL)
-			refuse_lost_values(run, attempts, lost);
+		if (apply->unlike)
+			refuse_changed_rows(apply, attempts);
+		if ((lost = find_lost_values(apply)) != NULL)
+			refuse_lost_values(apply, attempts, lost);
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("source or replica of %s kept changing during the run", first->replica->label),
-			 errdetail("%d attempts were made; nothing was changed.%s", attempts, tsync_before_triggers(first, &statements)),
+			 errmsg("source or replica of %s kept changing during the run", first->table->label),
+			 errdetail("%d attempts were made; nothing was changed.%s", attempts, before_triggers(first->table, &statements)),
 			 errhint("Run again when TRUNCATE, VACUUM FULL, CLUSTER or ALTER TABLE is over at the source, and nobody writes to the replica; if the source keeps moving rows between keys, use consistency chunk.")));
 }

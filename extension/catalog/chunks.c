@@ -16,7 +16,6 @@
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -32,12 +31,14 @@
  * are worthless (NULL: they are not going to be used, and stay what they are).
  * They are stale when the replica was written to by others (whose notes are
  * consumed here), was rewritten, or may have been written to without a note.
+ * Returns whether from now on no write to the replica goes unnoticed.
  */
-void
-tsync_open_memory(TsyncRun *run, const char *key)
+bool
+tsync_open_memory(Oid relid, const char *key)
 {
+	bool		watched;
 	Oid			types[] = {OIDOID, TEXTOID};
-	Datum		values[] = {ObjectIdGetDatum(run->replica->relid), key ? CStringGetTextDatum(key) : (Datum) 0};
+	Datum		values[] = {ObjectIdGetDatum(relid), key ? CStringGetTextDatum(key) : (Datum) 0};
 
 	tsync_record("WITH stray AS (DELETE FROM tablesync.stray_write WHERE replica = $1::regclass RETURNING 1),"
 						  " now AS (SELECT pg_relation_filenode($1::regclass) AS file, EXISTS (SELECT FROM stray) AS written,"
@@ -49,27 +50,28 @@ tsync_open_memory(TsyncRun *run, const char *key)
 						  " now.written OR NOT now.watched OR now.file IS NULL OR old.memory_file IS DISTINCT FROM now.file,"
 						  " now.watched",
 						  2, types, values, key ? NULL : " n");
-	run->watched = SPI_processed == 1 && tsync_result_bool(0, 3);
+	watched = SPI_processed == 1 && tsync_result_bool(0, 3);
 	if (SPI_processed == 1 && tsync_result_bool(0, 1))
 		tsync_record_oid("UPDATE tablesync.all_chunks SET digest = NULL, stale = false,"
 								  " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"
 								  " WHERE replica = $1::regclass AND (digest IS NOT NULL OR buckets IS NOT NULL)",
-								  run->replica->relid);
+								  relid);
 	else if (SPI_processed == 1 && tsync_result_bool(0, 2))
 		tsync_record_oid("UPDATE tablesync.all_chunks SET stale = true"
-								  " WHERE replica = $1::regclass AND NOT stale", run->replica->relid);
+								  " WHERE replica = $1::regclass AND NOT stale", relid);
+	return watched;
 }
 
 /* Has somebody else written to the replica since tsync_open_memory()? */
 bool
-tsync_was_written_to(TsyncRun *run)
+tsync_was_written_to(Oid relid)
 {
 	bool		written;
 
 	tsync_record_oid("SELECT EXISTS (SELECT FROM tablesync.stray_write WHERE replica = $1::regclass)"
 							  " OR memory_file IS DISTINCT FROM pg_relation_filenode($1::regclass)"
 							  " FROM tablesync.all_replicas WHERE replica = $1::regclass",
-							  run->replica->relid);
+							  relid);
 	written = SPI_processed != 1 || tsync_result_bool(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	return written;
@@ -77,22 +79,22 @@ tsync_was_written_to(TsyncRun *run)
 
 /* Read the replica again: it was not as we remembered it. */
 void
-tsync_distrust_memory(TsyncRun *run)
+tsync_distrust_memory(Oid relid)
 {
 	tsync_begin();
 	tsync_record_oid("UPDATE tablesync.all_chunks SET stale = true,"
 							  " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"
-							  " WHERE replica = $1::regclass", run->replica->relid);
+							  " WHERE replica = $1::regclass", relid);
 	tsync_commit();
 }
 
 /* Compare two bounds, as datums of the types of the key. */
 static int
-compare_bounds(TsyncReplica *replica, Datum *a, Datum *b)
+compare_bounds(TsyncTable *table, Datum *a, Datum *b)
 {
-	for (int i = 0; i < replica->nrange; i++)
+	for (int i = 0; i < table->nrange; i++)
 	{
-		TypeCacheEntry *type = lookup_type_cache(replica->keys[i]->type, TYPECACHE_CMP_PROC_FINFO);
+		TypeCacheEntry *type = lookup_type_cache(table->keys[i]->type, TYPECACHE_CMP_PROC_FINFO);
 		int			order = DatumGetInt32(FunctionCall2(&type->cmp_proc_finfo, a[i], b[i]));
 
 		if (order != 0)
@@ -103,7 +105,7 @@ compare_bounds(TsyncReplica *replica, Datum *a, Datum *b)
 
 /* Are the bounds of chunks values of the key, in ascending order?  An error of an input function if not values. */
 static bool
-are_ascending(TsyncReplica *replica, List *chunks)
+are_ascending(TsyncTable *table, List *chunks)
 {
 	Datum	   *previous = NULL;
 	ListCell   *lc;
@@ -111,26 +113,26 @@ are_ascending(TsyncReplica *replica, List *chunks)
 	foreach(lc, chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
-		Datum	   *bound = palloc(Max(replica->nrange, 1) * sizeof(Datum));
+		Datum	   *bound = palloc(Max(table->nrange, 1) * sizeof(Datum));
 
-		for (int i = 0; chunk->lower && i < replica->nrange; i++)
+		for (int i = 0; chunk->range.lower && i < table->nrange; i++)
 		{
 			Oid			input;
 			Oid			parameter;
 
-			getTypeInputInfo(replica->keys[i]->type, &input, &parameter);
-			bound[i] = OidInputFunctionCall(input, chunk->lower[i], parameter, -1);
+			getTypeInputInfo(table->keys[i]->type, &input, &parameter);
+			bound[i] = OidInputFunctionCall(input, chunk->range.lower[i], parameter, -1);
 		}
-		if (previous && compare_bounds(replica, previous, bound) >= 0)
+		if (previous && compare_bounds(table, previous, bound) >= 0)
 			return false;
-		previous = chunk->lower ? bound : NULL;
+		previous = chunk->range.lower ? bound : NULL;
 	}
 	return true;
 }
 
 /* Can the chunks be what a run has written?  Nobody promises it. */
 static bool
-are_plausible(TsyncReplica *replica, List *chunks)
+are_plausible(TsyncTable *table, List *chunks)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -142,7 +144,7 @@ are_plausible(TsyncReplica *replica, List *chunks)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		plausible = are_ascending(replica, chunks);
+		plausible = are_ascending(table, chunks);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -161,7 +163,7 @@ are_plausible(TsyncReplica *replica, List *chunks)
 
 /* The chunks of the last run in key order; NIL if there are none, not all, or none that could be true. */
 List *
-tsync_read_chunks(TsyncReplica *replica)
+tsync_read_chunks(TsyncTable *table)
 {
 	List	   *chunks = NIL;
 	TsyncChunk *previous = NULL;
@@ -171,14 +173,14 @@ tsync_read_chunks(TsyncReplica *replica)
 													" buckets IS NOT NULL, digest IS NOT NULL, bucket_mask = -1, chunk_no, verified_at"
 													" FROM tablesync.all_chunks"
 													" WHERE replica = $1::regclass ORDER BY chunk_no",
-													replica->relid);
+													table->relid);
 
 	for (uint64 i = 0; i < nchunks; i++)
 	{
 		TsyncChunk *chunk = palloc0(sizeof(TsyncChunk));
 
 		chunk->number = (int) i;
-		chunk->lower = tsync_result_texts(i, 1, &nbounds);
+		chunk->range.lower = tsync_result_texts(i, 1, &nbounds);
 		chunk->expected_rows = chunk->replica.rows = tsync_result_int64(i, 2);
 		chunk->differed = tsync_result_bool(i, 3);
 		chunk->replica.sum = (uint64) tsync_result_int64(i, 4);
@@ -186,8 +188,8 @@ tsync_read_chunks(TsyncReplica *replica)
 		chunk->has_buckets = tsync_result_bool(i, 6);
 		chunk->known = !chunk->stale && tsync_result_bool(i, 7);
 		chunk->has_bitmaps = tsync_result_bool(i, 8);
-		if (tsync_result_int64(i, 9) != (int64) i || nbounds != (i == 0 ? 0 : replica->nrange) ||
-			(i > 0 && replica->nrange == 0) ||
+		if (tsync_result_int64(i, 9) != (int64) i || nbounds != (i == 0 ? 0 : table->nrange) ||
+			(i > 0 && table->nrange == 0) ||
 			chunk->expected_rows < 0 || chunk->expected_rows > MAX_ROWS - rows)
 		{
 			chunks = NIL;		/* somebody has deleted some, or made them up */
@@ -198,22 +200,22 @@ tsync_read_chunks(TsyncReplica *replica)
 		chunk->remembered = chunk->replica;
 		chunk->verified_at = tsync_result_timestamp(i, 10);
 		if (previous)
-			previous->upper = chunk->lower;
+			previous->range.upper = chunk->range.lower;
 		chunks = lappend(chunks, chunk);
 		previous = chunk;
 	}
 	SPI_freetuptable(SPI_tuptable);
-	if (are_plausible(replica, chunks))
+	if (are_plausible(table, chunks))
 		return chunks;
 	ereport(WARNING,
-			(errmsg("what is remembered of the key ranges of replica %s contradicts itself", replica->label),
+			(errmsg("what is remembered of the key ranges of replica %s contradicts itself", table->label),
 			 errdetail("They are cut anew.")));
 	return NIL;
 }
 
 /* Give the chunks of a new plan their numbers; new ones are unknown. */
 void
-tsync_write_plan(TsyncReplica *replica, List *chunks)
+tsync_write_plan(TsyncTable *table, List *chunks)
 {
 	Oid			types[] = {OIDOID, INT4OID, INT4OID, TEXTARRAYOID, INT8OID, BOOLOID, BOOLOID, INT8OID, TIMESTAMPTZOID};
 	ListCell   *lc;
@@ -223,7 +225,7 @@ tsync_write_plan(TsyncReplica *replica, List *chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 		Datum		values[] = {
-			ObjectIdGetDatum(replica->relid),
+			ObjectIdGetDatum(table->relid),
 			Int32GetDatum(chunk->number),
 			Int32GetDatum(-1 - foreach_current_index(lc))
 		};
@@ -233,18 +235,18 @@ tsync_write_plan(TsyncReplica *replica, List *chunks)
 								  " WHERE replica = $1::regclass AND chunk_no = $2", 3, types, values, NULL);
 	}
 	tsync_record_oid("DELETE FROM tablesync.all_chunks WHERE replica = $1::regclass AND chunk_no >= 0",
-							  replica->relid);
+							  table->relid);
 	tsync_record_oid("UPDATE tablesync.all_chunks SET chunk_no = -1 - chunk_no"
-							  " WHERE replica = $1::regclass", replica->relid);
+							  " WHERE replica = $1::regclass", table->relid);
 	foreach(lc, chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 		char		nulls[] = "         ";
 		Datum		values[] = {
-			ObjectIdGetDatum(replica->relid),
+			ObjectIdGetDatum(table->relid),
 			Int32GetDatum(foreach_current_index(lc)),
 			(Datum) 0,
-			chunk->lower ? tsync_texts_datum(chunk->lower, replica->nrange) : (Datum) 0,
+			chunk->range.lower ? tsync_texts_datum(chunk->range.lower, table->nrange) : (Datum) 0,
 			Int64GetDatum(chunk->expected_rows),
 			BoolGetDatum(chunk->differed),
 			BoolGetDatum(chunk->stale),
@@ -254,7 +256,7 @@ tsync_write_plan(TsyncReplica *replica, List *chunks)
 
 		chunk->number = foreach_current_index(lc);
 		nulls[2] = 'n';
-		nulls[3] = chunk->lower ? ' ' : 'n';
+		nulls[3] = chunk->range.lower ? ' ' : 'n';
 		nulls[7] = chunk->known || chunk->stale ? ' ' : 'n';
 		nulls[8] = chunk->verified_at != 0 ? ' ' : 'n';
 		if (chunk->planned)
@@ -266,17 +268,17 @@ tsync_write_plan(TsyncReplica *replica, List *chunks)
 
 /* The remembered buckets of a chunk, packed. */
 bytea *
-tsync_read_buckets(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing)
+tsync_read_buckets(TsyncTable *table, TsyncChunk *chunk, TsyncBucketing *bucketing)
 {
 	Oid			types[] = {OIDOID, INT4OID};
-	Datum		values[] = {ObjectIdGetDatum(replica->relid), Int32GetDatum(chunk->number)};
+	Datum		values[] = {ObjectIdGetDatum(table->relid), Int32GetDatum(chunk->number)};
 	bytea	   *packed;
 	bool		isnull;
 
 	if (tsync_record("SELECT bucket_shift, bucket_mask, buckets FROM tablesync.all_chunks"
 							  " WHERE replica = $1::regclass AND chunk_no = $2 AND buckets IS NOT NULL",
 							  2, types, values, NULL) != 1)
-		elog(ERROR, "buckets of chunk %d of replica %s are not there any more", chunk->number, replica->label);
+		elog(ERROR, "buckets of chunk %d of replica %s are not there any more", chunk->number, table->label);
 	bucketing->shift = (int) tsync_result_int64(0, 1);
 	bucketing->mask = tsync_result_int64(0, 2);
 	if (SPI_gettypeid(SPI_tuptable->tupdesc, 3) != BYTEAOID)
@@ -288,11 +290,11 @@ tsync_read_buckets(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *buc
 
 /* Write what the replica holds in a chunk; buckets are unknown if NULL. */
 void
-tsync_write_memory(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing, bytea *buckets)
+tsync_write_memory(TsyncTable *table, TsyncChunk *chunk, TsyncBucketing *bucketing, bytea *buckets)
 {
 	Oid			types[] = {OIDOID, INT4OID, INT8OID, BOOLOID, INT8OID, INT4OID, INT8OID, BYTEAOID};
 	Datum		values[] = {
-		ObjectIdGetDatum(replica->relid),
+		ObjectIdGetDatum(table->relid),
 		Int32GetDatum(chunk->number),
 		Int64GetDatum(chunk->replica.rows),
 		BoolGetDatum(chunk->differs || chunk->differed),
@@ -312,11 +314,11 @@ tsync_write_memory(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *buc
 
 /* Write a chunk's digest, and leave its buckets as they are. */
 void
-tsync_write_digest(TsyncReplica *replica, TsyncChunk *chunk)
+tsync_write_digest(TsyncTable *table, TsyncChunk *chunk)
 {
 	Oid			types[] = {OIDOID, INT4OID, INT8OID, BOOLOID, INT8OID};
 	Datum		values[] = {
-		ObjectIdGetDatum(replica->relid),
+		ObjectIdGetDatum(table->relid),
 		Int32GetDatum(chunk->number),
 		Int64GetDatum(chunk->replica.rows),
 		BoolGetDatum(chunk->differs),

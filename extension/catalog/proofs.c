@@ -15,7 +15,6 @@
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 
@@ -25,7 +24,7 @@
  * the proof is of -1 rows when there is none.
  */
 bool
-tsync_read_proof(TsyncRun *run, TsyncDigest *proof, char **memory_key)
+tsync_read_proof(Oid relid, TsyncDigest *proof, char **memory_key)
 {
 	bool		latest;
 
@@ -38,7 +37,7 @@ tsync_read_proof(TsyncRun *run, TsyncDigest *proof, char **memory_key)
 								  "  WHERE r.replica = t.replica AND r.status = 'succeeded' AND r.kind <> 'verify'"
 								  "  ORDER BY r.run_id DESC LIMIT 1) p"
 								  "  ON p.source_rows = p.replica_rows AND p.source_digest = p.replica_digest"
-								  " WHERE t.replica = $1::regclass", run->replica->relid) != 1)
+								  " WHERE t.replica = $1::regclass", relid) != 1)
 		return false;
 	*memory_key = tsync_result_text(0, 1);
 	if (tsync_result_text(0, 2) != NULL)
@@ -57,10 +56,10 @@ tsync_read_proof(TsyncRun *run, TsyncDigest *proof, char **memory_key)
  * rights, and only finished rows are written with ours.
  */
 void
-tsync_write_differences(TsyncRun *run, const char *differences)
+tsync_write_differences(TsyncTable *table, int64 run_id, const char *differences)
 {
 	Oid			types[] = {INT8OID, OIDOID};
-	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica->relid)};
+	Datum		values[] = {Int64GetDatum(run_id), ObjectIdGetDatum(table->relid)};
 	TupleDesc	desc = CreateTemplateTupleDesc(4);
 	TsyncRowSet found;
 
@@ -69,7 +68,7 @@ tsync_write_differences(TsyncRun *run, const char *differences)
 	TupleDescInitEntry(desc, 3, "source", JSONBOID, -1, 0);
 	TupleDescInitEntry(desc, 4, "replica_row", JSONBOID, -1, 0);
 	tsync_rowset_init(&found, "tsync_found", desc);
-	if (tsync_select_into(run, TSYNC_REPLICA, differences, &found) > 0)
+	if (tsync_select_into(table, TSYNC_REPLICA, differences, &found) > 0)
 	{
 		tsync_rowset_register(&found);
 		tsync_record("INSERT INTO tablesync.all_differences (run_id, replica, key, difference, source, replica_row)"
@@ -82,25 +81,25 @@ tsync_write_differences(TsyncRun *run, const char *differences)
 
 /* Count the differences of the run, and tell of those that are somebody's fault. */
 void
-tsync_count_differences(TsyncRun *run)
+tsync_count_differences(Oid relid, int64 run_id, int64 *differences, int64 *drifted_rows)
 {
 	Oid			types[] = {INT8OID, OIDOID, INT8OID};
-	Datum		values[] = {Int64GetDatum(run->run_id), ObjectIdGetDatum(run->replica->relid), (Datum) 0};
+	Datum		values[] = {Int64GetDatum(run_id), ObjectIdGetDatum(relid), (Datum) 0};
 
 	tsync_record("SELECT count(*), count(*) FILTER (WHERE difference <> 'newer at source')"
 						  " FROM tablesync.all_differences WHERE run_id = $1", 1, types, values, NULL);
-	run->differences = tsync_result_int64(0, 1);
-	run->drifted_rows = tsync_result_int64(0, 2);
+	*differences = tsync_result_int64(0, 1);
+	*drifted_rows = tsync_result_int64(0, 2);
 	SPI_freetuptable(SPI_tuptable);
-	if (run->drifted_rows == 0)
+	if (*drifted_rows == 0)
 		return;
-	values[2] = Int64GetDatum(run->drifted_rows);
+	values[2] = Int64GetDatum(*drifted_rows);
 	tsync_record("SELECT tablesync.note_drift($2::regclass, $1, $3)", lengthof(types), types, values, NULL);
 }
 
 /* Record that every column of some chunks was compared, as of when their scan began. */
 void
-tsync_write_verified(TsyncRun *run, List *numbers)
+tsync_write_verified(Oid relid, List *numbers, TimestampTz verified_at)
 {
 	Oid			types[] = {OIDOID, INT4ARRAYOID, TIMESTAMPTZOID};
 	Datum	   *elements = palloc(list_length(numbers) * sizeof(Datum));
@@ -110,9 +109,9 @@ tsync_write_verified(TsyncRun *run, List *numbers)
 		elements[foreach_current_index(lc)] = Int32GetDatum(lfirst_int(lc));
 
 	Datum		values[] = {
-		ObjectIdGetDatum(run->replica->relid),
+		ObjectIdGetDatum(relid),
 		PointerGetDatum(construct_array(elements, list_length(numbers), INT4OID, sizeof(int32), true, TYPALIGN_INT)),
-		TimestampTzGetDatum(run->verified_at)
+		TimestampTzGetDatum(verified_at)
 	};
 
 	tsync_record("UPDATE tablesync.all_chunks SET verified_at = $3 WHERE replica = $1::regclass AND chunk_no = ANY ($2)",

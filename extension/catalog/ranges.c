@@ -16,7 +16,6 @@
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -25,7 +24,7 @@
 
 /* Record which indexes a bulk load leaves alone, and its ranges. */
 void
-tsync_plan_ranges(TsyncReplica *replica, List *indexes, char **bounds, int nbounds)
+tsync_plan_ranges(TsyncTable *table, List *indexes, char **bounds, int nbounds)
 {
 	Oid			types[] = {OIDOID, OIDARRAYOID, TEXTARRAYOID};
 	Datum	   *oids = palloc(list_length(indexes) * sizeof(Datum));
@@ -35,7 +34,7 @@ tsync_plan_ranges(TsyncReplica *replica, List *indexes, char **bounds, int nboun
 		oids[foreach_current_index(lc)] = ObjectIdGetDatum(lfirst_oid(lc));
 
 	Datum		values[] = {
-		ObjectIdGetDatum(replica->relid),
+		ObjectIdGetDatum(table->relid),
 		PointerGetDatum(construct_array(oids, list_length(indexes), OIDOID, sizeof(Oid), true, TYPALIGN_INT)),
 		tsync_texts_datum(bounds, nbounds)
 	};
@@ -47,31 +46,31 @@ tsync_plan_ranges(TsyncReplica *replica, List *indexes, char **bounds, int nboun
  * Take the next range of a load for this transaction, NULL if there is none.
  */
 TsyncChunk *
-tsync_claim_range(TsyncReplica *replica)
+tsync_claim_range(TsyncTable *table)
 {
 	TsyncChunk *range;
 	int			nlower;
 	int			nupper;
 
 	if (tsync_record_oid("SELECT chunk_no, lower_key, upper_key"
-								  " FROM tablesync.claim_range($1::regclass)", replica->relid) != 1)
+								  " FROM tablesync.claim_range($1::regclass)", table->relid) != 1)
 		return NULL;
 	range = palloc0(sizeof(TsyncChunk));
 	range->number = (int) tsync_result_int64(0, 1);
-	range->lower = tsync_result_texts(0, 2, &nlower);
-	range->upper = tsync_result_texts(0, 3, &nupper);
-	if ((nlower != 0 && nlower != replica->nrange) || (nupper != 0 && nupper != replica->nrange))
-		elog(ERROR, "range %d of replica %s is not one of its key", range->number, replica->label);
+	range->range.lower = tsync_result_texts(0, 2, &nlower);
+	range->range.upper = tsync_result_texts(0, 3, &nupper);
+	if ((nlower != 0 && nlower != table->nrange) || (nupper != 0 && nupper != table->nrange))
+		elog(ERROR, "range %d of replica %s is not one of its key", range->number, table->label);
 	SPI_freetuptable(SPI_tuptable);
 	return range;
 }
 
 /* Note what a range has brought; part of the transaction that loads it. */
 void
-tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, TsyncDigest digest)
+tsync_finish_range(TsyncTable *table, TsyncChunk *range, TsyncDigest digest)
 {
 	Oid			types[] = {OIDOID, INT4OID, INT8OID, INT8OID};
-	Datum		values[] = {ObjectIdGetDatum(replica->relid), Int32GetDatum(range->number),
+	Datum		values[] = {ObjectIdGetDatum(table->relid), Int32GetDatum(range->number),
 	Int64GetDatum(digest.rows), Int64GetDatum((int64) digest.sum)};
 
 	tsync_record("UPDATE tablesync.all_chunks SET rows = $3, digest = $4"
@@ -81,13 +80,13 @@ tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, TsyncDigest digest)
 
 /* How many ranges of a load are done, how many there are, and the rows of those that are done; a transaction of its own. */
 void
-tsync_count_ranges(TsyncReplica *replica, int64 *done, int64 *total, int64 *rows)
+tsync_count_ranges(TsyncTable *table, int64 *done, int64 *total, int64 *rows)
 {
 	MemoryContext caller = CurrentMemoryContext;
 
 	tsync_begin();
 	tsync_record_oid("SELECT count(*) FILTER (WHERE loaded), count(*), sum(rows) FILTER (WHERE loaded)"
-					 " FROM tablesync.all_chunks WHERE replica = $1::regclass", replica->relid);
+					 " FROM tablesync.all_chunks WHERE replica = $1::regclass", table->relid);
 	*done = tsync_result_int64(0, 1);
 	*total = tsync_result_int64(0, 2);
 	*rows = tsync_result_int64(0, 3);
@@ -97,11 +96,11 @@ tsync_count_ranges(TsyncReplica *replica, int64 *done, int64 *total, int64 *rows
 
 /* Build the indexes that the load has left alone: with them, it is complete. */
 void
-tsync_end_bulk_load(TsyncRun *run)
+tsync_end_bulk_load(Oid relid)
 {
-	tsync_catalog_execute_oid("SELECT tablesync.build_indexes($1::regclass)", run->replica->relid);
+	tsync_catalog_execute_oid("SELECT tablesync.build_indexes($1::regclass)", relid);
 	tsync_record_oid("UPDATE tablesync.all_replicas SET loaded = true, load_indexes = NULL WHERE replica = $1::regclass",
-					 run->replica->relid);
+					 relid);
 }
 
 /*
@@ -125,15 +124,15 @@ tsync_is_sorting(int pid)
  * else has inserted rows, or the source has moved values between ranges.
  */
 void
-tsync_undo_bulk_load(TsyncReplica *replica)
+tsync_undo_bulk_load(TsyncTable *table)
 {
 	MemoryContext caller = CurrentMemoryContext;
 
 	tsync_begin();
-	tsync_catalog_execute(psprintf("TRUNCATE %s", replica->replica_sql), 0, NULL, NULL, NULL);
-	tsync_catalog_execute_oid("SELECT tablesync.build_indexes($1::regclass)", replica->relid);
-	tsync_record_oid("UPDATE tablesync.all_replicas SET load_indexes = NULL WHERE replica = $1::regclass", replica->relid);
-	tsync_record_oid("DELETE FROM tablesync.all_chunks WHERE replica = $1::regclass", replica->relid);
+	tsync_catalog_execute(psprintf("TRUNCATE %s", table->replica_sql), 0, NULL, NULL, NULL);
+	tsync_catalog_execute_oid("SELECT tablesync.build_indexes($1::regclass)", table->relid);
+	tsync_record_oid("UPDATE tablesync.all_replicas SET load_indexes = NULL WHERE replica = $1::regclass", table->relid);
+	tsync_record_oid("DELETE FROM tablesync.all_chunks WHERE replica = $1::regclass", table->relid);
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
 }

@@ -19,8 +19,6 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "query/query.h"
-#include "run/run.h"
-#include "source/source.h"
 #include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -40,13 +38,13 @@
 
 /* Refuse to go on with a column that source and replica no longer share. */
 static void
-check_column(TsyncReplica *replica, const char *problem)
+check_column(TsyncTable *table, const char *problem)
 {
 	if (problem == NULL)
 		return;
 	ereport(ERROR,
 			(errcode(TSYNC_ERRCODE_SCHEMA_CHANGED),
-			 errmsg("replica %s no longer fits its source", replica->label),
+			 errmsg("replica %s no longer fits its source", table->label),
 			 errdetail_internal("%s", problem),
 			 errhint("Undo the change, or remove the replica with tablesync_remove() and add it again.")));
 }
@@ -55,21 +53,22 @@ check_column(TsyncReplica *replica, const char *problem)
 void
 tsync_read_columns(TsyncReplica *replica)
 {
+	TsyncTable *table = &replica->table;
 	int			bytes = 0;
 
-	replica->ncolumns = tsync_catalog_execute_oid("SELECT column_name, type, typmod, nullable,"
+	table->ncolumns = tsync_catalog_execute_oid("SELECT column_name, type, typmod, nullable,"
 											" key_position, is_version, problem, refetch, coalesce(other_type, false)"
 											" FROM tablesync.replica_columns($1::regclass)",
-											replica->relid);
-	replica->columns = palloc0(Max(replica->ncolumns, 1) * sizeof(TsyncColumn));
-	replica->keys = palloc0(Max(replica->ncolumns, 1) * sizeof(TsyncColumn *));
-	for (int i = 0; i < replica->ncolumns; i++)
+											table->relid);
+	table->columns = palloc0(Max(table->ncolumns, 1) * sizeof(TsyncColumn));
+	table->keys = palloc0(Max(table->ncolumns, 1) * sizeof(TsyncColumn *));
+	for (int i = 0; i < table->ncolumns; i++)
 	{
-		TsyncColumn *column = &replica->columns[i];
+		TsyncColumn *column = &table->columns[i];
 		int			key_position = (int) tsync_result_int64(i, 5);
 		int			width;
 
-		check_column(replica, tsync_result_text(i, 7));
+		check_column(table, tsync_result_text(i, 7));
 		column->name = tsync_result_text(i, 1);
 		column->quoted = quote_identifier(column->name);
 		column->type = (Oid) tsync_result_int64(i, 2);
@@ -77,40 +76,40 @@ tsync_read_columns(TsyncReplica *replica)
 		column->nullable = tsync_result_bool(i, 4);
 		column->refetch = tsync_result_bool(i, 8);
 		column->opaque = !tsync_can_hash(column->type) || tsync_result_bool(i, 9);
-		if (key_position > 0 && key_position <= replica->ncolumns)
+		if (key_position > 0 && key_position <= table->ncolumns)
 		{
-			replica->keys[key_position - 1] = column;
-			replica->nkeys++;
+			table->keys[key_position - 1] = column;
+			table->nkeys++;
 		}
 		if (tsync_result_bool(i, 6))
-			replica->version = column;
+			table->version = column;
 
 		width = tsync_max_bytes(column->type, column->typmod);
 		bytes += Max(width, 0);
-		replica->wide |= (width < 0 || bytes > NARROW_ROW_BYTES);
+		table->wide |= (width < 0 || bytes > NARROW_ROW_BYTES);
 	}
 	SPI_freetuptable(SPI_tuptable);
 
-	if (replica->nkeys == 0 || replica->nkeys > INDEX_MAX_KEYS)
-		elog(ERROR, "replica %s has no key", replica->label);
-	for (int i = 0; i < replica->nkeys; i++)
-		if (replica->keys[i] == NULL || !tsync_can_be_key(replica->keys[i]->type))
-			elog(ERROR, "key columns of replica %s are not what they were", replica->label);
-	if (replica->version == NULL && !replica->row_fingerprint)
+	if (table->nkeys == 0 || table->nkeys > INDEX_MAX_KEYS)
+		elog(ERROR, "replica %s has no key", table->label);
+	for (int i = 0; i < table->nkeys; i++)
+		if (table->keys[i] == NULL || !tsync_can_be_key(table->keys[i]->type))
+			elog(ERROR, "key columns of replica %s are not what they were", table->label);
+	if (table->version == NULL && !replica->settings.all_columns)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the version column of replica %s does not exist", replica->label),
-				 errhint("SELECT tablesync_alter(%s, fingerprint => 'row');", quote_literal_cstr(replica->label))));
-	replica->fingerprint_column = "fingerprint";
-	for (int i = 0; i < replica->nkeys; i++)
-		if (strcmp(replica->keys[i]->name, replica->fingerprint_column) == 0)
+				 errmsg("the version column of replica %s does not exist", table->label),
+				 errhint("SELECT tablesync_alter(%s, fingerprint => 'row');", quote_literal_cstr(table->label))));
+	table->fingerprint_column = "fingerprint";
+	for (int i = 0; i < table->nkeys; i++)
+		if (strcmp(table->keys[i]->name, table->fingerprint_column) == 0)
 		{
-			replica->fingerprint_column = psprintf("%s_", replica->fingerprint_column);
+			table->fingerprint_column = psprintf("%s_", table->fingerprint_column);
 			i = -1;				/* look at all of them again */
 		}
-	while (replica->nrange < replica->nkeys &&
-		   tsync_orders_alike(replica->keys[replica->nrange]->type))
-		replica->nrange++;
+	while (table->nrange < table->nkeys &&
+		   tsync_orders_alike(table->keys[table->nrange]->type))
+		table->nrange++;
 }
 
 /* Read a replica's settings; its columns, when they are known to fit the source, are read next. */
@@ -123,57 +122,58 @@ tsync_read_replica(Oid relid)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("table with OID %u does not exist", relid)));
-	replica->relid = relid;
-	replica->replica_sql = replica->label = tsync_relation_label(relid);
+	replica->table.relid = relid;
+	replica->table.replica_sql = replica->table.label = tsync_relation_label(relid);
 
 	if (tsync_record_oid("SELECT source::oid::int8, fingerprint = 'row' OR adopted, consistency,"
 							" chunk_rows, max_source_load, max_delete_fraction, loaded, load_position,"
 							" c.relforcerowsecurity, adopted, workers, scan_rate, watermark,"
 							" trust_counters_for IS NOT NULL, load_indexes IS NOT NULL,"
-							" (SELECT sum(k.rows * CASE WHEN k.differed THEN " CppAsString2(TSYNC_BUCKET_COST) " ELSE 1 END)"
-							"  FROM tablesync.all_chunks k WHERE k.replica = t.replica),"
+							" (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND NOT k.differed),"
 							" verify_fraction,"
 							" EXISTS (SELECT FROM tablesync.all_alerts a"
 							"  WHERE a.replica = t.replica AND a.kind = 'drift' AND a.closed_at IS NULL AND a.run_id IS NOT NULL),"
-							" bounds_key"
+							" bounds_key,"
+							" (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND k.differed)"
 							" FROM tablesync.all_replicas t JOIN pg_class c ON c.oid = t.replica"
 							" WHERE t.replica = $1::regclass", relid) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("%s is not a replica", replica->label),
+				 errmsg("%s is not a replica", replica->table.label),
 				 errhint("Add it with tablesync_add(), and commit before you run it.")));
-	replica->source = (Oid) tsync_result_int64(0, 1);
-	replica->row_fingerprint = tsync_result_bool(0, 2);
-	replica->consistency = tsync_result_text(0, 3);
-	replica->chunk_rows = (int) tsync_result_int64(0, 4);
-	replica->max_source_load = tsync_result_double(0, 5);
-	replica->max_delete_fraction = tsync_result_double(0, 6);
-	replica->loaded = tsync_result_bool(0, 7);
-	replica->load_position = tsync_result_texts(0, 8, &replica->nposition);
-	replica->bounds_key = tsync_result_text(0, 19);
-	replica->adopted = tsync_result_bool(0, 10);
-	replica->workers = (int) tsync_result_int64(0, 11);
-	replica->scan_rate = tsync_result_double(0, 12);
-	replica->watermark = tsync_result_text(0, 13);
-	replica->trust_counters = tsync_result_bool(0, 14);
-	replica->bulk_loading = tsync_result_bool(0, 15);
-	replica->weighted_rows = tsync_result_double(0, 16);
-	replica->verify_fraction = tsync_result_double(0, 17);
-	replica->drift_known = tsync_result_bool(0, 18);
+	replica->table.source = (Oid) tsync_result_int64(0, 1);
+	replica->settings.all_columns = tsync_result_bool(0, 2);
+	replica->settings.consistency = tsync_result_text(0, 3);
+	replica->settings.chunk_rows = (int) tsync_result_int64(0, 4);
+	replica->settings.max_source_load = tsync_result_double(0, 5);
+	replica->settings.max_delete_fraction = tsync_result_double(0, 6);
+	replica->state.loaded = tsync_result_bool(0, 7);
+	replica->state.load_position = tsync_result_texts(0, 8, &replica->state.nposition);
+	replica->state.bounds_key = tsync_result_text(0, 19);
+	replica->state.adopted = tsync_result_bool(0, 10);
+	replica->settings.workers = (int) tsync_result_int64(0, 11);
+	replica->state.scan_rate = tsync_result_double(0, 12);
+	replica->table.watermark = tsync_result_text(0, 13);
+	replica->settings.trust_counters = tsync_result_bool(0, 14);
+	replica->state.bulk_loading = tsync_result_bool(0, 15);
+	replica->state.quiet_rows = tsync_result_int64(0, 16);
+	replica->state.differing_rows = tsync_result_int64(0, 20);
+	replica->settings.verify_fraction = tsync_result_double(0, 17);
+	replica->state.drift_known = tsync_result_bool(0, 18);
 	if (tsync_result_bool(0, 9))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("row security of replica %s is forced on its owner", replica->label),
+				 errmsg("row security of replica %s is forced on its owner", replica->table.label),
 				 errdetail("Policies would hide rows from the run."),
-				 errhint("ALTER TABLE %s NO FORCE ROW LEVEL SECURITY;", replica->replica_sql)));
+				 errhint("ALTER TABLE %s NO FORCE ROW LEVEL SECURITY;", replica->table.replica_sql)));
 	SPI_freetuptable(SPI_tuptable);
 
-	if (get_rel_name(replica->source) == NULL)
+	if (get_rel_name(replica->table.source) == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("the foreign table of replica %s does not exist any more", replica->label),
+				 errmsg("the foreign table of replica %s does not exist any more", replica->table.label),
 				 errhint("Create it again and add the replica again with tablesync_add().")));
-	replica->source_sql = tsync_relation_label(replica->source);
+	replica->table.source_sql = tsync_relation_label(replica->table.source);
 	return replica;
 }
 
@@ -183,17 +183,17 @@ tsync_read_replica(Oid relid)
  * once, because these are others.  In a transaction that is not the source's.
  */
 bool
-tsync_record_source(TsyncRun *run)
+tsync_record_source(Oid relid, int64 run_id, const char *identity, char **unreadable, int nunreadable)
 {
 	Oid			types[] = {OIDOID, TEXTOID};
-	Datum		values[] = {ObjectIdGetDatum(run->replica_oid), CStringGetTextDatum(run->source_identity)};
+	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(identity)};
 	bool		replaced;
 
-	if (run->nunreadable > 0)
+	if (nunreadable > 0)
 	{
 		Oid			note_types[] = {OIDOID, INT8OID, TEXTARRAYOID};
-		Datum		note_values[] = {ObjectIdGetDatum(run->replica_oid), Int64GetDatum(run->run_id),
-		tsync_texts_datum(run->unreadable, run->nunreadable)};
+		Datum		note_values[] = {ObjectIdGetDatum(relid), Int64GetDatum(run_id),
+		tsync_texts_datum(unreadable, nunreadable)};
 
 		tsync_record("SELECT tablesync.record_unreadable($1::regclass, $2, $3)", lengthof(note_types), note_types, note_values, NULL);
 	}
@@ -208,11 +208,11 @@ tsync_record_source(TsyncRun *run)
  * replica paused and a problem and a hint, where that is not to be done.
  */
 bool
-tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint)
+tsync_evolve_catalog(Oid relid, int64 run_id, const char *new_shape, char **problem, char **hint)
 {
 	Oid			types[] = {OIDOID, TEXTOID, INT8OID, TEXTOID, BOOLOID};
-	Datum		values[] = {ObjectIdGetDatum(run->replica_oid), CStringGetTextDatum(run->new_shape),
-	Int64GetDatum(run->run_id), (Datum) 0, (Datum) 0};
+	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(new_shape),
+	Int64GetDatum(run_id), (Datum) 0, (Datum) 0};
 	char	   *steps;
 
 	/* with the owner's rights: what it does may run code of the owner */
@@ -234,9 +234,9 @@ tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint)
 
 /* Note that the columns to be fetched for all rows have been. */
 void
-tsync_finish_refetch(TsyncRun *run)
+tsync_finish_refetch(Oid relid)
 {
-	tsync_record_oid("SELECT tablesync.finish_refetch($1::regclass)", run->replica_oid);
+	tsync_record_oid("SELECT tablesync.finish_refetch($1::regclass)", relid);
 }
 
 /* The replicas that are run together with one, by OID; NIL if it has no group. */
@@ -258,13 +258,13 @@ tsync_group_members(Oid replica)
  * ranges of a bulk load and bounds of chunks mean nothing for another key.
  */
 static char *
-key_of_bounds(TsyncReplica *replica)
+key_of_bounds(TsyncTable *table)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	for (int i = 0; i < replica->nkeys; i++)
-		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "", tsync_type_sql(replica->keys[i]->type));
+	for (int i = 0; i < table->nkeys; i++)
+		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "", tsync_type_sql(table->keys[i]->type));
 	return buf.data;
 }
 
@@ -273,9 +273,9 @@ key_of_bounds(TsyncReplica *replica)
  * nobody knows which; in transactions of its own.
  */
 void
-tsync_check_bounds(TsyncRun *run)
+tsync_check_bounds(TsyncReplica *replica)
 {
-	TsyncReplica *replica = run->replica;
+	TsyncState *state = &replica->state;
 	MemoryContext run_context = CurrentMemoryContext;
 	char	   *key;
 	bool		usable;
@@ -283,36 +283,36 @@ tsync_check_bounds(TsyncRun *run)
 	Datum		values[2];
 
 	tsync_begin();
-	key = key_of_bounds(replica);
-	usable = replica->bounds_key != NULL && strcmp(replica->bounds_key, key) == 0 &&
-		(replica->nposition == 0 || replica->nposition == replica->nkeys);
+	key = key_of_bounds(&replica->table);
+	usable = state->bounds_key != NULL && strcmp(state->bounds_key, key) == 0 &&
+		(state->nposition == 0 || state->nposition == replica->table.nkeys);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 	if (usable)
 		return;
-	if (replica->bulk_loading)
-		tsync_undo_bulk_load(replica);
+	if (state->bulk_loading)
+		tsync_undo_bulk_load(&replica->table);
 
 	tsync_begin();
-	values[0] = ObjectIdGetDatum(replica->relid);
-	values[1] = CStringGetTextDatum(key_of_bounds(replica));
-	tsync_record_oid("DELETE FROM tablesync.all_chunks WHERE replica = $1::regclass", replica->relid);
+	values[0] = ObjectIdGetDatum(replica->table.relid);
+	values[1] = CStringGetTextDatum(key_of_bounds(&replica->table));
+	tsync_record_oid("DELETE FROM tablesync.all_chunks WHERE replica = $1::regclass", replica->table.relid);
 	tsync_record("UPDATE tablesync.all_replicas SET bounds_key = $2, load_position = NULL WHERE replica = $1::regclass",
 				 lengthof(types), types, values, NULL);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
-	replica->bulk_loading = false;
-	replica->load_position = NULL;
-	replica->nposition = 0;
+	state->bulk_loading = false;
+	state->load_position = NULL;
+	state->nposition = 0;
 }
 
 /* Remember how far a load has come; part of the transaction of the page. */
 void
-tsync_save_load_position(TsyncRun *run, char **key)
+tsync_save_load_position(TsyncTable *table, char **key)
 {
 	Oid			types[] = {OIDOID, TEXTARRAYOID};
-	Datum		values[] = {ObjectIdGetDatum(run->replica->relid),
-	tsync_texts_datum(key, run->replica->nkeys)};
+	Datum		values[] = {ObjectIdGetDatum(table->relid),
+	tsync_texts_datum(key, table->nkeys)};
 
 	tsync_record("UPDATE tablesync.all_replicas SET load_position = $2"
 					" WHERE replica = $1::regclass", 2, types, values, NULL);
@@ -324,26 +324,27 @@ tsync_save_load_position(TsyncRun *run, char **key)
  * compared all of them.
  */
 void
-tsync_finish_load(TsyncRun *run, bool adopted)
+tsync_finish_load(TsyncReplica *replica, bool adopted)
 {
+	TsyncTable *table = &replica->table;
 	Oid			types[] = {OIDOID, BOOLOID};
-	Datum		values[] = {ObjectIdGetDatum(run->replica->relid), BoolGetDatum(adopted)};
+	Datum		values[] = {ObjectIdGetDatum(table->relid), BoolGetDatum(adopted)};
 
 	tsync_begin();
-	for (int i = 0; adopted && i < run->replica->ncolumns; i++)
-		if (!tsync_can_hash(run->replica->columns[i].type))
+	for (int i = 0; adopted && i < table->ncolumns; i++)
+		if (!tsync_can_hash(table->columns[i].type))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("replica %s holds rows that no run has loaded", run->replica->label),
+					 errmsg("replica %s holds rows that no run has loaded", table->label),
 					 errdetail("Column %s can't be compared with the source.",
-							   run->replica->columns[i].quoted),
-					 errhint("TRUNCATE %s, and run again.", run->replica->replica_sql)));
+							   table->columns[i].quoted),
+					 errhint("TRUNCATE %s, and run again.", table->replica_sql)));
 	tsync_record("UPDATE tablesync.all_replicas SET loaded = true, load_position = NULL,"
 					" adopted = adopted OR $2 WHERE replica = $1::regclass",
 					2, types, values, NULL);
 	tsync_commit();
-	run->replica->row_fingerprint |= adopted;
-	run->replica->adopted |= adopted;
+	replica->settings.all_columns |= adopted;
+	replica->state.adopted |= adopted;
 }
 
 /* Take the run lock of a replica for the life of this process. */

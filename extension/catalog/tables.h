@@ -12,48 +12,152 @@
 
 #include "execute/execute.h"
 
-/* in chunks.c */
-extern void tsync_open_memory(TsyncRun *run, const char *key);
-extern bool tsync_was_written_to(TsyncRun *run);
-extern void tsync_distrust_memory(TsyncRun *run);
-extern List *tsync_read_chunks(TsyncReplica *replica);
-extern void tsync_write_plan(TsyncReplica *replica, List *chunks);
-extern bytea *tsync_read_buckets(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing);
-extern void tsync_write_memory(TsyncReplica *replica, TsyncChunk *chunk, TsyncBucketing *bucketing,
-							   bytea *buckets);
-extern void tsync_write_digest(TsyncReplica *replica, TsyncChunk *chunk);
+/* What a user has set. */
+typedef struct TsyncSettings
+{
+	bool		all_columns;	/* fingerprint = 'row', or no version can be trusted */
+	const char *consistency;
+	int			chunk_rows;		/* 0: by the speed of the source */
+	int			workers;		/* processes that a load may use */
+	double		max_source_load;
+	double		max_delete_fraction;
+	double		verify_fraction;	/* of the chunks that each run verifies */
+	bool		trust_counters;
+} TsyncSettings;
 
-/* in proofs.c */
-extern bool tsync_read_proof(TsyncRun *run, TsyncDigest *proof, char **memory_key);
-extern void tsync_write_differences(TsyncRun *run, const char *differences);
-extern void tsync_count_differences(TsyncRun *run);
-extern void tsync_write_verified(TsyncRun *run, List *numbers);
+/* What runs have left behind. */
+typedef struct TsyncState
+{
+	bool		loaded;
+	bool		adopted;		/* rows from before the first run: trust no version */
+	bool		bulk_loading;	/* indexes are missing, ranges are planned */
+	char	  **load_position;	/* nposition texts, or NULL */
+	int			nposition;		/* nkeys; 0: none; anything else: nonsense */
+	const char *bounds_key;		/* what bounds and position are made for, NULL: nobody knows */
+	double		scan_rate;		/* source rows digested per second lately, 0: unknown */
+	int64		quiet_rows;		/* of chunks that did not differ in the last run */
+	int64		differing_rows; /* of those that did */
+	bool		drift_known;	/* an alert is open */
+} TsyncState;
 
-/* in ranges.c */
-extern void tsync_plan_ranges(TsyncReplica *replica, List *indexes, char **bounds, int nbounds);
-extern TsyncChunk *tsync_claim_range(TsyncReplica *replica);
-extern void tsync_finish_range(TsyncReplica *replica, TsyncChunk *range, TsyncDigest digest);
-extern void tsync_count_ranges(TsyncReplica *replica, int64 *done, int64 *total, int64 *rows);
-extern void tsync_end_bulk_load(TsyncRun *run);
-extern bool tsync_is_sorting(int pid);
-extern void tsync_undo_bulk_load(TsyncReplica *replica);
+/* A row of tablesync.replica, and the columns of both sides. */
+typedef struct TsyncReplica
+{
+	TsyncTable	table;
+	TsyncSettings settings;
+	TsyncState	state;
+} TsyncReplica;
+
+/* A range of keys, and what the replica and its source have there; a row of tablesync.chunk. */
+typedef struct TsyncChunk
+{
+	int			number;			/* in tablesync.chunk */
+	TsyncRange	range;
+	int64		expected_rows;
+	bool		indivisible;	/* nobody knows a key in its middle */
+	bool		planned;		/* not in tablesync.chunk yet */
+	bool		known;			/* "replica" is what the replica holds */
+	bool		stale;			/* "replica" was true until somebody wrote */
+	bool		has_buckets;	/* remembered, too */
+	bool		has_bitmaps;	/* and they are bitmaps */
+	bool		differed;		/* in the last run */
+	bool		differs;		/* in this run */
+	TimestampTz verified_at;	/* every column of every row compared; 0: never */
+	bool		verifying;		/* it is this run's turn */
+	bool		by_row;			/* which needs a second fingerprint of each row */
+	bool		proved;			/* "remembered" is what a run ended with */
+	bool		touched;		/* and the replica holds something else now */
+	bool		blamed;			/* because of rows in TSYNC_TOUCHED */
+	bool		rows_known;		/* "row_replica" is set */
+	TsyncDigest remembered;
+	TsyncDigest source;
+	TsyncDigest replica;
+	TsyncDigest row_source;		/* of all columns, where by_row */
+	TsyncDigest row_replica;
+} TsyncChunk;
+
+/* Is a chunk likely to be equal, so that a digest of many such chunks will do? */
+static inline bool
+tsync_is_quiet(TsyncChunk *chunk)
+{
+	return !chunk->differed && !chunk->by_row;
+}
+
+/* How a run has succeeded; a row of tablesync.run, and what the next run should know. */
+typedef struct TsyncRecord
+{
+	int64		run_id;
+	Oid			relid;
+	const char *label;
+	bool		verify;			/* it has compared every column of every row */
+	bool		repair;			/* and mended what differed */
+	TsyncDigest source;
+	TsyncDigest replica;		/* after the run */
+	int			chunks;
+	int			differing;		/* chunks */
+	int64		loaded;			/* rows */
+	int64		inserted;
+	int64		updated;
+	int64		deleted;
+	int64		reappeared;
+	int64		waited;			/* microseconds, for the source */
+	bool		snapshot;		/* one for the whole scan */
+	bool		snapshot_expired;	/* it took too long */
+	double		slowness;		/* most times longer per row than usual */
+	int			drifted;		/* chunks that somebody else has changed */
+	int64		differences;	/* rows that verifying has found */
+	int64		drifted_rows;	/* of them, those that are not just newer at the source */
+	bool		drift_known;	/* an alert is open */
+	int64		horizon;
+	const char *newest_version;
+	double		scan_rate;		/* of the source; 0: unknown */
+	const char *watermark;
+	const char *counters;
+	TimestampTz counters_at;
+	bool		adopted;		/* still */
+} TsyncRecord;
 
 /* in replicas.c */
 extern void tsync_read_columns(TsyncReplica *replica);
 extern TsyncReplica *tsync_read_replica(Oid relid);
-extern bool tsync_record_source(TsyncRun *run);
-extern bool tsync_evolve_catalog(TsyncRun *run, char **problem, char **hint);
-extern void tsync_finish_refetch(TsyncRun *run);
+extern bool tsync_record_source(Oid relid, int64 run_id, const char *identity, char **unreadable, int nunreadable);
+extern bool tsync_evolve_catalog(Oid relid, int64 run_id, const char *new_shape, char **problem, char **hint);
+extern void tsync_finish_refetch(Oid relid);
 extern List *tsync_group_members(Oid replica);
-extern void tsync_check_bounds(TsyncRun *run);
-extern void tsync_save_load_position(TsyncRun *run, char **key);
-extern void tsync_finish_load(TsyncRun *run, bool adopted);
+extern void tsync_check_bounds(TsyncReplica *replica);
+extern void tsync_save_load_position(TsyncTable *table, char **key);
+extern void tsync_finish_load(TsyncReplica *replica, bool adopted);
 extern bool tsync_lock_run(Oid relid);
 
 /* in runs.c */
-extern void tsync_start_run(TsyncRun *run, int64 group_run_id);
-extern void tsync_finish_run(TsyncRun *run, double learned_rate);
-extern void tsync_fail_run(TsyncRun *run, ErrorData *edata, bool cancelled);
-extern void tsync_prune_runs(TsyncRun *run);
+extern int64 tsync_start_run(Oid relid, int64 run_id, bool verify, int64 group_run_id);
+extern void tsync_finish_run(TsyncRecord *record);
+extern void tsync_fail_run(int64 run_id, int64 loaded, int64 waited, ErrorData *edata, bool cancelled);
+extern void tsync_prune_runs(Oid relid);
+
+/* in chunks.c */
+extern bool tsync_open_memory(Oid relid, const char *key);
+extern bool tsync_was_written_to(Oid relid);
+extern void tsync_distrust_memory(Oid relid);
+extern List *tsync_read_chunks(TsyncTable *table);
+extern void tsync_write_plan(TsyncTable *table, List *chunks);
+extern bytea *tsync_read_buckets(TsyncTable *table, TsyncChunk *chunk, TsyncBucketing *bucketing);
+extern void tsync_write_memory(TsyncTable *table, TsyncChunk *chunk, TsyncBucketing *bucketing, bytea *buckets);
+extern void tsync_write_digest(TsyncTable *table, TsyncChunk *chunk);
+
+/* in ranges.c */
+extern void tsync_plan_ranges(TsyncTable *table, List *indexes, char **bounds, int nbounds);
+extern TsyncChunk *tsync_claim_range(TsyncTable *table);
+extern void tsync_finish_range(TsyncTable *table, TsyncChunk *range, TsyncDigest digest);
+extern void tsync_count_ranges(TsyncTable *table, int64 *done, int64 *total, int64 *rows);
+extern void tsync_end_bulk_load(Oid relid);
+extern bool tsync_is_sorting(int pid);
+extern void tsync_undo_bulk_load(TsyncTable *table);
+
+/* in proofs.c */
+extern bool tsync_read_proof(Oid relid, TsyncDigest *proof, char **memory_key);
+extern void tsync_write_differences(TsyncTable *table, int64 run_id, const char *differences);
+extern void tsync_count_differences(Oid relid, int64 run_id, int64 *differences, int64 *drifted_rows);
+extern void tsync_write_verified(Oid relid, List *numbers, TimestampTz verified_at);
 
 #endif							/* TABLESYNC_TABLES_H */

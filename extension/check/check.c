@@ -26,7 +26,6 @@
 #include "postmaster/bgworker.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "source/source.h"
 #include "storage/dsm.h"
 #include "storage/ipc.h"
@@ -209,11 +208,9 @@ check_in_worker_only(void)
 Datum
 tsync_ask_source(PG_FUNCTION_ARGS)
 {
-	TsyncRun	nobody = {0};
-
 	check_in_worker_only();
 	SPI_connect();
-	(void) tsync_select(&nobody, TSYNC_SOURCE, text_to_cstring(PG_GETARG_TEXT_PP(0)), NULL);
+	(void) tsync_select(NULL, TSYNC_SOURCE, text_to_cstring(PG_GETARG_TEXT_PP(0)), NULL);
 	SPI_finish();
 	PG_RETURN_VOID();
 }
@@ -223,13 +220,14 @@ Datum
 tsync_check_digest(PG_FUNCTION_ARGS)
 {
 	TsyncReplica *replica;
+	TsyncRange	everything = {0};
 
 	check_in_worker_only();
 	SPI_connect();
 	replica = tsync_read_replica(PG_GETARG_OID(0));
 	tsync_read_columns(replica);
-	tsync_check_ships(tsync_sql_digest(replica, TSYNC_SOURCE, palloc0(sizeof(TsyncChunk)),
-									   PG_GETARG_INT32(1)));
+	tsync_check_ships(tsync_sql_digest(&replica->table, TSYNC_SOURCE, &everything,
+									   (TsyncFingerprint) {.all_columns = replica->settings.all_columns,.source_version = PG_GETARG_INT32(1)}));
 	SPI_finish();
 	PG_RETURN_VOID();
 }

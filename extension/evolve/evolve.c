@@ -21,63 +21,65 @@
 #include "execute/execute.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "source/source.h"
 #include "utils/memutils.h"
 
 #define PAGE_ROWS 5000
 
-/* Change replica and foreign table as the source has changed; an error if that needs their owner. */
+/*
+ * Change replica and foreign table as the source has changed; an error, and
+ * "paused" set, if that needs their owner.
+ */
 void
-tsync_evolve(TsyncRun *run)
+tsync_evolve(TsyncTable *table, int64 run_id, const char *new_shape, bool *paused)
 {
-	MemoryContext run_context = CurrentMemoryContext;
+	MemoryContext caller = CurrentMemoryContext;
 	char	   *problem;
 	char	   *hint;
 
 	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	run->paused = !tsync_evolve_catalog(run, &problem, &hint);
+	MemoryContextSwitchTo(caller);
+	*paused = !tsync_evolve_catalog(table->relid, run_id, new_shape, &problem, &hint);
 	tsync_commit();				/* a pause too */
-	MemoryContextSwitchTo(run_context);
-	if (run->paused)
+	MemoryContextSwitchTo(caller);
+	if (*paused)
 		ereport(ERROR,
 				(errcode(TSYNC_ERRCODE_SCHEMA_CHANGED),
-				 errmsg("the source of %s has changed its shape", run->replica->label),
+				 errmsg("the source of %s has changed its shape", table->label),
 				 errdetail_internal("%s. The replica is paused.", problem),
 				 hint ? errhint("%s", hint) : 0));
 }
 
-/* The replica as if it had only its keys and the columns to be fetched; NULL if there are none. */
-static TsyncReplica *
-only_refetched(TsyncReplica *replica)
+/* A table as if it had only its keys and the columns to be fetched; NULL if there are none. */
+static TsyncTable *
+only_refetched(TsyncTable *table)
 {
-	TsyncReplica *part = tsync_only_keys(replica);
+	TsyncTable *part = tsync_only_keys(table);
 
-	for (int i = 0; i < replica->ncolumns; i++)
-		if (replica->columns[i].refetch && !tsync_is_key(replica, &replica->columns[i]))
-			part->columns[part->ncolumns++] = replica->columns[i];
+	for (int i = 0; i < table->ncolumns; i++)
+		if (table->columns[i].refetch && !tsync_is_key(table, &table->columns[i]))
+			part->columns[part->ncolumns++] = table->columns[i];
 	return part->ncolumns > part->nkeys ? part : NULL;
 }
 
 /* List the keys that follow a key in the source's order, from the longest key prefix to none. */
 static void
-list_keys(TsyncRun *run, char **after, TsyncRowSet *keys)
+list_keys(TsyncTable *table, char **after, TsyncRowSet *keys)
 {
 	TsyncReading reading = {.after = after,.limit = PAGE_ROWS};
 
-	tsync_start_reading(&reading, run);
-	for (int prefix = after ? run->replica->nkeys - 1 : 0;
+	tsync_start_reading(&reading, table);
+	for (int prefix = after ? table->nkeys - 1 : 0;
 		 prefix >= 0 && keys->count < PAGE_ROWS; prefix--)
-		tsync_select_at_most(run, TSYNC_SOURCE,
-							 tsync_sql_page(run->replica, after, prefix, true, PAGE_ROWS - keys->count),
+		tsync_select_at_most(table, TSYNC_SOURCE,
+							 tsync_sql_page(table, after, prefix, true, PAGE_ROWS - keys->count),
 							 keys, PAGE_ROWS - keys->count);
 	tsync_end_reading(&reading);
 }
 
 /* The last key of a page, NULL if it is empty. */
 static char **
-last_key(TsyncRun *run, TsyncRowSet *keys)
+last_key(TsyncTable *table, TsyncRowSet *keys)
 {
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(keys->tupdesc, &TTSOpsMinimalTuple);
 	char	  **key = NULL;
@@ -85,15 +87,15 @@ last_key(TsyncRun *run, TsyncRowSet *keys)
 	tsync_rowset_start(keys);
 	for (int64 left = keys->count; left > 0 && tsync_rowset_next(keys, slot); left--)
 		if (left == 1)
-			key = tsync_key_of_slot(run->replica, slot);
+			key = tsync_key_of_slot(table, slot);
 	ExecDropSingleTupleTableSlot(slot);
 	return key;
 }
 
 static bool
-is_same_key(TsyncReplica *replica, char **a, char **b)
+is_same_key(TsyncTable *table, char **a, char **b)
 {
-	for (int i = 0; i < replica->nkeys; i++)
+	for (int i = 0; i < table->nkeys; i++)
 		if (strcmp(a[i], b[i]) != 0)
 			return false;
 	return true;
@@ -101,18 +103,18 @@ is_same_key(TsyncReplica *replica, char **a, char **b)
 
 /* Fetch a page in one transaction and store it in the next; returns its last key. */
 static char **
-refetch_page(TsyncRun *run, char **after, TsyncRowSet *keys, TsyncRowSet *rows,
+refetch_page(TsyncTable *table, char **after, TsyncRowSet *keys, TsyncRowSet *rows,
 			 MemoryContext page_context)
 {
 	char	  **reached;
 
 	tsync_begin();
 	MemoryContextSwitchTo(page_context);
-	list_keys(run, after, keys);
-	reached = last_key(run, keys);
-	if (reached != NULL && after != NULL && is_same_key(run->replica, reached, after))
-		tsync_refuse_answer(run, "a page of keys that ends where it had to begin");
-	tsync_fetch_rows(run, keys, rows);
+	list_keys(table, after, keys);
+	reached = last_key(table, keys);
+	if (reached != NULL && after != NULL && is_same_key(table, reached, after))
+		tsync_refuse_answer(table, "a page of keys that ends where it had to begin");
+	tsync_fetch_rows(table, keys, rows);
 	tsync_commit();
 	if (reached == NULL)
 		return NULL;
@@ -120,15 +122,15 @@ refetch_page(TsyncRun *run, char **after, TsyncRowSet *keys, TsyncRowSet *rows,
 	tsync_begin();
 	MemoryContextSwitchTo(page_context);
 	tsync_rowset_register(rows);
-	tsync_modify(run, tsync_sql_update(run->replica, rows->name, TSYNC_UNCOUNTED));
+	tsync_modify(table, tsync_sql_update(table, rows->name, TSYNC_UNCOUNTED));
 	tsync_commit();
 	tsync_progress_step(1, rows->count);
 	return reached;
 }
 
-/* REFETCH on a run whose replica has only the columns to be fetched. */
+/* REFETCH for a table that has only the columns to be fetched. */
 static void
-refetch_pages(TsyncRun *run)
+refetch_pages(TsyncTable *table, TsyncPace *pace)
 {
 	MemoryContext run_context = CurrentMemoryContext;
 	/* a page needs the last key of the one before */
@@ -143,18 +145,18 @@ refetch_pages(TsyncRun *run)
 
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	tsync_rowset_init(&keys, "tsync_refetch_keys", tsync_key_desc(run->replica, 0));
-	tsync_rowset_init(&rows, "tsync_refetched", tsync_row_desc(run->replica));
+	tsync_rowset_init(&keys, "tsync_refetch_keys", tsync_key_desc(table, 0));
+	tsync_rowset_init(&rows, "tsync_refetched", tsync_row_desc(table));
 	tsync_commit();
 	do
 	{
-		int64		busy = run->source_time;
+		int64		busy = table->waited;
 
 		MemoryContextReset(contexts[page % 2]);
 		tsync_rowset_clear(&keys);
 		tsync_rowset_clear(&rows);
-		position = refetch_page(run, position, &keys, &rows, contexts[page % 2]);
-		tsync_rest(run, run->source_time - busy, 0);
+		position = refetch_page(table, position, &keys, &rows, contexts[page % 2]);
+		tsync_rest(pace, table->waited - busy, 0);
 		page++;
 	} while (position != NULL);
 	MemoryContextSwitchTo(run_context);
@@ -166,21 +168,19 @@ refetch_pages(TsyncRun *run)
 
 /* REFETCH: bring the columns that no fingerprint can compare for all rows, if there are any. */
 void
-tsync_refetch(TsyncRun *run)
+tsync_refetch(TsyncTable *table, TsyncPace *pace, double estimate)
 {
-	MemoryContext run_context = CurrentMemoryContext;
-	TsyncReplica *replica = run->replica;
-	TsyncReplica *part = only_refetched(replica);
+	MemoryContext caller = CurrentMemoryContext;
+	TsyncTable *part = only_refetched(table);
 
 	if (part == NULL)
 		return;
-	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) run->source_estimate);
-	run->replica = part;
-	refetch_pages(run);
-	run->replica = replica;
+	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) estimate);
+	refetch_pages(part, pace);
+	table->waited = part->waited;
 
 	tsync_begin();
-	tsync_finish_refetch(run);
+	tsync_finish_refetch(table->relid);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
+	MemoryContextSwitchTo(caller);
 }

@@ -10,10 +10,10 @@
 
 #include "tablesync.h"
 
-#include "query/query.h"
+#include "source/source.h"
 
 /* in evolve.c */
-extern void tsync_evolve(TsyncRun *run);
-extern void tsync_refetch(TsyncRun *run);
+extern void tsync_evolve(TsyncTable *table, int64 run_id, const char *new_shape, bool *paused);
+extern void tsync_refetch(TsyncTable *table, TsyncPace *pace, double estimate);
 
 #endif							/* TABLESYNC_EVOLVE_H */

@@ -21,7 +21,6 @@
 #include "pgstat.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -60,7 +59,7 @@ tsync_commit(void)
  * SPI_tuptable when there is none.  Returns the number of rows.
  */
 uint64
-tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest)
+tsync_select(TsyncTable *table, TsyncSide side, const char *sql, DestReceiver *dest)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	/* who has no receiver wants one row: more would pile up here */
@@ -71,7 +70,7 @@ tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest)
 	int			rc;
 
 	CHECK_FOR_INTERRUPTS();
-	tsync_hold(run->replica, side);
+	tsync_hold(table, side);
 	if (side == TSYNC_SOURCE)
 		plan = tsync_prepare_for_source(sql);
 	else if ((plan = SPI_prepare_cursor(sql, 0, NULL, CURSOR_OPT_PARALLEL_OK)) == NULL)
@@ -87,8 +86,8 @@ tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest)
 	processed = SPI_processed;
 	SPI_freeplan(plan);
 	MemoryContextSwitchTo(caller);	/* SPI leaves its own current */
-	if (side == TSYNC_SOURCE)
-		run->source_time += GetCurrentTimestamp() - started;
+	if (side == TSYNC_SOURCE && table != NULL)
+		table->waited += GetCurrentTimestamp() - started;
 	return processed;
 }
 
@@ -157,12 +156,12 @@ make_receiver(TupleDesc expected, TsyncRowFunction function, void *arg)
  * for; NULL if it looks at their types itself.
  */
 uint64
-tsync_select_each(TsyncRun *run, TsyncSide side, const char *sql, TupleDesc expected,
+tsync_select_each(TsyncTable *table, TsyncSide side, const char *sql, TupleDesc expected,
 				  TsyncRowFunction function, void *arg)
 {
 	RowReceiver receiver = make_receiver(expected, function, arg);
 
-	return tsync_select(run, side, sql, &receiver.pub);
+	return tsync_select(table, side, sql, &receiver.pub);
 }
 
 static void
@@ -175,47 +174,54 @@ append_row(TupleTableSlot *slot, void *arg)
 
 /* Run a query at one side and append its rows to a row set; an error if they are more than a limit. */
 uint64
-tsync_select_at_most(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into, uint64 limit)
+tsync_select_at_most(TsyncTable *table, TsyncSide side, const char *sql, TsyncRowSet *into, uint64 limit)
 {
 	RowReceiver receiver = make_receiver(into->tupdesc, append_row, into);
 	uint64		processed;
 
 	receiver.limit = limit;
-	processed = tsync_select(run, side, sql, &receiver.pub);
+	processed = tsync_select(table, side, sql, &receiver.pub);
 	into->count += processed;
 	return processed;
 }
 
 /* Run a query at one side and append its rows to a row set. */
 uint64
-tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into)
+tsync_select_into(TsyncTable *table, TsyncSide side, const char *sql, TsyncRowSet *into)
 {
-	return tsync_select_at_most(run, side, sql, into, 0);
+	return tsync_select_at_most(table, side, sql, into, 0);
 }
 
 /*
- * Call a function that has transactions of its own.  Returns false, with the
- * one that failed aborted, if it ends with an error that is expected.
+ * Call a function that has transactions of its own.  If it ends with an error
+ * that "judge" expects, returns false, with the transaction that failed aborted
+ * and a copy of the error in the caller's context in "error" (NULL: nobody wants
+ * it); any other error goes on.
  */
 bool
-tsync_try(TsyncRun *run, void (*function) (TsyncRun *), bool (*is_expected) (ErrorData *))
+tsync_try(void (*function) (void *), void *arg, bool (*judge) (ErrorData *, void *), ErrorData **error)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	volatile bool done = false;
 
 	PG_TRY();
 	{
-		function(run);
+		function(arg);
 		done = true;
 	}
 	PG_CATCH();
 	{
+		ErrorData  *edata;
+
 		MemoryContextSwitchTo(caller);
-		if (!is_expected(CopyErrorData()))
+		edata = CopyErrorData();
+		if (!judge(edata, arg))
 			PG_RE_THROW();
 		FlushErrorState();
-		AbortOutOfAnyTransaction();
+		AbortOutOfAnyTransaction();	/* subtransactions too */
 		tsync_expect_source(false);
+		if (error)
+			*error = edata;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
@@ -224,7 +230,7 @@ tsync_try(TsyncRun *run, void (*function) (TsyncRun *), bool (*is_expected) (Err
 
 /* Did two rows get in each other's way? */
 bool
-tsync_is_uniqueness_violation(ErrorData *edata)
+tsync_is_uniqueness_violation(ErrorData *edata, void *arg)
 {
 	return edata->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ||
 		edata->sqlerrcode == ERRCODE_EXCLUSION_VIOLATION;
@@ -232,30 +238,30 @@ tsync_is_uniqueness_violation(ErrorData *edata)
 
 /* The source has answered with what no PostgreSQL would. */
 void
-tsync_refuse_answer(TsyncRun *run, const char *answer)
+tsync_refuse_answer(TsyncTable *table, const char *answer)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_FDW_ERROR),
-			 errmsg("the source of %s gave an answer that makes no sense", run->replica ? run->replica->label : "a replica"),
+			 errmsg("the source of %s gave an answer that makes no sense", table ? table->label : "a replica"),
 			 errdetail("It was %s.", answer),
 			 errhint("See whether the foreign table points to the table that it should: SELECT * FROM tablesync_check(%s);",
-					 run->replica ? quote_literal_cstr(run->replica->label) : "")));
+					 table ? quote_literal_cstr(table->label) : "")));
 }
 
 /* Run a query that returns one (rows, sum of fingerprints). */
 TsyncDigest
-tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql)
+tsync_select_digest(TsyncTable *table, TsyncSide side, const char *sql)
 {
 	TsyncDigest digest = {0, 0};
 	char	   *sum;
 	bool		isnull;
 
-	if (tsync_select(run, side, sql, NULL) != 1 || SPI_gettypeid(SPI_tuptable->tupdesc, 1) != INT8OID)
+	if (tsync_select(table, side, sql, NULL) != 1 || SPI_gettypeid(SPI_tuptable->tupdesc, 1) != INT8OID)
 		elog(ERROR, "digest query did not return one row");
 	digest.rows = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
 											  1, &isnull));
 	if (isnull || digest.rows < 0)
-		tsync_refuse_answer(run, "a number of rows that is negative or NULL");
+		tsync_refuse_answer(table, "a number of rows that is negative or NULL");
 	sum = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
 	if (sum != NULL)
 		digest.sum = tsync_sum_to_uint64(sum);
@@ -268,12 +274,12 @@ tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql)
  * rows affected.
  */
 TsyncDigest
-tsync_modify(TsyncRun *run, const char *sql)
+tsync_modify(TsyncTable *table, const char *sql)
 {
 	TsyncDigest changed;
 
-	tsync_expect_write(run->replica_oid, 1);
-	changed = tsync_select_digest(run, TSYNC_REPLICA, sql);
-	tsync_expect_write(run->replica_oid, 0);
+	tsync_expect_write(table->relid, 1);
+	changed = tsync_select_digest(table, TSYNC_REPLICA, sql);
+	tsync_expect_write(table->relid, 0);
 	return changed;
 }

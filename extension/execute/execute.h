@@ -40,24 +40,25 @@ typedef struct TsyncStage
 typedef void (*TsyncRowFunction) (TupleTableSlot *slot, void *arg);
 
 /* Does something with a group of keys, a list of arrays of nkeys texts. */
-typedef void (*TsyncKeysFunction) (TsyncRun *run, List *keys, void *arg);
+typedef void (*TsyncKeysFunction) (TsyncTable *table, List *keys, void *arg);
 
 /* in execute.c */
 extern void tsync_begin(void);
 extern void tsync_commit(void);
-extern uint64 tsync_select(TsyncRun *run, TsyncSide side, const char *sql, DestReceiver *dest);
-extern uint64 tsync_select_each(TsyncRun *run, TsyncSide side, const char *sql, TupleDesc expected,
+extern uint64 tsync_select(TsyncTable *table, TsyncSide side, const char *sql, DestReceiver *dest);
+extern uint64 tsync_select_each(TsyncTable *table, TsyncSide side, const char *sql, TupleDesc expected,
 								TsyncRowFunction function, void *arg);
-extern uint64 tsync_select_at_most(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into, uint64 limit);
-extern uint64 tsync_select_into(TsyncRun *run, TsyncSide side, const char *sql, TsyncRowSet *into);
-extern bool tsync_try(TsyncRun *run, void (*function) (TsyncRun *), bool (*is_expected) (ErrorData *));
-extern bool tsync_is_uniqueness_violation(ErrorData *edata);
-extern void tsync_refuse_answer(TsyncRun *run, const char *answer) pg_attribute_noreturn();
-extern TsyncDigest tsync_select_digest(TsyncRun *run, TsyncSide side, const char *sql);
-extern TsyncDigest tsync_modify(TsyncRun *run, const char *sql);
+extern uint64 tsync_select_at_most(TsyncTable *table, TsyncSide side, const char *sql, TsyncRowSet *into,
+								   uint64 limit);
+extern uint64 tsync_select_into(TsyncTable *table, TsyncSide side, const char *sql, TsyncRowSet *into);
+extern bool tsync_try(void (*function) (void *), void *arg, bool (*judge) (ErrorData *, void *), ErrorData **error);
+extern bool tsync_is_uniqueness_violation(ErrorData *edata, void *arg);
+extern void tsync_refuse_answer(TsyncTable *table, const char *answer) pg_attribute_noreturn();
+extern TsyncDigest tsync_select_digest(TsyncTable *table, TsyncSide side, const char *sql);
+extern TsyncDigest tsync_modify(TsyncTable *table, const char *sql);
 
 /* in hold.c */
-extern void tsync_hold(TsyncReplica *replica, TsyncSide side);
+extern void tsync_hold(TsyncTable *table, TsyncSide side);
 extern void tsync_prepare_executor(void);
 extern void tsync_hold_nothing(void);
 extern void tsync_check_desc(TupleDesc expected, TupleDesc actual);
@@ -70,10 +71,10 @@ extern void tsync_rowset_start(TsyncRowSet *set);
 extern bool tsync_rowset_next(TsyncRowSet *set, TupleTableSlot *slot);
 extern Datum tsync_integer_datum(Oid type, int64 value);
 extern char *tsync_value_to_text(Oid type, Datum value);
-extern char **tsync_key_of_slot(TsyncReplica *replica, TupleTableSlot *slot);
+extern char **tsync_key_of_slot(TsyncTable *table, TupleTableSlot *slot);
 extern int64 tsync_slot_integer(TupleTableSlot *slot, int attnum);
 extern uint64 tsync_slot_sum(TupleTableSlot *slot, int attnum);
-extern void tsync_for_keys(TsyncRun *run, TsyncRowSet *keys, TsyncKeysFunction function, void *arg);
+extern void tsync_for_keys(TsyncTable *table, TsyncRowSet *keys, TsyncKeysFunction function, void *arg);
 
 /* in ship.c */
 extern void tsync_prepare_planner(void);
@@ -81,8 +82,7 @@ extern SPIPlanPtr tsync_prepare_for_source(const char *sql);
 extern void tsync_check_ships(const char *sql);
 
 /* in spi.c */
-extern uint64 tsync_catalog_execute(const char *sql, int nargs, Oid *types, Datum *values,
-									const char *nulls);
+extern uint64 tsync_catalog_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls);
 extern uint64 tsync_catalog_execute_oid(const char *sql, Oid oid);
 extern uint64 tsync_record(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls);
 extern uint64 tsync_record_oid(const char *sql, Oid oid);
@@ -96,7 +96,7 @@ extern char **tsync_result_texts(uint64 row, int column, int *ntexts);
 extern Datum tsync_texts_datum(char **texts, int ntexts);
 
 /* in stage.c */
-extern TsyncStage *tsync_stage_create(TsyncReplica *replica);
+extern TsyncStage *tsync_stage_create(TsyncTable *table);
 extern void tsync_stage_clear(TsyncStage *stage);
 extern void tsync_register_stage(TsyncStage *stage);
 extern void tsync_unregister_stage(TsyncStage *stage);

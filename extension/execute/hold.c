@@ -37,24 +37,24 @@ static Oid	expected_replica;
 static Oid	expected_source;
 
 static void
-refuse_replaced(TsyncReplica *replica, const char *relation, const char *change)
+refuse_replaced(TsyncTable *table, const char *relation, const char *change)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("%s %s during the run", relation, change),
-			 errdetail("The run of replica %s has stopped; what it had not committed is undone.", replica->label),
-			 errhint("SELECT * FROM tablesync_run(%s);", quote_literal_cstr(tsync_relation_label(replica->relid)))));
+			 errdetail("The run of replica %s has stopped; what it had not committed is undone.", table->label),
+			 errhint("SELECT * FROM tablesync_run(%s);", quote_literal_cstr(tsync_relation_label(table->relid)))));
 }
 
 /* Lock a relation, and see that it is still the one of that name. */
 static void
-hold(TsyncReplica *replica, Oid relid, const char *known_as)
+hold(TsyncTable *table, Oid relid, const char *known_as)
 {
 	LockRelationOid(relid, AccessShareLock);
 	if (get_rel_name(relid) == NULL)
-		refuse_replaced(replica, known_as, "was dropped");
+		refuse_replaced(table, known_as, "was dropped");
 	if (strcmp(tsync_relation_label(relid), known_as) != 0)
-		refuse_replaced(replica, known_as, "was renamed");
+		refuse_replaced(table, known_as, "was renamed");
 }
 
 /*
@@ -62,25 +62,25 @@ hold(TsyncReplica *replica, Oid relid, const char *known_as)
  * everything else.  In the transaction of the statement, before it is planned.
  */
 void
-tsync_hold(TsyncReplica *replica, TsyncSide side)
+tsync_hold(TsyncTable *table, TsyncSide side)
 {
-	if (replica == NULL)
+	if (table == NULL)
 		return;
 	if (side == TSYNC_SOURCE)
 	{
-		hold(replica, replica->source, replica->source_sql);
-		if (get_rel_relkind(replica->source) != RELKIND_FOREIGN_TABLE)
-			refuse_replaced(replica, replica->source_sql, "was replaced");
+		hold(table, table->source, table->source_sql);
+		if (get_rel_relkind(table->source) != RELKIND_FOREIGN_TABLE)
+			refuse_replaced(table, table->source_sql, "was replaced");
 	}
 	else
 	{
-		hold(replica, replica->relid, replica->replica_sql);
+		hold(table, table->relid, table->replica_sql);
 		/* triggers and expressions run with our rights: they must be the owner's */
-		if (tsync_owner_of(replica->relid) != GetSessionUserId())
-			refuse_replaced(replica, replica->replica_sql, "was given to another owner");
+		if (tsync_owner_of(table->relid) != GetSessionUserId())
+			refuse_replaced(table, table->replica_sql, "was given to another owner");
 	}
-	expected_replica = replica->relid;
-	expected_source = replica->source;
+	expected_replica = table->relid;
+	expected_source = table->source;
 	armed = true;
 }
 

@@ -19,7 +19,6 @@
 #include "executor/tuptable.h"
 #include "fmgr.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -119,19 +118,19 @@ tsync_value_to_text(Oid type, Datum value)
 
 /* The key in the first columns of a slot, as texts in the current context. */
 char	  **
-tsync_key_of_slot(TsyncReplica *replica, TupleTableSlot *slot)
+tsync_key_of_slot(TsyncTable *table, TupleTableSlot *slot)
 {
-	char	  **key = palloc(replica->nkeys * sizeof(char *));
+	char	  **key = palloc(table->nkeys * sizeof(char *));
 
-	slot_getsomeattrs(slot, replica->nkeys);
-	for (int i = 0; i < replica->nkeys; i++)
+	slot_getsomeattrs(slot, table->nkeys);
+	for (int i = 0; i < table->nkeys; i++)
 	{
 		if (slot->tts_isnull[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("key column %s of the source of %s is NULL",
-							replica->keys[i]->quoted, replica->label)));
-		key[i] = tsync_value_to_text(replica->keys[i]->type, slot->tts_values[i]);
+							table->keys[i]->quoted, table->label)));
+		key[i] = tsync_value_to_text(table->keys[i]->type, slot->tts_values[i]);
 	}
 	return key;
 }
@@ -190,26 +189,26 @@ tsync_slot_sum(TupleTableSlot *slot, int attnum)
 }
 
 static int
-group_keys(TsyncReplica *replica)
+group_keys(TsyncTable *table)
 {
-	return replica->nkeys == 1 ? GROUP_KEYS : GROUP_COMPOSITE_KEYS;
+	return table->nkeys == 1 ? GROUP_KEYS : GROUP_COMPOSITE_KEYS;
 }
 
 /* Read the next group of keys, no larger than one statement should take. */
 static List *
-next_keys(TsyncReplica *replica, TsyncRowSet *set, TupleTableSlot *slot)
+next_keys(TsyncTable *table, TsyncRowSet *set, TupleTableSlot *slot)
 {
 	List	   *keys = NIL;
-	int			limit = group_keys(replica);
+	int			limit = group_keys(table);
 
 	while (list_length(keys) < limit && tsync_rowset_next(set, slot))
-		keys = lappend(keys, tsync_key_of_slot(replica, slot));
+		keys = lappend(keys, tsync_key_of_slot(table, slot));
 	return keys;
 }
 
 /* Call a function for groups of the keys in a row set. */
 void
-tsync_for_keys(TsyncRun *run, TsyncRowSet *keys, TsyncKeysFunction function, void *arg)
+tsync_for_keys(TsyncTable *table, TsyncRowSet *keys, TsyncKeysFunction function, void *arg)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext group_context = AllocSetContextCreate(caller, "tablesync keys",
@@ -219,9 +218,9 @@ tsync_for_keys(TsyncRun *run, TsyncRowSet *keys, TsyncKeysFunction function, voi
 
 	tsync_rowset_start(keys);
 	MemoryContextSwitchTo(group_context);
-	while ((group = next_keys(run->replica, keys, slot)) != NIL)
+	while ((group = next_keys(table, keys, slot)) != NIL)
 	{
-		function(run, group, arg);
+		function(table, group, arg);
 		ExecClearTuple(slot);	/* its tuple may be in the context */
 		MemoryContextReset(group_context);
 	}

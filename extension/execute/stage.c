@@ -26,14 +26,14 @@
 #include "utils/resowner.h"
 
 TsyncStage *
-tsync_stage_create(TsyncReplica *replica)
+tsync_stage_create(TsyncTable *table)
 {
 	TsyncStage *stage = palloc0(sizeof(TsyncStage));
 
-	tsync_rowset_init(&stage->inserted, "tsync_inserted", tsync_row_desc(replica));
-	tsync_rowset_init(&stage->updated, "tsync_updated", tsync_row_desc(replica));
-	tsync_rowset_init(&stage->deleted, "tsync_deleted", tsync_key_desc(replica, 0));
-	tsync_rowset_init(&stage->reappeared, "tsync_reappeared", tsync_key_desc(replica, 0));
+	tsync_rowset_init(&stage->inserted, TSYNC_INSERTED, tsync_row_desc(table));
+	tsync_rowset_init(&stage->updated, TSYNC_UPDATED, tsync_row_desc(table));
+	tsync_rowset_init(&stage->deleted, TSYNC_DELETED, tsync_key_desc(table, 0));
+	tsync_rowset_init(&stage->reappeared, TSYNC_REAPPEARED, tsync_key_desc(table, 0));
 	return stage;
 }
 

@@ -29,7 +29,6 @@
 #include "load/load.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "source/source.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
@@ -56,7 +55,7 @@
 /* A key that a query returns. */
 typedef struct KeyTarget
 {
-	TsyncReplica *replica;
+	TsyncTable *table;
 	char	  **key;
 } KeyTarget;
 
@@ -65,7 +64,7 @@ take_key(TupleTableSlot *slot, void *arg)
 {
 	KeyTarget  *target = arg;
 
-	target->key = tsync_key_of_slot(target->replica, slot);
+	target->key = tsync_key_of_slot(target->table, slot);
 }
 
 /*
@@ -73,44 +72,43 @@ take_key(TupleTableSlot *slot, void *arg)
  * bytes that postgres_fdw can hold them.
  */
 static void
-read_range(TsyncRun *run, TsyncChunk *range, TsyncRowFunction function, void *arg)
+read_range(TsyncTable *table, TsyncRange *range, TsyncRowFunction function, void *arg)
 {
-	TsyncReplica *replica = run->replica;
 	TsyncDigest bytes = {0, 0};
-	KeyTarget	middle = {.replica = replica};
-	TsyncChunk	half = *range;
+	KeyTarget	middle = {.table = table};
+	TsyncRange	half = *range;
 
-	if (replica->wide)
-		bytes = tsync_select_digest(run, TSYNC_SOURCE, tsync_sql_bytes_of_range(replica, range));
+	if (table->wide)
+		bytes = tsync_select_digest(table, TSYNC_SOURCE, tsync_sql_bytes_of_range(table, range));
 	if (bytes.rows > 1 && bytes.sum > PIECE_BYTES)
-		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_middle(replica, range, bytes.rows / 2),
-						  tsync_key_desc(replica, 0), take_key, &middle);
+		tsync_select_each(table, TSYNC_SOURCE, tsync_sql_middle(table, range, bytes.rows / 2),
+						  tsync_key_desc(table, 0), take_key, &middle);
 	if (middle.key == NULL)
 	{
 		TsyncReading reading = {.range = range};
 
-		tsync_start_reading(&reading, run);
-		tsync_select_each(run, TSYNC_SOURCE, tsync_sql_range(replica, range), tsync_row_desc(replica), function, arg);
+		tsync_start_reading(&reading, table);
+		tsync_select_each(table, TSYNC_SOURCE, tsync_sql_range(table, range), tsync_row_desc(table), function, arg);
 		tsync_end_reading(&reading);
 		return;
 	}
 	half.upper = middle.key;
-	read_range(run, &half, function, arg);
+	read_range(table, &half, function, arg);
 	half.lower = middle.key;
 	half.upper = range->upper;
-	read_range(run, &half, function, arg);
+	read_range(table, &half, function, arg);
 }
 
 /* Put the rows of a range into the heap; returns their digest. */
 static TsyncDigest
-write_range(TsyncRun *run, TsyncChunk *range, Relation rel)
+write_range(TsyncLoad *load, TsyncRange *range, Relation rel)
 {
 	TsyncHeapWriter *writer;
 
 	/* bytes go into the heap as they come: what the statement returns must be what the table has */
-	tsync_check_desc(tsync_row_desc(run->replica), RelationGetDescr(rel));
-	writer = tsync_heap_open(run, rel);
-	read_range(run, range, tsync_heap_write, writer);
+	tsync_check_desc(tsync_row_desc(load->table), RelationGetDescr(rel));
+	writer = tsync_heap_open(load->table, load->fingerprint, rel);
+	read_range(load->table, range, tsync_heap_write, writer);
 	return tsync_heap_close(writer);
 }
 
@@ -125,15 +123,15 @@ keep_row(TupleTableSlot *slot, void *arg)
 
 /* Insert the rows of a range, where somebody has given the replica an index or a trigger meanwhile. */
 static TsyncDigest
-insert_range(TsyncRun *run, TsyncChunk *range)
+insert_range(TsyncLoad *load, TsyncRange *range)
 {
 	TsyncRowSet rows;
 	TsyncDigest inserted;
 
-	tsync_rowset_init(&rows, "tsync_range", tsync_row_desc(run->replica));
-	read_range(run, range, keep_row, &rows);
+	tsync_rowset_init(&rows, "tsync_range", tsync_row_desc(load->table));
+	read_range(load->table, range, keep_row, &rows);
 	tsync_rowset_register(&rows);
-	inserted = tsync_modify(run, tsync_sql_insert(run->replica, rows.name, run->source_version));
+	inserted = tsync_modify(load->table, tsync_sql_insert(load->table, rows.name, load->fingerprint));
 	SPI_unregister_relation(rows.name);
 	tuplestore_end(rows.rows);
 	return inserted;
@@ -144,12 +142,12 @@ insert_range(TsyncRun *run, TsyncChunk *range)
  * (tablesync.can_bulk_load)?  A lock of the caller keeps it so.
  */
 static bool
-is_plain(TsyncReplica *replica, Relation rel)
+is_plain(TsyncTable *table, Relation rel)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
 	TriggerDesc *triggers = rel->trigdesc;
 
-	if (desc->natts != replica->ncolumns || tsync_has_live_index(rel) || rel->rd_rules != NULL ||
+	if (desc->natts != table->ncolumns || tsync_has_live_index(rel) || rel->rd_rules != NULL ||
 		rel->rd_rel->relispartition || rel->rd_rel->relhassubclass ||
 		(desc->constr != NULL && desc->constr->num_check > 0) ||
 		(triggers != NULL && (triggers->numtriggers > 1 || triggers->trig_insert_before_row ||
@@ -159,8 +157,8 @@ is_plain(TsyncReplica *replica, Relation rel)
 	{
 		Form_pg_attribute attribute = TupleDescAttr(desc, i);
 
-		if (strcmp(NameStr(attribute->attname), replica->columns[i].name) != 0 ||
-			attribute->atttypid != replica->columns[i].type || attribute->atttypmod != replica->columns[i].typmod ||
+		if (strcmp(NameStr(attribute->attname), table->columns[i].name) != 0 ||
+			attribute->atttypid != table->columns[i].type || attribute->atttypmod != table->columns[i].typmod ||
 			attribute->attisdropped || attribute->attgenerated != '\0')
 			return false;
 	}
@@ -173,33 +171,35 @@ is_plain(TsyncReplica *replica, Relation rel)
  * and that would take about 4 % of a load's time.
  */
 static void
-widen_connection(TsyncRun *run, TsyncChunk *range)
+widen_connection(TsyncTable *table, TsyncRange *range)
 {
 	char	  **bound = range->lower ? range->lower : range->upper;
 
 	if (bound == NULL)
 		return;
-	tsync_select(run, TSYNC_SOURCE, tsync_sql_large_value(run->replica, bound, LARGE_ELEMENTS), NULL);
+	tsync_select(table, TSYNC_SOURCE, tsync_sql_large_value(table, bound, LARGE_ELEMENTS), NULL);
 	SPI_freetuptable(SPI_tuptable);
 }
 
 /* Load the next range; false if nobody has left one. */
 static bool
-load_range(TsyncRun *run, MemoryContext range_context, bool first)
+load_range(TsyncLoad *load, MemoryContext range_context, bool first)
 {
+	TsyncTable *table = load->table;
 	TsyncChunk *range;
 	Relation	rel;
 
 	tsync_begin();
 	MemoryContextSwitchTo(range_context);
 	/* first: from here on nobody can add an index that misses our rows */
-	rel = table_open(run->replica->relid, RowExclusiveLock);
-	range = tsync_claim_range(run->replica);
+	rel = table_open(table->relid, RowExclusiveLock);
+	range = tsync_claim_range(table);
 	if (range != NULL && first)
-		widen_connection(run, range);
+		widen_connection(table, &range->range);
+	/* what a table is may have changed before the lock, not after it */
 	if (range != NULL)
-		tsync_finish_range(run->replica, range,
-						   is_plain(run->replica, rel) ? write_range(run, range, rel) : insert_range(run, range));
+		tsync_finish_range(table, range,
+						   is_plain(table, rel) ? write_range(load, &range->range, rel) : insert_range(load, &range->range));
 	table_close(rel, NoLock);	/* until the transaction ends */
 	tsync_commit();
 	return range != NULL;
@@ -207,37 +207,37 @@ load_range(TsyncRun *run, MemoryContext range_context, bool first)
 
 /* Publish how far all processes of a load have come. */
 static void
-report_load(TsyncRun *run)
+report_load(TsyncLoad *load)
 {
 	int64		done;
 	int64		total;
 	int64		rows;
 
-	tsync_count_ranges(run->replica, &done, &total, &rows);
+	tsync_count_ranges(load->table, &done, &total, &rows);
 	tsync_progress_set(done, total, rows);
-	run->loaded_rows = rows - run->loaded_before;
+	load->rows = rows - load->rows_before;
 }
 
 /* Load ranges until none is left that nobody else has taken. */
 static void
-load_ranges(TsyncRun *run, bool leader)
+load_ranges(TsyncLoad *load, bool leader)
 {
 	MemoryContext run_context = CurrentMemoryContext;
 	MemoryContext range_context = AllocSetContextCreate(run_context, "tablesync range",
 														ALLOCSET_DEFAULT_SIZES);
-	int64		before = run->source_time;
+	int64		before = load->table->waited;
 	TimestampTz reported = 0;
 
-	for (bool first = true; load_range(run, range_context, first); first = false)
+	for (bool first = true; load_range(load, range_context, first); first = false)
 	{
 		MemoryContextReset(range_context);
 		if (leader && TimestampDifferenceExceeds(reported, GetCurrentTimestamp(), REPORT_MS))
 		{
-			report_load(run);
+			report_load(load);
 			reported = GetCurrentTimestamp();
 		}
-		tsync_rest(run, run->source_time - before, 0);
-		before = run->source_time;
+		tsync_rest(load->pace, load->table->waited - before, 0);
+		before = load->table->waited;
 	}
 	MemoryContextSwitchTo(run_context);
 	MemoryContextDelete(range_context);
@@ -245,38 +245,38 @@ load_ranges(TsyncRun *run, bool leader)
 
 /* Let what the ranges hold be remembered as of now. */
 static void
-open_memory(TsyncRun *run)
+open_memory(TsyncLoad *load)
 {
 	MemoryContext run_context = CurrentMemoryContext;
 
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	tsync_open_memory(run, tsync_sql_memory_key(run->replica, run->source_version));
+	(void) tsync_open_memory(load->table->relid, tsync_sql_memory_key(load->table, load->fingerprint));
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 }
 
 /* What a helper of a load does: as the leader, but without a record. */
 void
-tsync_help_load(TsyncRun *run)
+tsync_help_load(TsyncLoad *load)
 {
-	tsync_limit_source(run, tsync_statement_timeout);
-	load_ranges(run, false);
+	tsync_limit_source(load->table, tsync_statement_timeout);
+	load_ranges(load, false);
 }
 
 /* Start the helpers that the setting asks for and the server has room for. */
 static List *
-start_helpers(TsyncRun *run, int nranges)
+start_helpers(TsyncLoad *load, int nranges)
 {
 	List	   *helpers = NIL;
-	int			wanted = Min(run->replica->workers, nranges) - 1;
+	int			wanted = Min(load->replica->settings.workers, nranges) - 1;
 
-	if (run->replica->max_source_load < 1)
+	if (load->replica->settings.max_source_load < 1)
 		return NIL;				/* one connection can be busy enough */
 
 	for (int i = 0; i < wanted; i++)
 	{
-		BackgroundWorkerHandle *helper = tsync_start_helper(run, TSYNC_HELP_LOAD);
+		BackgroundWorkerHandle *helper = tsync_start_helper(load, TSYNC_HELP_LOAD);
 
 		if (helper == NULL)
 			break;
@@ -286,26 +286,26 @@ start_helpers(TsyncRun *run, int nranges)
 }
 
 static void
-wait_for_helpers(TsyncRun *run, List *helpers)
+wait_for_helpers(TsyncLoad *load, List *helpers)
 {
 	ListCell   *lc;
 
 	foreach(lc, helpers)
 		tsync_wait_for_helper(lfirst(lc), true);
-	report_load(run);
+	report_load(load);
 }
 
 /* Load all ranges with helpers, who must not survive an error here. */
 static void
-load_with_helpers(TsyncRun *run, int nranges)
+load_with_helpers(TsyncLoad *load, int nranges)
 {
-	List	   *volatile helpers = start_helpers(run, nranges);
+	List	   *volatile helpers = start_helpers(load, nranges);
 
 	PG_TRY();
 	{
-		load_ranges(run, true);
-		wait_for_helpers(run, helpers);
-		load_ranges(run, true);	/* what a helper has left by an error is left to us */
+		load_ranges(load, true);
+		wait_for_helpers(load, helpers);
+		load_ranges(load, true);	/* what a helper has left by an error is left to us */
 	}
 	PG_CATCH();
 	{
@@ -320,12 +320,12 @@ load_with_helpers(TsyncRun *run, int nranges)
 
 /* Can rows of any size be read in pieces of few bytes? */
 static bool
-can_limit_bytes(TsyncReplica *replica)
+can_limit_bytes(TsyncTable *table)
 {
-	TsyncChunk	everything = {0};
+	TsyncRange	everything = {0};
 
-	return !replica->wide || (replica->nrange == replica->nkeys &&
-							  tsync_sql_bytes_of_range(replica, &everything) != NULL);
+	return !table->wide || (table->nrange == table->nkeys &&
+							tsync_sql_bytes_of_range(table, &everything) != NULL);
 }
 
 /*
@@ -335,15 +335,15 @@ can_limit_bytes(TsyncReplica *replica)
  * fit for it.
  */
 static bool
-begin_bulk_load(TsyncRun *run, int64 range_rows)
+begin_bulk_load(TsyncLoad *load, int64 range_rows)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	Oid			types[] = {OIDOID, TEXTARRAYOID, FLOAT8OID, INT8OID};
 	Datum		values[] = {
-		ObjectIdGetDatum(run->replica->relid),
+		ObjectIdGetDatum(load->table->relid),
 		(Datum) 0,
-		Float8GetDatum(run->source_estimate),
-		Int64GetDatum(Max(range_rows, (int64) (run->source_estimate / MAX_RANGES * 2)))
+		Float8GetDatum(load->source->estimate),
+		Int64GetDatum(Max(range_rows, (int64) (load->source->estimate / MAX_RANGES * 2)))
 	};
 	char	  **bounds = NULL;
 	int			nbounds = 0;
@@ -351,7 +351,7 @@ begin_bulk_load(TsyncRun *run, int64 range_rows)
 
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
-	tsync_catalog_execute_oid("SELECT tablesync.can_bulk_load($1::regclass)", run->replica->relid);
+	tsync_catalog_execute_oid("SELECT tablesync.can_bulk_load($1::regclass)", load->table->relid);
 	possible = tsync_result_bool(0, 1);
 	if (possible)
 	{
@@ -368,7 +368,7 @@ begin_bulk_load(TsyncRun *run, int64 range_rows)
 
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
-	tsync_plan_ranges(run->replica, tsync_suspend_indexes(run->replica->relid), bounds, nbounds);
+	tsync_plan_ranges(load->table, tsync_suspend_indexes(load->table->relid), bounds, nbounds);
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
 	return true;
@@ -379,26 +379,26 @@ begin_bulk_load(TsyncRun *run, int64 range_rows)
  * not possible or not worth it.
  */
 bool
-tsync_bulk_load(TsyncRun *run)
+tsync_bulk_load(TsyncLoad *load)
 {
-	TsyncReplica *replica = run->replica;
+	TsyncTable *table = load->table;
 	int64		done;
 	int64		total;
 
-	if (!replica->bulk_loading)
+	if (!load->replica->state.bulk_loading)
 	{
-		if (!can_limit_bytes(replica) || replica->nrange == 0 || run->source_estimate < MIN_BULK_ROWS ||
-			replica->load_position != NULL)
+		if (!can_limit_bytes(table) || table->nrange == 0 || load->source->estimate < MIN_BULK_ROWS ||
+			load->replica->state.load_position != NULL)
 			return false;
-		if (!begin_bulk_load(run, RANGE_ROWS))
+		if (!begin_bulk_load(load, RANGE_ROWS))
 			return false;
 	}
-	open_memory(run);
-	tsync_count_ranges(replica, &done, &total, &run->loaded_before);
-	load_with_helpers(run, total - done);
-	if (tsync_build_indexes(run))
+	open_memory(load);
+	tsync_count_ranges(table, &done, &total, &load->rows_before);
+	load_with_helpers(load, total - done);
+	if (tsync_build_indexes(load))
 		return true;
-	tsync_undo_bulk_load(replica);
-	run->loaded_before = run->loaded_rows = 0;
+	tsync_undo_bulk_load(table);
+	load->rows_before = load->rows = 0;
 	return false;
 }

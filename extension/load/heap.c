@@ -16,7 +16,6 @@
 #include "executor/spi.h"
 #include "load/load.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/rel.h"
@@ -44,10 +43,10 @@ struct TsyncHeapWriter
  * scanned for it.
  */
 static ExprState *
-prepare_fingerprint(TsyncRun *run)
+prepare_fingerprint(TsyncTable *table, TsyncFingerprint fingerprint)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	SPIPlanPtr	plan = SPI_prepare(tsync_sql_fingerprint(run->replica, run->source_version), 0, NULL);
+	SPIPlanPtr	plan = SPI_prepare(tsync_sql_fingerprint(table, fingerprint), 0, NULL);
 	CachedPlan *cached;
 	Plan	   *scan;
 	Expr	   *expression;
@@ -65,14 +64,14 @@ prepare_fingerprint(TsyncRun *run)
 	return ExecInitExpr(expression, NULL);
 }
 
-/* Begin to write rows of a run's source into a table, which nothing but the heap needs. */
+/* Begin to write rows of a source into a table, which nothing but the heap needs, and to digest them. */
 TsyncHeapWriter *
-tsync_heap_open(TsyncRun *run, Relation rel)
+tsync_heap_open(TsyncTable *table, TsyncFingerprint fingerprint, Relation rel)
 {
 	TsyncHeapWriter *writer = palloc0(sizeof(TsyncHeapWriter));
 
 	writer->rel = rel;
-	writer->fingerprint = prepare_fingerprint(run);
+	writer->fingerprint = prepare_fingerprint(table, fingerprint);
 	writer->econtext = CreateStandaloneExprContext();
 	writer->bistate = GetBulkInsertState();
 	writer->cid = GetCurrentCommandId(true);

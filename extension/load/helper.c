@@ -15,7 +15,6 @@
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
 #include "process/process.h"
-#include "run/run.h"
 #include "storage/latch.h"
 #include "utils/wait_event.h"
 
@@ -24,18 +23,18 @@
 
 /* Start a helper; NULL when the server has no slot for one. */
 BackgroundWorkerHandle *
-tsync_start_helper(TsyncRun *run, TsyncHelp help)
+tsync_start_helper(TsyncLoad *load, TsyncHelp help)
 {
 	TsyncStart	start = {
 		.database = MyDatabaseId,
 		.owner = GetUserId(),
-		.replica = run->replica_oid,
+		.replica = load->table->relid,
 		.help = help,
-		.source_version = run->source_version,
-		.run_id = run->run_id
+		.source_version = load->fingerprint.source_version,
+		.run_id = load->run_id
 	};
 
-	return tsync_start_worker(&start, run->replica->label);
+	return tsync_start_worker(&start, load->table->label);
 }
 
 static bool

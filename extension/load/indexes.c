@@ -24,7 +24,6 @@
 #include "load/load.h"
 #include "miscadmin.h"
 #include "process/process.h"
-#include "run/run.h"
 #include "scan/scan.h"
 #include "source/source.h"
 #include "storage/latch.h"
@@ -92,26 +91,35 @@ tsync_has_live_index(Relation rel)
 
 /*
  * Build the indexes in a transaction of their own: with them, the load is
- * complete.  That is all a helper does who is asked for it.
+ * complete.
  */
-void
-tsync_help_index(TsyncRun *run)
+static void
+end_load(void *arg)
 {
+	TsyncLoad  *load = arg;
+
 	tsync_begin();
 	(void) set_config_option("maintenance_work_mem", INDEX_MEMORY, PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
-	tsync_end_bulk_load(run);
+	tsync_end_bulk_load(load->table->relid);
 	tsync_commit();
 }
 
+/* What a helper does who is asked for it. */
+void
+tsync_help_index(TsyncLoad *load)
+{
+	end_load(load);
+}
+
 static bool
-are_missing(TsyncRun *run)
+are_missing(TsyncLoad *load)
 {
 	MemoryContext run_context = CurrentMemoryContext;
 	bool		missing;
 
 	tsync_begin();
-	missing = tsync_read_replica(run->replica_oid)->bulk_loading;
+	missing = tsync_read_replica(load->table->relid)->state.bulk_loading;
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 	return missing;
@@ -119,41 +127,46 @@ are_missing(TsyncRun *run)
 
 /* Digest the whole source, in one snapshot. */
 static void
-digest_all(TsyncRun *run)
+digest_all(void *arg)
 {
-	MemoryContext run_context = CurrentMemoryContext;
+	TsyncLoad  *load = arg;
+	TsyncSource *source = load->source;
+	MemoryContext caller = CurrentMemoryContext;
 
-	tsync_learn_speed(run, run->source_estimate);
-	if (!tsync_use_snapshot(run->replica, run->source_estimate))
+	tsync_learn_speed(load->table, load->fingerprint, source, load->pace, source->estimate);
+	if (!tsync_use_snapshot(load->pace, source->estimate))
 		return;
-	tsync_limit_source(run, tsync_snapshot_timeout());
+	tsync_limit_source(load->table, tsync_snapshot_timeout());
 	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	run->snapshot_taken = GetCurrentTimestamp();
-	run->load_source = tsync_digest_by_blocks(run, NIL);
+	MemoryContextSwitchTo(caller);
+	tsync_note_snapshot(load->pace);
+	load->digest = tsync_digest_by_blocks(load->table, load->fingerprint, source, load->pace, NIL);
 	tsync_commit();
-	run->load_compared = true;
+	load->compared = true;
 }
 
 /* Whatever the source has, SCAN will meet it again: no reason to give up the indexes. */
 static bool
-is_left_to_scan(ErrorData *edata)
+is_left_to_scan(ErrorData *edata, void *arg)
 {
 	return edata->sqlerrcode != ERRCODE_QUERY_CANCELED || tsync_source_timed_out(edata);
 }
 
 /* Ask the source for its digest where SCAN would want it in one snapshot, too. */
 static void
-digest_source(TsyncRun *run)
+digest_source(TsyncLoad *load)
 {
-	int64		busy = run->source_time;
+	int64		busy = load->table->waited;
+	TimestampTz taken;
 
-	if (run->grouped || !tsync_can_read_blocks(run))
+	if (load->grouped || !tsync_can_read_blocks(load->source))
 		return;
-	if (!tsync_try(run, digest_all, is_left_to_scan) && strcmp(run->replica->consistency, "auto") == 0)
-		run->snapshot_expired = run->snapshot_taken != 0 &&
-			TimestampDifferenceExceeds(run->snapshot_taken, GetCurrentTimestamp(), tsync_max_snapshot_age);
-	tsync_rest(run, run->source_time - busy, 0);
+	if (!tsync_try(digest_all, load, is_left_to_scan, NULL) && strcmp(load->pace->consistency, "auto") == 0)
+	{
+		taken = load->pace->snapshot_taken;
+		load->snapshot_expired = taken != 0 && TimestampDifferenceExceeds(taken, GetCurrentTimestamp(), tsync_max_snapshot_age);
+	}
+	tsync_rest(load->pace, load->table->waited - busy, 0);
 }
 
 /*
@@ -186,18 +199,18 @@ wait_for_sort(BackgroundWorkerHandle *helper)
 
 /* Let a helper build the indexes, which must not survive an error here. */
 static void
-build_by_helper(TsyncRun *run)
+build_by_helper(TsyncLoad *load)
 {
 	BackgroundWorkerHandle *helper = NULL;
 
-	if (run->replica->workers > 1)
-		helper = tsync_start_helper(run, TSYNC_HELP_INDEX);
+	if (load->replica->settings.workers > 1)
+		helper = tsync_start_helper(load, TSYNC_HELP_INDEX);
 	if (helper == NULL)
 		return;
 	PG_TRY();
 	{
 		wait_for_sort(helper);
-		digest_source(run);
+		digest_source(load);
 		tsync_wait_for_helper(helper, false);
 	}
 	PG_CATCH();
@@ -214,10 +227,10 @@ build_by_helper(TsyncRun *run)
  * source between two ranges.
  */
 bool
-tsync_build_indexes(TsyncRun *run)
+tsync_build_indexes(TsyncLoad *load)
 {
-	tsync_progress_phase(TSYNC_PHASE_INDEX, 0, run->loaded_before + run->loaded_rows);
-	build_by_helper(run);
-	return !are_missing(run) ||	/* or with the helper's error */
-		tsync_try(run, tsync_help_index, tsync_is_uniqueness_violation);
+	tsync_progress_phase(TSYNC_PHASE_INDEX, 0, load->rows_before + load->rows);
+	build_by_helper(load);
+	return !are_missing(load) ||	/* or with the helper's error */
+		tsync_try(end_load, load, tsync_is_uniqueness_violation, NULL);
 }

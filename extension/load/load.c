@@ -19,7 +19,6 @@
 #include "load/load.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "source/source.h"
 #include "utils/memutils.h"
 
@@ -35,59 +34,59 @@ typedef struct LoadState
 } LoadState;
 
 static int64
-page_limit(TsyncReplica *replica)
+page_limit(TsyncPace *pace)
 {
-	return Min(tsync_chunk_target(replica), PAGE_ROWS);
+	return Min(tsync_chunk_target(pace), PAGE_ROWS);
 }
 
 static LoadState *
-load_state_create(TsyncReplica *replica)
+load_state_create(TsyncLoad *load)
 {
 	LoadState  *state = palloc0(sizeof(LoadState));
 
-	tsync_rowset_init(&state->rows, "tsync_page", tsync_row_desc(replica));
-	tsync_rowset_init(&state->keys, "tsync_page_keys", tsync_key_desc(replica, 0));
-	state->position = replica->load_position;
-	state->limit = page_limit(replica);
+	tsync_rowset_init(&state->rows, "tsync_page", tsync_row_desc(load->table));
+	tsync_rowset_init(&state->keys, "tsync_page_keys", tsync_key_desc(load->table, 0));
+	state->position = load->replica->state.load_position;
+	state->limit = page_limit(load->pace);
 	return state;
 }
 
 /* Read the next page after the position, from the longest key prefix to none. */
 static void
-read_page(TsyncRun *run, LoadState *state, bool keys_only, TsyncRowSet *into)
+read_page(TsyncLoad *load, LoadState *state, bool keys_only, TsyncRowSet *into)
 {
 	TsyncReading reading = {.after = state->position,.limit = state->limit};
-	int			prefix = state->position ? run->replica->nkeys - 1 : 0;
+	int			prefix = state->position ? load->table->nkeys - 1 : 0;
 
-	tsync_start_reading(&reading, run);
+	tsync_start_reading(&reading, load->table);
 	tsync_rowset_clear(into);
 	for (; prefix >= 0 && into->count < state->limit; prefix--)
-		tsync_select_at_most(run, TSYNC_SOURCE,
-							 tsync_sql_page(run->replica, state->position, prefix, keys_only,
+		tsync_select_at_most(load->table, TSYNC_SOURCE,
+							 tsync_sql_page(load->table, state->position, prefix, keys_only,
 											state->limit - into->count), into, state->limit - into->count);
 	tsync_end_reading(&reading);
 }
 
 /* Key of the last row of a page, which holds keys or whole rows. */
 static char **
-last_key(TsyncReplica *replica, TsyncRowSet *set, bool keys_only)
+last_key(TsyncTable *table, TsyncRowSet *set, bool keys_only)
 {
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(set->tupdesc, &TTSOpsMinimalTuple);
-	char	  **key = palloc(replica->nkeys * sizeof(char *));
+	char	  **key = palloc(table->nkeys * sizeof(char *));
 	int64		left = set->count;
 
 	tsync_rowset_start(set);
 	while (left-- > 0 && tsync_rowset_next(set, slot))
 		;
-	for (int i = 0; i < replica->nkeys; i++)
+	for (int i = 0; i < table->nkeys; i++)
 	{
-		int			attnum = keys_only ? i + 1 : replica->keys[i] - replica->columns + 1;
+		int			attnum = keys_only ? i + 1 : table->keys[i] - table->columns + 1;
 		bool		isnull;
 		Datum		value = slot_getattr(slot, attnum, &isnull);
 
 		if (isnull)
 			elog(ERROR, "key of a source row is NULL");
-		key[i] = tsync_value_to_text(replica->keys[i]->type, value);
+		key[i] = tsync_value_to_text(table->keys[i]->type, value);
 	}
 	ExecDropSingleTupleTableSlot(slot);
 	return key;
@@ -98,25 +97,25 @@ last_key(TsyncReplica *replica, TsyncRowSet *set, bool keys_only)
  * how many bytes their rows take, until they are few.
  */
 static void
-limit_wide_page(TsyncRun *run, LoadState *state)
+limit_wide_page(TsyncLoad *load, LoadState *state)
 {
-	state->limit = Min(state->limit * 2, page_limit(run->replica));
+	state->limit = Min(state->limit * 2, page_limit(load->pace));
 	for (;;)
 	{
 		char	   *sql;
 		TsyncDigest bytes;
 
-		read_page(run, state, true, &state->keys);
+		read_page(load, state, true, &state->keys);
 		if (state->keys.count <= 1)
 			return;
-		sql = tsync_sql_bytes_of_page(run->replica, state->position,
-									  last_key(run->replica, &state->keys, true));
+		sql = tsync_sql_bytes_of_page(load->table, state->position,
+									  last_key(load->table, &state->keys, true));
 		if (sql == NULL)
 		{
 			state->limit = PAGE_ROWS_UNKNOWN;
 			return;
 		}
-		bytes = tsync_select_digest(run, TSYNC_SOURCE, sql);
+		bytes = tsync_select_digest(load->table, TSYNC_SOURCE, sql);
 		if (bytes.sum <= TSYNC_GROUP_BYTES)
 			return;
 		state->limit = Max(state->keys.count * (double) TSYNC_GROUP_BYTES / bytes.sum / 2, 1);
@@ -125,49 +124,49 @@ limit_wide_page(TsyncRun *run, LoadState *state)
 
 /* Read the next page into state->rows; returns its last key, NULL at the end. */
 static char **
-fetch_page(TsyncRun *run, LoadState *state)
+fetch_page(TsyncLoad *load, LoadState *state)
 {
-	if (run->replica->wide)
-		limit_wide_page(run, state);
-	read_page(run, state, false, &state->rows);
-	return state->rows.count > 0 ? last_key(run->replica, &state->rows, false) : NULL;
+	if (load->table->wide)
+		limit_wide_page(load, state);
+	read_page(load, state, false, &state->rows);
+	return state->rows.count > 0 ? last_key(load->table, &state->rows, false) : NULL;
 }
 
 static char **
-copy_key(TsyncReplica *replica, char **key, MemoryContext context)
+copy_key(TsyncTable *table, char **key, MemoryContext context)
 {
-	char	  **copy = MemoryContextAlloc(context, replica->nkeys * sizeof(char *));
+	char	  **copy = MemoryContextAlloc(context, table->nkeys * sizeof(char *));
 
-	for (int i = 0; i < replica->nkeys; i++)
+	for (int i = 0; i < table->nkeys; i++)
 		copy[i] = MemoryContextStrdup(context, key[i]);
 	return copy;
 }
 
 /* Insert a page together with the position that it reaches. */
 static void
-insert_page(TsyncRun *run, LoadState *state, char **reached)
+insert_page(TsyncLoad *load, LoadState *state, char **reached)
 {
 	tsync_rowset_register(&state->rows);
-	run->loaded_rows += tsync_modify(run, tsync_sql_insert(run->replica, state->rows.name, TSYNC_UNCOUNTED)).rows;
-	tsync_save_load_position(run, reached);
+	load->rows += tsync_modify(load->table, tsync_sql_insert(load->table, state->rows.name, TSYNC_UNCOUNTED)).rows;
+	tsync_save_load_position(load->table, reached);
 }
 
 /* Load one page; false when there is none left. */
 static bool
-load_page(TsyncRun *run, LoadState *state, MemoryContext page_context)
+load_page(TsyncLoad *load, LoadState *state, MemoryContext page_context)
 {
 	char	  **reached;
 
 	tsync_begin();
 	MemoryContextSwitchTo(page_context);
-	reached = fetch_page(run, state);
+	reached = fetch_page(load, state);
 	tsync_commit();
 	if (reached == NULL)
 		return false;
 
 	tsync_begin();
 	MemoryContextSwitchTo(page_context);
-	insert_page(run, state, reached);
+	insert_page(load, state, reached);
 	tsync_commit();
 	state->position = reached;
 	return true;
@@ -175,31 +174,32 @@ load_page(TsyncRun *run, LoadState *state, MemoryContext page_context)
 
 /* Load the rows after the last position; they become visible page by page. */
 static void
-load_pages(TsyncRun *run)
+load_pages(void *arg)
 {
+	TsyncLoad  *load = arg;
 	MemoryContext run_context = CurrentMemoryContext;
 	MemoryContext position_context = AllocSetContextCreate(run_context, "tablesync load position",
 														   ALLOCSET_SMALL_SIZES);
 	MemoryContext page_context = AllocSetContextCreate(run_context, "tablesync load page",
 													   ALLOCSET_DEFAULT_SIZES);
 	LoadState  *state;
-	int64		busy = run->source_time;
+	int64		busy = load->table->waited;
 
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	state = load_state_create(run->replica);
+	state = load_state_create(load);
 	tsync_commit();
-	while (load_page(run, state, page_context))
+	while (load_page(load, state, page_context))
 	{
 		char	  **reached = state->position;
 
 		MemoryContextReset(position_context);
-		state->position = copy_key(run->replica, reached, position_context);
+		state->position = copy_key(load->table, reached, position_context);
 		MemoryContextReset(page_context);
 		tsync_progress_step(1, state->rows.count);
 		tsync_rowset_clear(&state->rows);
-		tsync_rest(run, run->source_time - busy, 0);
-		busy = run->source_time;
+		tsync_rest(load->pace, load->table->waited - busy, 0);
+		busy = load->table->waited;
 	}
 	MemoryContextSwitchTo(run_context);
 	tuplestore_end(state->rows.rows);
@@ -209,15 +209,15 @@ load_pages(TsyncRun *run)
 
 /* Is there a row in the replica although no page was loaded? */
 static bool
-has_rows_of_others(TsyncRun *run)
+has_rows_of_others(TsyncLoad *load)
 {
-	char	   *sql = psprintf("SELECT FROM %s LIMIT 1", run->replica->replica_sql);
+	char	   *sql = psprintf("SELECT FROM %s LIMIT 1", load->table->replica_sql);
 	bool		found;
 
-	if (run->replica->load_position != NULL || run->replica->bulk_loading)
+	if (load->replica->state.load_position != NULL || load->replica->state.bulk_loading)
 		return false;
 	tsync_begin();
-	found = tsync_select(run, TSYNC_REPLICA, sql, NULL) > 0;
+	found = tsync_select(load->table, TSYNC_REPLICA, sql, NULL) > 0;
 	tsync_commit();
 	return found;
 }
@@ -228,16 +228,16 @@ has_rows_of_others(TsyncRun *run)
  * that follows then compares every column and sorts it out.
  */
 void
-tsync_load(TsyncRun *run)
+tsync_load(TsyncLoad *load)
 {
 	MemoryContext run_context = CurrentMemoryContext;
-	bool		adopted = has_rows_of_others(run);
+	bool		adopted = has_rows_of_others(load);
 
 	MemoryContextSwitchTo(run_context);
-	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) run->source_estimate);
-	if (!adopted && !tsync_bulk_load(run))
-		adopted = !tsync_try(run, load_pages, tsync_is_uniqueness_violation);
+	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) load->source->estimate);
+	if (!adopted && !tsync_bulk_load(load))
+		adopted = !tsync_try(load_pages, load, tsync_is_uniqueness_violation, NULL);
 	MemoryContextSwitchTo(run_context);
-	tsync_finish_load(run, adopted);
+	tsync_finish_load(load->replica, adopted);
 	MemoryContextSwitchTo(run_context);
 }

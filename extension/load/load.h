@@ -10,34 +10,52 @@
 
 #include "tablesync.h"
 
-#include "execute/execute.h"
+#include "catalog/tables.h"
 #include "postmaster/bgworker.h"
 #include "process/process.h"
+#include "source/source.h"
 #include "utils/relcache.h"
 
 /* Rows on their way into the heap; private to heap.c. */
 typedef struct TsyncHeapWriter TsyncHeapWriter;
 
+/* What is to be loaded, and how far that has come. */
+typedef struct TsyncLoad
+{
+	int64		run_id;
+	TsyncReplica *replica;
+	TsyncTable *table;			/* of it */
+	TsyncFingerprint fingerprint;	/* that loaded rows are remembered by */
+	TsyncSource *source;
+	TsyncPace  *pace;
+	bool		grouped;		/* its snapshot must be that of other runs, too */
+	int64		rows_before;	/* by earlier runs */
+	int64		rows;
+	bool		compared;		/* the source held "digest" after them, in one snapshot */
+	TsyncDigest digest;
+	bool		snapshot_expired;	/* a snapshot of the whole source took too long */
+} TsyncLoad;
+
+/* in load.c */
+extern void tsync_load(TsyncLoad *load);
+
 /* in bulk.c */
-extern void tsync_help_load(TsyncRun *run);
-extern bool tsync_bulk_load(TsyncRun *run);
+extern void tsync_help_load(TsyncLoad *load);
+extern bool tsync_bulk_load(TsyncLoad *load);
 
 /* in heap.c */
-extern TsyncHeapWriter *tsync_heap_open(TsyncRun *run, Relation rel);
+extern TsyncHeapWriter *tsync_heap_open(TsyncTable *table, TsyncFingerprint fingerprint, Relation rel);
 extern TsyncDigest tsync_heap_close(TsyncHeapWriter *writer);
 extern void tsync_heap_write(TupleTableSlot *slot, void *arg);
-
-/* in helper.c */
-extern BackgroundWorkerHandle *tsync_start_helper(TsyncRun *run, TsyncHelp help);
-extern void tsync_wait_for_helper(BackgroundWorkerHandle *helper, bool silent);
 
 /* in indexes.c */
 extern List *tsync_suspend_indexes(Oid relid);
 extern bool tsync_has_live_index(Relation rel);
-extern void tsync_help_index(TsyncRun *run);
-extern bool tsync_build_indexes(TsyncRun *run);
+extern void tsync_help_index(TsyncLoad *load);
+extern bool tsync_build_indexes(TsyncLoad *load);
 
-/* in load.c */
-extern void tsync_load(TsyncRun *run);
+/* in helper.c */
+extern BackgroundWorkerHandle *tsync_start_helper(TsyncLoad *load, TsyncHelp help);
+extern void tsync_wait_for_helper(BackgroundWorkerHandle *helper, bool silent);
 
 #endif							/* TABLESYNC_LOAD_H */

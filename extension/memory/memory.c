@@ -23,7 +23,6 @@
 #include "memory/memory.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/numeric.h"
@@ -53,28 +52,29 @@ take_bucket(TupleTableSlot *slot, void *arg)
 
 /* The buckets of one side of a chunk, in the current memory context. */
 TsyncBuckets *
-tsync_collect_buckets(TsyncRun *run, TsyncSide side, TsyncChunk *chunk, TsyncBucketing bucketing)
+tsync_collect_buckets(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSide side, TsyncRange *range,
+					  TsyncBucketing bucketing)
 {
 	TsyncBuckets *buckets = tsync_make_buckets(bucketing);
 	const char *nonsense;
 
-	tsync_select_each(run, side, tsync_sql_buckets(run->replica, side, chunk, &bucketing,
-												   run->source_version), NULL, take_bucket, buckets);
+	tsync_select_each(table, side, tsync_sql_buckets(table, side, range, &bucketing, fingerprint),
+					  NULL, take_bucket, buckets);
 	tsync_sort_buckets(buckets);
 	if ((nonsense = tsync_nonsense_in_buckets(buckets)) != NULL)
-		tsync_refuse_answer(run, nonsense);
+		tsync_refuse_answer(table, nonsense);
 	return buckets;
 }
 
 /* Smallest and largest of the replica's integer keys in a chunk; 0 and 0 if none. */
 void
-tsync_key_span(TsyncRun *run, TsyncChunk *chunk, int64 *first, int64 *last)
+tsync_key_span(TsyncTable *table, TsyncRange *range, int64 *first, int64 *last)
 {
 	bool		isnull = true;
 	HeapTuple	tuple;
 
 	*first = *last = 0;
-	if (tsync_select(run, TSYNC_REPLICA, tsync_sql_key_span(run->replica, chunk), NULL) != 1)
+	if (tsync_select(table, TSYNC_REPLICA, tsync_sql_key_span(table, range), NULL) != 1)
 		return;
 	tuple = SPI_tuptable->vals[0];
 	if (SPI_gettypeid(SPI_tuptable->tupdesc, 1) != INT8OID || SPI_gettypeid(SPI_tuptable->tupdesc, 2) != INT8OID)
@@ -88,15 +88,15 @@ tsync_key_span(TsyncRun *run, TsyncChunk *chunk, int64 *first, int64 *last)
 
 /* Distance from the smallest to the largest integer key of a chunk. */
 static uint64
-key_distance(TsyncRun *run, TsyncChunk *chunk)
+key_distance(TsyncTable *table, TsyncRange *range)
 {
 	int64		first;
 	int64		last;
 
-	if (chunk->lower && chunk->upper)
-		return (uint64) strtoll(chunk->upper[0], NULL, 10) -
-			(uint64) strtoll(chunk->lower[0], NULL, 10);
-	tsync_key_span(run, chunk, &first, &last);
+	if (range->lower && range->upper)
+		return (uint64) strtoll(range->upper[0], NULL, 10) -
+			(uint64) strtoll(range->lower[0], NULL, 10);
+	tsync_key_span(table, range, &first, &last);
 	return (uint64) last - (uint64) first;
 }
 
@@ -106,12 +106,12 @@ key_distance(TsyncRun *run, TsyncChunk *chunk)
  * where keys are sparse or outside of what the replica has.
  */
 static TsyncBucketing
-choose_buckets(TsyncRun *run, TsyncChunk *chunk)
+choose_buckets(TsyncTable *table, TsyncChunk *chunk)
 {
 	TsyncBucketing bucketing = {0, 0};
 	int64		buckets = 1;
-	bool		integer = run->replica->nkeys == 1 && tsync_is_integer(run->replica->keys[0]->type);
-	uint64		span = integer ? key_distance(run, chunk) : 0;
+	bool		integer = table->nkeys == 1 && tsync_is_integer(table->keys[0]->type);
+	uint64		span = integer ? key_distance(table, &chunk->range) : 0;
 
 	if (integer && (span >> TSYNC_BITMAP_SHIFT) * MIN_ROWS_PER_BITMAP <= (uint64) chunk->expected_rows)
 	{
@@ -129,9 +129,9 @@ choose_buckets(TsyncRun *run, TsyncChunk *chunk)
 
 /* Are bitmaps possible for this key, and is the sum of all that of the chunk? */
 static bool
-fit_chunk(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets)
+fit_chunk(TsyncTable *table, TsyncChunk *chunk, TsyncBuckets *buckets)
 {
-	bool		integer = run->replica->nkeys == 1 && tsync_is_integer(run->replica->keys[0]->type);
+	bool		integer = table->nkeys == 1 && tsync_is_integer(table->keys[0]->type);
 
 	return (integer || buckets->bucketing.mask != TSYNC_BITMAP_MASK) &&
 		tsync_digest_equal(tsync_digest_of_buckets(buckets), chunk->replica);
@@ -139,77 +139,84 @@ fit_chunk(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets)
 
 /* The buckets that the replica has in a chunk: remembered, or counted now. */
 TsyncBuckets *
-tsync_buckets_of_replica(TsyncRun *run, TsyncChunk *chunk)
+tsync_buckets_of_replica(TsyncTable *table, TsyncFingerprint fingerprint, TsyncChunk *chunk)
 {
 	if (chunk->has_buckets)
 	{
 		TsyncBucketing bucketing;
-		bytea	   *packed = tsync_read_buckets(run->replica, chunk, &bucketing);
+		bytea	   *packed = tsync_read_buckets(table, chunk, &bucketing);
 		TsyncBuckets *buckets = tsync_make_buckets(bucketing);
-		bool		unpacked = tsync_unpack_buckets(packed, tsync_hint(run->replica), buckets);
+		bool		unpacked = tsync_unpack_buckets(packed, tsync_hint(table), buckets);
 
 		pfree(packed);
-		if (unpacked && fit_chunk(run, chunk, buckets))
+		if (unpacked && fit_chunk(table, chunk, buckets))
 			return buckets;
 		ereport(WARNING,
 				(errmsg("what is remembered of chunk %d of replica %s contradicts itself",
-						chunk->number, run->replica->label),
+						chunk->number, table->label),
 				 errdetail("The replica is read instead.")));
 	}
-	return tsync_collect_buckets(run, TSYNC_REPLICA, chunk, choose_buckets(run, chunk));
+	return tsync_collect_buckets(table, fingerprint, TSYNC_REPLICA, &chunk->range, choose_buckets(table, chunk));
 }
 
 /*
- * Digest a chunk of the replica that is unknown or stale.  One that is likely
- * to differ again gets buckets too, for the source must not wait for them.
+ * Digest a chunk of the replica that is unknown or stale, and remember it unless
+ * the digest is not of the usual fingerprint.  A chunk that is likely to differ
+ * again gets buckets too, for the source must not wait for them.  Returns whether
+ * it has drifted: holds something else than a run has proved.
  */
-static void
-digest_replica(TsyncRun *run, TsyncChunk *chunk)
+static bool
+digest_replica(TsyncTable *table, TsyncFingerprint fingerprint, TsyncChunk *chunk, bool remember)
 {
+	bool		drifted = false;
 	TsyncBuckets *buckets = NULL;
 	TsyncDigest now;
 
 	if (chunk->differed && !chunk->has_buckets)
 	{
-		buckets = tsync_collect_buckets(run, TSYNC_REPLICA, chunk, choose_buckets(run, chunk));
+		buckets = tsync_collect_buckets(table, fingerprint, TSYNC_REPLICA, &chunk->range, choose_buckets(table, chunk));
 		now = tsync_digest_of_buckets(buckets);
 	}
 	else
-		now = tsync_select_digest(run, TSYNC_REPLICA,
-								  tsync_sql_digest(run->replica, TSYNC_REPLICA, chunk,
-												   run->source_version));
-	if (now.rows != chunk->replica.rows || now.sum != chunk->replica.sum)
+		now = tsync_select_digest(table, TSYNC_REPLICA,
+								  tsync_sql_digest(table, TSYNC_REPLICA, &chunk->range, fingerprint));
+	if (!tsync_digest_equal(now, chunk->replica))
 	{
-		run->drifted += chunk->stale && chunk->proved;	/* or it was never known */
+		drifted = chunk->stale && chunk->proved;	/* or it was never known */
 		chunk->has_buckets = false;
 	}
 	chunk->replica = now;
 	chunk->expected_rows = now.rows;
 	chunk->known = true;
 	chunk->stale = false;
-	if (run->verify)
-		return;					/* this digest is not the one that is remembered */
+	if (!remember)
+		return drifted;
 	if (buckets != NULL || !chunk->has_buckets)
 	{
 		chunk->has_buckets = (buckets != NULL);
 		chunk->has_bitmaps = buckets && buckets->bucketing.mask == TSYNC_BITMAP_MASK;
-		tsync_write_memory(run->replica, chunk, buckets ? &buckets->bucketing : NULL,
-						   buckets ? tsync_pack_buckets(buckets, tsync_hint(run->replica)) : NULL);
+		tsync_write_memory(table, chunk, buckets ? &buckets->bucketing : NULL,
+						   buckets ? tsync_pack_buckets(buckets, tsync_hint(table)) : NULL);
 	}
 	else
-		tsync_write_digest(run->replica, chunk);
+		tsync_write_digest(table, chunk);
+	return drifted;
 }
 
-/* Make sure that every chunk's digest is known before the source is read. */
-void
-tsync_know_replica(TsyncRun *run)
+/*
+ * Make sure that every chunk's digest is known before the source is read, in
+ * transactions of its own; returns how many chunks have drifted.
+ */
+int
+tsync_know_replica(TsyncTable *table, TsyncFingerprint fingerprint, List *chunks, bool remember)
 {
+	int			drifted = 0;
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext chunk_context = AllocSetContextCreate(caller, "tablesync memory",
 														ALLOCSET_DEFAULT_SIZES);
 	ListCell   *lc;
 
-	foreach(lc, run->chunks)
+	foreach(lc, chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
@@ -217,24 +224,25 @@ tsync_know_replica(TsyncRun *run)
 			continue;
 		tsync_begin();
 		MemoryContextSwitchTo(chunk_context);
-		digest_replica(run, chunk);
+		drifted += digest_replica(table, fingerprint, chunk, remember);
 		tsync_commit();
 		MemoryContextReset(chunk_context);
 		tsync_progress_step(1, chunk->replica.rows);
 	}
 	MemoryContextSwitchTo(caller);
 	MemoryContextDelete(chunk_context);
+	return drifted;
 }
 
 /* Make the row set in which changed memory waits for APPLY, or empty it. */
 void
-tsync_clear_memory(TsyncRun *run)
+tsync_clear_memory(TsyncRowSet *memory)
 {
 	TupleDesc	desc;
 
-	if (run->memory.rows != NULL)
+	if (memory->rows != NULL)
 	{
-		tsync_rowset_clear(&run->memory);
+		tsync_rowset_clear(memory);
 		return;
 	}
 	desc = CreateTemplateTupleDesc(4);
@@ -242,15 +250,14 @@ tsync_clear_memory(TsyncRun *run)
 	TupleDescInitEntry(desc, 2, "bucket_shift", INT4OID, -1, 0);
 	TupleDescInitEntry(desc, 3, "bucket_mask", INT8OID, -1, 0);
 	TupleDescInitEntry(desc, 4, "buckets", BYTEAOID, -1, 0);
-	tsync_rowset_init(&run->memory, "tsync_memory", desc);
+	tsync_rowset_init(memory, "tsync_memory", desc);
 }
 
 /* Stage what the replica will hold in a chunk after APPLY. */
 void
-tsync_stage_memory(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets)
+tsync_stage_memory(TsyncTable *table, TsyncRowSet *memory, TsyncChunk *chunk, TsyncBuckets *buckets)
 {
-	TsyncRowSet *set = &run->memory;
-	bytea	   *packed = tsync_pack_buckets(buckets, tsync_hint(run->replica));
+	bytea	   *packed = tsync_pack_buckets(buckets, tsync_hint(table));
 	Datum		values[] = {
 		Int32GetDatum(chunk->number),
 		Int32GetDatum(buckets->bucketing.shift),
@@ -259,23 +266,23 @@ tsync_stage_memory(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets)
 	};
 	bool		nulls[lengthof(values)] = {false};
 
-	tuplestore_putvalues(set->rows, set->tupdesc, values, nulls);
-	set->count++;
+	tuplestore_putvalues(memory->rows, memory->tupdesc, values, nulls);
+	memory->count++;
 	pfree(packed);
 }
 
 /* Write the staged memory of one chunk. */
 static void
-write_staged(TsyncRun *run, TupleTableSlot *slot)
+write_staged(TsyncTable *table, List *chunks, TupleTableSlot *slot)
 {
 	TsyncBucketing bucketing;
 	TsyncChunk *chunk;
 
 	slot_getallattrs(slot);
-	chunk = list_nth(run->chunks, DatumGetInt32(slot->tts_values[0]));
+	chunk = list_nth(chunks, DatumGetInt32(slot->tts_values[0]));
 	bucketing.shift = DatumGetInt32(slot->tts_values[1]);
 	bucketing.mask = DatumGetInt64(slot->tts_values[2]);
-	tsync_write_memory(run->replica, chunk, &bucketing, DatumGetByteaP(slot->tts_values[3]));
+	tsync_write_memory(table, chunk, &bucketing, DatumGetByteaP(slot->tts_values[3]));
 }
 
 /*
@@ -284,37 +291,36 @@ write_staged(TsyncRun *run, TupleTableSlot *slot)
  * read again by the next run.
  */
 void
-tsync_save_memory(TsyncRun *run)
+tsync_save_memory(TsyncTable *table, List *chunks, TsyncRowSet *memory, bool spared)
 {
-	TsyncRowSet *set = &run->memory;
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(set->tupdesc, &TTSOpsMinimalTuple);
-	bool		spared = run->stage->reappeared.count > 0;
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(memory->tupdesc, &TTSOpsMinimalTuple);
 	ListCell   *lc;
 
-	foreach(lc, run->chunks)
+	foreach(lc, chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
 		chunk->known = !(spared && chunk->differs);
 		chunk->replica = chunk->source;
 		if (!chunk->known || (chunk->by_row && chunk->differs))
-			tsync_write_memory(run->replica, chunk, NULL, NULL);
+			tsync_write_memory(table, chunk, NULL, NULL);
 		else if (chunk->differed && !chunk->differs)
-			tsync_write_digest(run->replica, chunk);
+			tsync_write_digest(table, chunk);
 	}
-	tsync_rowset_start(set);
-	while (!spared && tsync_rowset_next(set, slot))
-		write_staged(run, slot);
+	tsync_rowset_start(memory);
+	while (!spared && tsync_rowset_next(memory, slot))
+		write_staged(table, chunks, slot);
 	ExecDropSingleTupleTableSlot(slot);
 }
 
-/* What the replica holds before APPLY. */
-void
-tsync_add_up_replica(TsyncRun *run)
+/* What the replica holds, by what is known of its chunks. */
+TsyncDigest
+tsync_add_up_replica(List *chunks)
 {
+	TsyncDigest replica = {0, 0};
 	ListCell   *lc;
 
-	run->result = (TsyncDigest) {0, 0};
-	foreach(lc, run->chunks)
-		tsync_add_digest(&run->result, ((TsyncChunk *) lfirst(lc))->replica);
+	foreach(lc, chunks)
+		tsync_add_digest(&replica, ((TsyncChunk *) lfirst(lc))->replica);
+	return replica;
 }

@@ -10,20 +10,20 @@
 
 #include "tablesync.h"
 
-#include "execute/execute.h"
+#include "catalog/tables.h"
 
 /* in memory.c */
-extern TsyncBuckets *tsync_collect_buckets(TsyncRun *run, TsyncSide side, TsyncChunk *chunk,
-										   TsyncBucketing bucketing);
-extern void tsync_key_span(TsyncRun *run, TsyncChunk *chunk, int64 *first, int64 *last);
-extern TsyncBuckets *tsync_buckets_of_replica(TsyncRun *run, TsyncChunk *chunk);
-extern void tsync_know_replica(TsyncRun *run);
-extern void tsync_clear_memory(TsyncRun *run);
-extern void tsync_stage_memory(TsyncRun *run, TsyncChunk *chunk, TsyncBuckets *buckets);
-extern void tsync_save_memory(TsyncRun *run);
-extern void tsync_add_up_replica(TsyncRun *run);
+extern TsyncBuckets *tsync_collect_buckets(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSide side,
+										   TsyncRange *range, TsyncBucketing bucketing);
+extern void tsync_key_span(TsyncTable *table, TsyncRange *range, int64 *first, int64 *last);
+extern TsyncBuckets *tsync_buckets_of_replica(TsyncTable *table, TsyncFingerprint fingerprint, TsyncChunk *chunk);
+extern int	tsync_know_replica(TsyncTable *table, TsyncFingerprint fingerprint, List *chunks, bool remember);
+extern void tsync_clear_memory(TsyncRowSet *memory);
+extern void tsync_stage_memory(TsyncTable *table, TsyncRowSet *memory, TsyncChunk *chunk, TsyncBuckets *buckets);
+extern void tsync_save_memory(TsyncTable *table, List *chunks, TsyncRowSet *memory, bool spared);
+extern TsyncDigest tsync_add_up_replica(List *chunks);
 
 /* in watermark.c */
-extern void tsync_advance_watermark(TsyncRun *run, const char *rows, const char *more);
+extern void tsync_advance_watermark(TsyncTable *table, const char *rows, const char *more);
 
 #endif							/* TABLESYNC_MEMORY_H */

@@ -14,7 +14,6 @@
 #include "fmgr.h"
 #include "memory/memory.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -22,19 +21,19 @@
 
 /* Move the watermark to the newest rows of one relation or two. */
 void
-tsync_advance_watermark(TsyncRun *run, const char *rows, const char *more)
+tsync_advance_watermark(TsyncTable *table, const char *rows, const char *more)
 {
 	char	   *watermark;
-	TsyncColumn *version = run->replica->version;
+	TsyncColumn *version = table->version;
 
 	if (version == NULL || !tsync_orders_alike(version->type) || version->type == UUIDOID)
 		return;					/* no order, or no maximum */
-	if (tsync_select(run, TSYNC_REPLICA,
-					 tsync_sql_watermark(run->replica, rows, more), NULL) != 1)
+	if (tsync_select(table, TSYNC_REPLICA,
+					 tsync_sql_watermark(table, rows, more), NULL) != 1)
 		return;
 	watermark = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	/* it outlives this attempt, which may fail */
 	if (watermark != NULL)
-		run->replica->watermark = MemoryContextStrdup(GetMemoryChunkContext(run), watermark);
+		table->watermark = MemoryContextStrdup(GetMemoryChunkContext(table->columns), watermark);
 	SPI_freetuptable(SPI_tuptable);
 }

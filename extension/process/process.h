@@ -64,7 +64,7 @@ extern void tsync_resume_identity(TsyncIdentity previous);
 
 /* in progress.c */
 extern void tsync_progress_start(int64 run_id, Oid replica);
-extern void tsync_progress_run(TsyncRun *run);
+extern void tsync_progress_run(int64 run_id, Oid replica);
 extern void tsync_progress_phase(TsyncPhase phase, int64 chunks_total, int64 rows_estimated);
 extern void tsync_progress_step(int64 chunks, int64 rows);
 extern void tsync_progress_set(int64 chunks, int64 chunks_total, int64 rows);

@@ -19,7 +19,6 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "process/process.h"
-#include "run/run.h"
 #include "utils/backend_progress.h"
 #include "utils/timestamp.h"
 
@@ -69,10 +68,10 @@ tsync_progress_start(int64 run_id, Oid replica)
 
 /* Show another run of this process's group. */
 void
-tsync_progress_run(TsyncRun *run)
+tsync_progress_run(int64 run_id, Oid replica)
 {
-	params[PARAM_RUN_ID] = run->run_id;
-	params[PARAM_REPLICA] = (int64) run->replica_oid;
+	params[PARAM_RUN_ID] = run_id;
+	params[PARAM_REPLICA] = (int64) replica;
 }
 
 /* Enter a phase; totals are 0 where nobody can know them. */

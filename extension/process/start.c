@@ -28,7 +28,6 @@
 #include "postmaster/interrupt.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lock.h"

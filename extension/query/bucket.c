@@ -236,14 +236,14 @@ bucket_of_bound(char **bound)
 
 /* The buckets of one chunk out of those of all chunks. */
 TsyncBuckets
-tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncChunk *chunk)
+tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncRange *range)
 {
-	int64		first = chunk->lower ? Max(bucket_of_bound(chunk->lower), all->first) : all->first;
+	int64		first = range->lower ? Max(bucket_of_bound(range->lower), all->first) : all->first;
 	int64		end = all->first + all->count;
 	TsyncBuckets slice = {.bucketing = {TSYNC_BITMAP_SHIFT, TSYNC_BITMAP_MASK}};
 
-	if (chunk->upper)
-		end = Min(bucket_of_bound(chunk->upper), end);
+	if (range->upper)
+		end = Min(bucket_of_bound(range->upper), end);
 	slice.buckets = palloc_extended(Max(end - first, 1) * sizeof(TsyncBucket), MCXT_ALLOC_HUGE);
 	for (int64 i = first; i < end; i++)
 	{

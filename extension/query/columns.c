@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * columns.c
- *	  Keys and columns of a replica, and the rows that are made of them.
+ *	  Keys and columns of a table, and the rows that are made of them.
  *
  *-------------------------------------------------------------------------
  */
@@ -11,27 +11,27 @@
 
 /* Is a column part of the key? */
 bool
-tsync_is_key(TsyncReplica *rep, TsyncColumn *column)
+tsync_is_key(TsyncTable *table, TsyncColumn *column)
 {
-	for (int i = 0; i < rep->nkeys; i++)
-		if (rep->keys[i] == column)
+	for (int i = 0; i < table->nkeys; i++)
+		if (table->keys[i] == column)
 			return true;
 	return false;
 }
 
-/* A replica as if it had only its key columns, with room for the others. */
-TsyncReplica *
-tsync_only_keys(TsyncReplica *rep)
+/* A table as if it had only its key columns, with room for the others. */
+TsyncTable *
+tsync_only_keys(TsyncTable *table)
 {
-	TsyncReplica *part = palloc(sizeof(TsyncReplica));
+	TsyncTable *part = palloc(sizeof(TsyncTable));
 
-	*part = *rep;
-	part->columns = palloc0(rep->ncolumns * sizeof(TsyncColumn));
-	part->keys = palloc0(rep->nkeys * sizeof(TsyncColumn *));
+	*part = *table;
+	part->columns = palloc0(table->ncolumns * sizeof(TsyncColumn));
+	part->keys = palloc0(table->nkeys * sizeof(TsyncColumn *));
 	part->ncolumns = 0;
-	for (int i = 0; i < rep->nkeys; i++)
+	for (int i = 0; i < table->nkeys; i++)
 	{
-		part->columns[part->ncolumns] = *rep->keys[i];
+		part->columns[part->ncolumns] = *table->keys[i];
 		part->keys[i] = &part->columns[part->ncolumns++];
 	}
 	return part;
@@ -39,24 +39,24 @@ tsync_only_keys(TsyncReplica *rep)
 
 /* Descriptor of the key columns, with room for extra columns. */
 TupleDesc
-tsync_key_desc(TsyncReplica *replica, int extra)
+tsync_key_desc(TsyncTable *table, int extra)
 {
-	TupleDesc	desc = CreateTemplateTupleDesc(replica->nkeys + extra);
+	TupleDesc	desc = CreateTemplateTupleDesc(table->nkeys + extra);
 
-	for (int i = 0; i < replica->nkeys; i++)
-		TupleDescInitEntry(desc, i + 1, replica->keys[i]->name,
-						   replica->keys[i]->type, replica->keys[i]->typmod, 0);
+	for (int i = 0; i < table->nkeys; i++)
+		TupleDescInitEntry(desc, i + 1, table->keys[i]->name,
+						   table->keys[i]->type, table->keys[i]->typmod, 0);
 	return desc;
 }
 
 /* Descriptor of whole rows. */
 TupleDesc
-tsync_row_desc(TsyncReplica *replica)
+tsync_row_desc(TsyncTable *table)
 {
-	TupleDesc	desc = CreateTemplateTupleDesc(replica->ncolumns);
+	TupleDesc	desc = CreateTemplateTupleDesc(table->ncolumns);
 
-	for (int i = 0; i < replica->ncolumns; i++)
-		TupleDescInitEntry(desc, i + 1, replica->columns[i].name,
-						   replica->columns[i].type, replica->columns[i].typmod, 0);
+	for (int i = 0; i < table->ncolumns; i++)
+		TupleDescInitEntry(desc, i + 1, table->columns[i].name,
+						   table->columns[i].type, table->columns[i].typmod, 0);
 	return desc;
 }

@@ -12,15 +12,15 @@
 
 /* Append the number of the bucket that a row belongs to. */
 static void
-append_bucket(StringInfo buf, TsyncReplica *rep, TsyncBucketing *bucketing, int version)
+append_bucket(StringInfo buf, TsyncTable *table, TsyncBucketing *bucketing, TsyncFingerprint fingerprint)
 {
 	if (bucketing->mask == TSYNC_BITMAP_MASK)
 	{
-		appendStringInfo(buf, "%s OPERATOR(pg_catalog.>>) %d", rep->keys[0]->quoted, bucketing->shift);
+		appendStringInfo(buf, "%s OPERATOR(pg_catalog.>>) %d", table->keys[0]->quoted, bucketing->shift);
 		return;
 	}
-	appendStringInfo(buf, "(%s", tsync_key_number(rep, version));
-	if (rep->nkeys == 1 && tsync_is_integer(rep->keys[0]->type))
+	appendStringInfo(buf, "(%s", tsync_key_number(table, fingerprint.source_version));
+	if (table->nkeys == 1 && tsync_is_integer(table->keys[0]->type))
 		appendStringInfo(buf, " OPERATOR(pg_catalog.>>) %d", bucketing->shift);
 	appendStringInfo(buf, ") OPERATOR(pg_catalog.&) " INT64_FORMAT "::pg_catalog.int8",
 					 bucketing->mask);
@@ -28,9 +28,9 @@ append_bucket(StringInfo buf, TsyncReplica *rep, TsyncBucketing *bucketing, int 
 
 /* Append which bit stands for a row's key in the bitmap of its bucket. */
 static void
-append_bit_number(StringInfo buf, TsyncReplica *rep)
+append_bit_number(StringInfo buf, TsyncTable *table)
 {
-	TsyncColumn *key = rep->keys[0];
+	TsyncColumn *key = table->keys[0];
 
 	appendStringInfo(buf, "(%s%s OPERATOR(pg_catalog.&) 63%s)%s",
 					 key->quoted, key->type == INT2OID ? "::pg_catalog.int4" : "",
@@ -39,10 +39,10 @@ append_bit_number(StringInfo buf, TsyncReplica *rep)
 }
 
 static void
-append_bit(StringInfo buf, TsyncReplica *rep)
+append_bit(StringInfo buf, TsyncTable *table)
 {
 	appendStringInfoString(buf, "1::pg_catalog.int8 OPERATOR(pg_catalog.<<) ");
-	append_bit_number(buf, rep);
+	append_bit_number(buf, table);
 }
 
 /* Append the 64 keys of each bucket of a bitmap, as an array's elements. */
@@ -65,8 +65,8 @@ append_keys_of_buckets(StringInfo buf, List *buckets)
  * buckets.  The keys of a few bitmaps are listed, for an index to find.
  */
 static void
-append_bucket_filter(StringInfo buf, TsyncReplica *rep, TsyncBucketing *bucketing,
-					 List *buckets, int version)
+append_bucket_filter(StringInfo buf, TsyncTable *table, TsyncBucketing *bucketing,
+					 List *buckets, TsyncFingerprint fingerprint)
 {
 	ListCell   *lc;
 
@@ -74,13 +74,13 @@ append_bucket_filter(StringInfo buf, TsyncReplica *rep, TsyncBucketing *bucketin
 		return;
 	if (bucketing->mask == TSYNC_BITMAP_MASK && list_length(buckets) <= TSYNC_INDEXED_BUCKETS)
 	{
-		appendStringInfo(buf, " AND %s OPERATOR(pg_catalog.=) ANY ('{", rep->keys[0]->quoted);
+		appendStringInfo(buf, " AND %s OPERATOR(pg_catalog.=) ANY ('{", table->keys[0]->quoted);
 		append_keys_of_buckets(buf, buckets);
-		appendStringInfo(buf, "}'::%s[])", tsync_type_sql(rep->keys[0]->type));
+		appendStringInfo(buf, "}'::%s[])", tsync_type_sql(table->keys[0]->type));
 		return;
 	}
 	appendStringInfoString(buf, " AND (");
-	append_bucket(buf, rep, bucketing, version);
+	append_bucket(buf, table, bucketing, fingerprint);
 	appendStringInfoString(buf, ")::pg_catalog.int8 OPERATOR(pg_catalog.=) ANY ('{");
 	foreach(lc, buckets)
 		appendStringInfo(buf, "%s" INT64_FORMAT, lc == list_head(buckets) ? "" : ",",
@@ -90,15 +90,15 @@ append_bucket_filter(StringInfo buf, TsyncReplica *rep, TsyncBucketing *bucketin
 
 /* (rows, sum of fingerprints) of a chunk. */
 char *
-tsync_sql_digest(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int version)
+tsync_sql_digest(TsyncTable *table, TsyncSide side, TsyncRange *range, TsyncFingerprint fingerprint)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT pg_catalog.count(*), pg_catalog.sum(");
-	tsync_append_fingerprint(&buf, rep, version);
-	appendStringInfo(&buf, ") FROM %s WHERE ", tsync_relation_sql(rep, side));
-	tsync_append_range(&buf, rep, chunk, false);
+	tsync_append_fingerprint(&buf, table, fingerprint);
+	appendStringInfo(&buf, ") FROM %s WHERE ", tsync_relation_sql(table, side));
+	tsync_append_range(&buf, table, range, false);
 	return buf.data;
 }
 
@@ -107,17 +107,17 @@ tsync_sql_digest(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int versi
  * not of the rows in some chunks.
  */
 char *
-tsync_sql_digest_without(TsyncReplica *rep, TsyncChunk *range, List *chunks, int version)
+tsync_sql_digest_without(TsyncTable *table, TsyncRange *range, List *chunks, TsyncFingerprint fingerprint)
 {
 	StringInfoData buf;
 	ListCell   *lc;
 
 	initStringInfo(&buf);
-	appendStringInfoString(&buf, tsync_sql_digest(rep, TSYNC_SOURCE, range, version));
+	appendStringInfoString(&buf, tsync_sql_digest(table, TSYNC_SOURCE, range, fingerprint));
 	foreach(lc, chunks)
 	{
 		appendStringInfoString(&buf, " AND NOT (");
-		tsync_append_range(&buf, rep, lfirst(lc), false);
+		tsync_append_range(&buf, table, lfirst(lc), false);
 		appendStringInfoChar(&buf, ')');
 	}
 	return buf.data;
@@ -129,92 +129,92 @@ tsync_sql_digest_without(TsyncReplica *rep, TsyncChunk *range, List *chunks, int
  * the source the bitmap of the rows that have reached the watermark.
  */
 char *
-tsync_sql_buckets(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk,
-				  TsyncBucketing *bucketing, int version)
+tsync_sql_buckets(TsyncTable *table, TsyncSide side, TsyncRange *range,
+				  TsyncBucketing *bucketing, TsyncFingerprint fingerprint)
 {
 	bool		bitmap = bucketing->mask == TSYNC_BITMAP_MASK;
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	append_bucket(&buf, rep, bucketing, version);
+	append_bucket(&buf, table, bucketing, fingerprint);
 	appendStringInfoString(&buf, bitmap ? ", pg_catalog.bit_or(" : ", pg_catalog.count(*");
 	if (bitmap)
-		append_bit(&buf, rep);
+		append_bit(&buf, table);
 	appendStringInfoString(&buf, "), pg_catalog.sum(");
-	tsync_append_fingerprint(&buf, rep, version);
+	tsync_append_fingerprint(&buf, table, fingerprint);
 	appendStringInfoChar(&buf, ')');
-	if (bitmap && tsync_hint(rep) == TSYNC_HINT_MOMENT)
+	if (bitmap && tsync_hint(table) == TSYNC_HINT_MOMENT)
 	{
 		appendStringInfoString(&buf, ", pg_catalog.sum(");
-		tsync_append_fingerprint(&buf, rep, version);
+		tsync_append_fingerprint(&buf, table, fingerprint);
 		appendStringInfoString(&buf, " OPERATOR(pg_catalog.<<) ");
-		append_bit_number(&buf, rep);
+		append_bit_number(&buf, table);
 		appendStringInfoChar(&buf, ')');
 	}
-	else if (bitmap && side == TSYNC_SOURCE && tsync_hint(rep) == TSYNC_HINT_RECENT)
+	else if (bitmap && side == TSYNC_SOURCE && tsync_hint(table) == TSYNC_HINT_RECENT)
 	{
 		appendStringInfoString(&buf, ", pg_catalog.bit_or(");
-		append_bit(&buf, rep);
+		append_bit(&buf, table);
 		appendStringInfoString(&buf, ") FILTER (WHERE ");
-		tsync_append_comparison(&buf, rep->version, ">=", rep->watermark);
+		tsync_append_comparison(&buf, table->version, ">=", table->watermark);
 		appendStringInfoChar(&buf, ')');
 	}
-	appendStringInfo(&buf, " FROM %s WHERE ", tsync_relation_sql(rep, side));
-	tsync_append_range(&buf, rep, chunk, false);
+	appendStringInfo(&buf, " FROM %s WHERE ", tsync_relation_sql(table, side));
+	tsync_append_range(&buf, table, range, false);
 	appendStringInfoString(&buf, " GROUP BY 1");
 	return buf.data;
 }
 
 /* The fingerprints of the replica's rows. */
 char *
-tsync_sql_fingerprint(TsyncReplica *rep, int version)
+tsync_sql_fingerprint(TsyncTable *table, TsyncFingerprint fingerprint)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_fingerprint(&buf, rep, version);
-	appendStringInfo(&buf, " FROM %s", rep->replica_sql);
+	tsync_append_fingerprint(&buf, table, fingerprint);
+	appendStringInfo(&buf, " FROM %s", table->replica_sql);
 	return buf.data;
 }
 
 /* (key, fingerprint) of the rows in a row set; for a single integer key. */
 char *
-tsync_sql_fingerprints(TsyncReplica *rep, const char *rows, int version)
+tsync_sql_fingerprints(TsyncTable *table, const char *rows, TsyncFingerprint fingerprint)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "SELECT %s, ", rep->keys[0]->quoted);
-	tsync_append_fingerprint(&buf, rep, version);
+	appendStringInfo(&buf, "SELECT %s, ", table->keys[0]->quoted);
+	tsync_append_fingerprint(&buf, table, fingerprint);
 	appendStringInfo(&buf, " FROM %s", rows);
 	return buf.data;
 }
 
 /* (key, fingerprint) of the replica's rows by key; for a single integer key. */
 char *
-tsync_sql_fingerprints_of_keys(TsyncReplica *rep, List *keys, int version)
+tsync_sql_fingerprints_of_keys(TsyncTable *table, List *keys, TsyncFingerprint fingerprint)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "%s WHERE ", tsync_sql_fingerprints(rep, rep->replica_sql, version));
-	tsync_append_key_list(&buf, rep, keys);
+	appendStringInfo(&buf, "%s WHERE ", tsync_sql_fingerprints(table, table->replica_sql, fingerprint));
+	tsync_append_key_list(&buf, table, keys);
 	return buf.data;
 }
 
 /* (rows, sum of fingerprints) of the replica's rows whose keys are in a row set. */
 char *
-tsync_sql_digest_of_keys(TsyncReplica *rep, const char *keys, int version)
+tsync_sql_digest_of_keys(TsyncTable *table, const char *keys, TsyncFingerprint fingerprint)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT pg_catalog.count(*), pg_catalog.sum(");
-	tsync_append_fingerprint(&buf, rep, version);
-	appendStringInfo(&buf, ") FROM %s r WHERE EXISTS (SELECT FROM %s k WHERE ", rep->replica_sql, keys);
-	tsync_append_keys_equal(&buf, rep, "r.", "k.");
+	tsync_append_fingerprint(&buf, table, fingerprint);
+	appendStringInfo(&buf, ") FROM %s r WHERE EXISTS (SELECT FROM %s k WHERE ", table->replica_sql, keys);
+	tsync_append_keys_equal(&buf, table, "r.", "k.");
 	appendStringInfoChar(&buf, ')');
 	return buf.data;
 }
@@ -224,39 +224,39 @@ tsync_sql_digest_of_keys(TsyncReplica *rep, const char *keys, int version)
  * takes all columns, with the fingerprint computed there.
  */
 char *
-tsync_sql_list_source(TsyncReplica *rep, TsyncChunk *chunk, TsyncBucketing *bucketing,
-					  List *buckets, int version)
+tsync_sql_list_source(TsyncTable *table, TsyncRange *range, TsyncBucketing *bucketing,
+					  List *buckets, TsyncFingerprint fingerprint)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
-	if (rep->row_fingerprint)
+	tsync_append_keys(&buf, table, 0, table->nkeys, "");
+	if (fingerprint.all_columns)
 	{
 		appendStringInfoString(&buf, ", pg_catalog.sum(");
-		tsync_append_fingerprint(&buf, rep, version);
+		tsync_append_fingerprint(&buf, table, fingerprint);
 		appendStringInfoChar(&buf, ')');
 	}
 	else
-		appendStringInfo(&buf, ", %s", rep->version->quoted);
-	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
-	tsync_append_range(&buf, rep, chunk, false);
-	append_bucket_filter(&buf, rep, bucketing, buckets, version);
-	if (rep->row_fingerprint)
+		appendStringInfo(&buf, ", %s", table->version->quoted);
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	tsync_append_range(&buf, table, range, false);
+	append_bucket_filter(&buf, table, bucketing, buckets, fingerprint);
+	if (fingerprint.all_columns)
 	{
 		appendStringInfoString(&buf, " GROUP BY ");
-		tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+		tsync_append_keys(&buf, table, 0, table->nkeys, "");
 	}
 	return buf.data;
 }
 
 /* Append "key AS k1, .., ": names that no column of the user's can clash with. */
 static void
-append_numbered_keys(StringInfo buf, TsyncReplica *rep)
+append_numbered_keys(StringInfo buf, TsyncTable *table)
 {
-	for (int i = 0; i < rep->nkeys; i++)
-		appendStringInfo(buf, "%s AS k%d, ", rep->keys[i]->quoted, i + 1);
+	for (int i = 0; i < table->nkeys; i++)
+		appendStringInfo(buf, "%s AS k%d, ", table->keys[i]->quoted, i + 1);
 }
 
 /*
@@ -264,33 +264,33 @@ append_numbered_keys(StringInfo buf, TsyncReplica *rep)
  * in key order, each with i (insert), u (update) or d (delete).
  */
 char *
-tsync_sql_compare(TsyncReplica *rep, const char *listed, TsyncChunk *chunk,
-				  TsyncBucketing *bucketing, List *buckets, int version)
+tsync_sql_compare(TsyncTable *table, const char *listed, TsyncRange *range,
+				  TsyncBucketing *bucketing, List *buckets, TsyncFingerprint fingerprint)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	for (int i = 1; i <= rep->nkeys; i++)
+	for (int i = 1; i <= table->nkeys; i++)
 		appendStringInfo(&buf, "COALESCE(s.k%d, r.k%d), ", i, i);
 	appendStringInfoString(&buf, "(CASE WHEN r.f IS NULL THEN 'i' WHEN s.f IS NULL THEN 'd' ELSE 'u' END)"
 						   "::pg_catalog.\"char\" FROM (SELECT ");
-	append_numbered_keys(&buf, rep);
-	if (rep->row_fingerprint)
-		appendStringInfo(&buf, "%s::pg_catalog.int8", rep->fingerprint_column);
+	append_numbered_keys(&buf, table);
+	if (fingerprint.all_columns)
+		appendStringInfo(&buf, "%s::pg_catalog.int8", table->fingerprint_column);
 	else
-		tsync_append_fingerprint(&buf, rep, version);
+		tsync_append_fingerprint(&buf, table, fingerprint);
 	appendStringInfo(&buf, " AS f FROM %s) s FULL JOIN (SELECT ", listed);
-	append_numbered_keys(&buf, rep);
-	tsync_append_fingerprint(&buf, rep, version);
-	appendStringInfo(&buf, " AS f FROM %s WHERE ", rep->replica_sql);
-	tsync_append_range(&buf, rep, chunk, false);
-	append_bucket_filter(&buf, rep, bucketing, buckets, version);
+	append_numbered_keys(&buf, table);
+	tsync_append_fingerprint(&buf, table, fingerprint);
+	appendStringInfo(&buf, " AS f FROM %s WHERE ", table->replica_sql);
+	tsync_append_range(&buf, table, range, false);
+	append_bucket_filter(&buf, table, bucketing, buckets, fingerprint);
 	appendStringInfoString(&buf, ") r ON ");
-	for (int i = 1; i <= rep->nkeys; i++)
+	for (int i = 1; i <= table->nkeys; i++)
 		appendStringInfo(&buf, "%ss.k%d OPERATOR(pg_catalog.=) r.k%d", i > 1 ? " AND " : "", i, i);
 	appendStringInfoString(&buf, " WHERE s.f IS DISTINCT FROM r.f ORDER BY 1");
-	for (int i = 2; i <= rep->nkeys; i++)
+	for (int i = 2; i <= table->nkeys; i++)
 		appendStringInfo(&buf, ", %d", i);
 	return buf.data;
 }

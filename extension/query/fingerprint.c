@@ -15,19 +15,19 @@
  * integer, else a chain of hashes of which each seeds the next.
  */
 char *
-tsync_key_number(TsyncReplica *rep, int version)
+tsync_key_number(TsyncTable *table, int version)
 {
 	char	   *number = "0";
 
-	if (rep->nkeys == 1 && tsync_is_integer(rep->keys[0]->type))
-		return psprintf("%s::pg_catalog.int8", rep->keys[0]->quoted);
+	if (table->nkeys == 1 && tsync_is_integer(table->keys[0]->type))
+		return psprintf("%s::pg_catalog.int8", table->keys[0]->quoted);
 
-	for (int i = 0; i < rep->nkeys; i++)
+	for (int i = 0; i < table->nkeys; i++)
 	{
 		StringInfoData buf;
 
 		initStringInfo(&buf);
-		tsync_append_hash(&buf, rep->keys[i], number, version);
+		tsync_append_hash(&buf, table->keys[i], number, version);
 		number = buf.data;
 	}
 	return number;
@@ -53,24 +53,24 @@ tsync_append_column_hash(StringInfo buf, TsyncColumn *column, const char *seed,
  * it was.
  */
 void
-tsync_append_fingerprint(StringInfo buf, TsyncReplica *rep, int version)
+tsync_append_fingerprint(StringInfo buf, TsyncTable *table, TsyncFingerprint fingerprint)
 {
-	char	   *key = tsync_key_number(rep, version);
+	char	   *key = tsync_key_number(table, fingerprint.source_version);
 
-	if (!rep->row_fingerprint)
+	if (!fingerprint.all_columns)
 	{
-		tsync_append_column_hash(buf, rep->version, key,
-								 psprintf("pg_catalog.hashint4extended(0, %s)", key), version);
+		tsync_append_column_hash(buf, table->version, key,
+								 psprintf("pg_catalog.hashint4extended(0, %s)", key), fingerprint.source_version);
 		return;
 	}
 	appendStringInfo(buf, "pg_catalog.hashint4extended(0, %s", key);
-	for (int i = 0; i < rep->ncolumns; i++)
+	for (int i = 0; i < table->ncolumns; i++)
 	{
-		if (tsync_is_key(rep, &rep->columns[i]) ||
-			(rep->opaque_apart && rep->columns[i].opaque))
+		if (tsync_is_key(table, &table->columns[i]) ||
+			(fingerprint.opaque_apart && table->columns[i].opaque))
 			continue;
 		appendStringInfoString(buf, " OPERATOR(pg_catalog.#) ");
-		tsync_append_column_hash(buf, &rep->columns[i], psprintf("%d", i + 1), "0", version);
+		tsync_append_column_hash(buf, &table->columns[i], psprintf("%d", i + 1), "0", fingerprint.source_version);
 	}
 	appendStringInfoChar(buf, ')');
 }
@@ -80,17 +80,17 @@ tsync_append_fingerprint(StringInfo buf, TsyncReplica *rep, int version)
  * how.  Not run.
  */
 char *
-tsync_sql_memory_key(TsyncReplica *rep, int version)
+tsync_sql_memory_key(TsyncTable *table, TsyncFingerprint fingerprint)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	tsync_append_fingerprint(&buf, rep, version);
+	tsync_append_fingerprint(&buf, table, fingerprint);
 	appendStringInfoString(&buf, " of ");
-	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
-	for (int i = 0; rep->row_fingerprint && i < rep->ncolumns; i++)
-		appendStringInfo(&buf, ", %s %u", rep->columns[i].quoted, rep->columns[i].type);
-	if (tsync_hint(rep) == TSYNC_HINT_MOMENT)
+	tsync_append_keys(&buf, table, 0, table->nkeys, "");
+	for (int i = 0; fingerprint.all_columns && i < table->ncolumns; i++)
+		appendStringInfo(&buf, ", %s %u", table->columns[i].quoted, table->columns[i].type);
+	if (tsync_hint(table) == TSYNC_HINT_MOMENT)
 		appendStringInfoString(&buf, " with moments");
 	return buf.data;
 }
@@ -102,9 +102,9 @@ tsync_sql_memory_key(TsyncReplica *rep, int version)
  * the bit, and costs a second fingerprint.
  */
 TsyncHint
-tsync_hint(TsyncReplica *rep)
+tsync_hint(TsyncTable *table)
 {
-	if (rep->version != NULL)
-		return rep->watermark != NULL ? TSYNC_HINT_RECENT : TSYNC_HINT_NONE;
+	if (table->version != NULL)
+		return table->watermark != NULL ? TSYNC_HINT_RECENT : TSYNC_HINT_NONE;
 	return TSYNC_HINT_MOMENT;
 }

@@ -28,8 +28,8 @@ typedef struct TsyncColumn
 	bool		refetch;		/* to be fetched for all rows, see evolve.c */
 } TsyncColumn;
 
-/* A replica with its settings, as read from tablesync.replica. */
-typedef struct TsyncReplica
+/* A replica and its source, as SQL text sees them. */
+typedef struct TsyncTable
 {
 	Oid			relid;
 	Oid			source;			/* foreign table */
@@ -42,28 +42,43 @@ typedef struct TsyncReplica
 	TsyncColumn **keys;			/* into columns, in key order */
 	int			nrange;			/* leading keys that both sides order alike */
 	TsyncColumn *version;		/* NULL when there is none */
-	bool		row_fingerprint;	/* fingerprint = 'row' */
 	const char *fingerprint_column; /* a name that no key column has */
 	bool		wide;			/* rows have no useful upper bound in bytes */
-	const char *consistency;
-	int			chunk_rows;		/* 0: let pace.c choose */
-	int			workers;		/* processes that a load may use */
-	double		scan_rate;		/* source rows digested per second lately, 0: unknown */
-	const char *watermark;		/* of the version column, NULL: unknown */
-	bool		trust_counters;
-	double		weighted_rows;	/* of the last run, by what their scan costs */
-	bool		drift_known;	/* an alert is open */
-	bool		bulk_loading;	/* indexes are missing, ranges are planned */
-	double		max_source_load;
-	double		max_delete_fraction;
-	bool		loaded;
-	bool		adopted;		/* rows from before the first run: trust no version */
-	double		verify_fraction;	/* of the chunks that each run verifies */
-	bool		opaque_apart;	/* fingerprints leave out columns that have no hash */
-	char	  **load_position;	/* nposition texts, or NULL */
-	int			nposition;		/* nkeys; 0: none; anything else: nonsense */
-	const char *bounds_key;		/* what bounds and position are made for, NULL: nobody knows */
-} TsyncReplica;
+	const char *watermark;		/* of the version column, NULL: unknown; moves on with the rows applied */
+	int64		waited;			/* microseconds that statements for the source have taken */
+} TsyncTable;
+
+/* What a row's fingerprint is made of. */
+typedef struct TsyncFingerprint
+{
+	bool		all_columns;	/* or the version column only */
+	bool		opaque_apart;	/* of all columns those that have no hash are left out */
+	int			source_version; /* server_version_num there: which hashes it has */
+} TsyncFingerprint;
+
+/* Instead of a fingerprint: no digest of the rows is wanted. */
+#define TSYNC_UNCOUNTED ((TsyncFingerprint) {0})
+
+/*
+ * A half-open range of keys; bounds are nrange texts, NULL is unbounded.  Or,
+ * where "blocks" is set, a half-open range of the source's blocks.
+ */
+typedef struct TsyncRange
+{
+	char	  **lower;			/* inclusive */
+	char	  **upper;			/* exclusive */
+	bool		blocks;
+	int64		first_block;
+	int64		end_block;		/* negative: the end of the table */
+} TsyncRange;
+
+/* Row sets that statements see by these names. */
+#define TSYNC_INSERTED "tsync_inserted"
+#define TSYNC_UPDATED "tsync_updated"
+#define TSYNC_DELETED "tsync_deleted"
+#define TSYNC_REAPPEARED "tsync_reappeared"
+#define TSYNC_TOUCHED "tsync_touched"	/* keys of rows that somebody has changed here */
+#define TSYNC_OPAQUE "tsync_opaque"	/* columns without a hash of a chunk's source rows */
 
 /* Number of rows and sum, modulo 2^64, of their fingerprints. */
 typedef struct TsyncDigest
@@ -83,6 +98,13 @@ tsync_add_digest(TsyncDigest *to, TsyncDigest digest)
 {
 	to->rows = (int64) ((uint64) to->rows + (uint64) digest.rows);
 	to->sum += digest.sum;
+}
+
+static inline void
+tsync_subtract_digest(TsyncDigest *from, TsyncDigest digest)
+{
+	from->rows = (int64) ((uint64) from->rows - (uint64) digest.rows);
+	from->sum -= digest.sum;
 }
 
 /* How keys are put into buckets: (key >> shift) & mask. */
@@ -138,48 +160,6 @@ typedef struct TsyncBuckets
 	TsyncBucket *buckets;
 } TsyncBuckets;
 
-/*
- * A half-open key range; bounds are nrange texts, NULL is unbounded.  Or,
- * where "blocks" is set, a half-open range of the source's blocks.
- */
-typedef struct TsyncChunk
-{
-	int			number;			/* in tablesync.chunk */
-	char	  **lower;			/* inclusive */
-	char	  **upper;			/* exclusive */
-	bool		blocks;
-	int64		first_block;
-	int64		end_block;		/* negative: the end of the table */
-	int64		expected_rows;
-	bool		indivisible;	/* nobody knows a key in its middle */
-	bool		planned;		/* not in tablesync.chunk yet */
-	bool		known;			/* "replica" is what the replica holds */
-	bool		stale;			/* "replica" was true until somebody wrote */
-	bool		has_buckets;	/* remembered, too */
-	bool		has_bitmaps;	/* and they are bitmaps */
-	bool		differed;		/* in the last run */
-	bool		differs;		/* in this run */
-	TimestampTz verified_at;	/* every column of every row compared; 0: never */
-	bool		verifying;		/* it is this run's turn */
-	bool		by_row;			/* which needs a second fingerprint of each row */
-	bool		proved;			/* "remembered" is what a run ended with */
-	bool		touched;		/* and the replica holds something else now */
-	bool		blamed;			/* because of rows in run->touched_keys */
-	bool		rows_known;		/* "row_replica" is set */
-	TsyncDigest remembered;
-	TsyncDigest source;
-	TsyncDigest replica;
-	TsyncDigest row_source;		/* of all columns, where by_row */
-	TsyncDigest row_replica;
-} TsyncChunk;
-
-/* Is a chunk likely to be equal, so that a digest of many such chunks will do? */
-static inline bool
-tsync_is_quiet(TsyncChunk *chunk)
-{
-	return !chunk->differed && !chunk->by_row;
-}
-
 typedef enum TsyncSide
 {
 	TSYNC_REPLICA,
@@ -208,87 +188,86 @@ typedef struct TsyncAllBuckets
 /* Bitmaps whose keys one statement lists, instead of looking at a whole chunk. */
 #define TSYNC_INDEXED_BUCKETS 78
 
-/* Instead of a fingerprint's version: no digest of the rows is wanted. */
-#define TSYNC_UNCOUNTED 0
-
 /* in columns.c */
-extern bool tsync_is_key(TsyncReplica *rep, TsyncColumn *column);
-extern TsyncReplica *tsync_only_keys(TsyncReplica *rep);
-extern TupleDesc tsync_key_desc(TsyncReplica *replica, int extra);
-extern TupleDesc tsync_row_desc(TsyncReplica *replica);
+extern bool tsync_is_key(TsyncTable *table, TsyncColumn *column);
+extern TsyncTable *tsync_only_keys(TsyncTable *table);
+extern TupleDesc tsync_key_desc(TsyncTable *table, int extra);
+extern TupleDesc tsync_row_desc(TsyncTable *table);
 
 /* in text.c */
 extern char *tsync_relation_label(Oid relid);
-extern const char *tsync_relation_sql(TsyncReplica *rep, TsyncSide side);
-extern void tsync_append_columns(StringInfo buf, TsyncReplica *rep, const char *prefix);
-extern void tsync_append_keys(StringInfo buf, TsyncReplica *rep, int first, int last, const char *prefix);
+extern const char *tsync_relation_sql(TsyncTable *table, TsyncSide side);
+extern void tsync_append_columns(StringInfo buf, TsyncTable *table, const char *prefix);
+extern void tsync_append_keys(StringInfo buf, TsyncTable *table, int first, int last, const char *prefix);
 extern const char *tsync_type_sql(Oid type);
 extern void tsync_append_literal(StringInfo buf, const char *value, Oid type);
 extern void tsync_append_comparison(StringInfo buf, TsyncColumn *column, const char *operator, const char *value);
-extern void tsync_append_keys_equal(StringInfo buf, TsyncReplica *rep, const char *a, const char *b);
-extern void tsync_append_bound(StringInfo buf, TsyncReplica *rep, int first, int end, char **bound,
+extern void tsync_append_keys_equal(StringInfo buf, TsyncTable *table, const char *a, const char *b);
+extern void tsync_append_bound(StringInfo buf, TsyncTable *table, int first, int end, char **bound,
 							   const char *strict, const char *loose, const char *last);
-extern void tsync_append_range(StringInfo buf, TsyncReplica *rep, TsyncChunk *chunk, bool above_lower);
-extern void tsync_append_key_list(StringInfo buf, TsyncReplica *rep, List *keys);
-extern const char *tsync_unused_prefix(TsyncReplica *rep);
+extern void tsync_append_range(StringInfo buf, TsyncTable *table, TsyncRange *range, bool above_lower);
+extern void tsync_append_key_list(StringInfo buf, TsyncTable *table, List *keys);
+extern const char *tsync_unused_prefix(TsyncTable *table);
 
 /* in fingerprint.c */
-extern char *tsync_key_number(TsyncReplica *rep, int version);
-extern void tsync_append_column_hash(StringInfo buf, TsyncColumn *column, const char *seed,
-									 const char *null_value, int version);
-extern void tsync_append_fingerprint(StringInfo buf, TsyncReplica *rep, int version);
-extern char *tsync_sql_memory_key(TsyncReplica *rep, int version);
-extern TsyncHint tsync_hint(TsyncReplica *rep);
+extern char *tsync_key_number(TsyncTable *table, int version);
+extern void tsync_append_column_hash(StringInfo buf, TsyncColumn *column, const char *seed, const char *null_value,
+									 int version);
+extern void tsync_append_fingerprint(StringInfo buf, TsyncTable *table, TsyncFingerprint fingerprint);
+extern char *tsync_sql_memory_key(TsyncTable *table, TsyncFingerprint fingerprint);
+extern TsyncHint tsync_hint(TsyncTable *table);
 
 /* in digest.c */
-extern char *tsync_sql_digest(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int version);
-extern char *tsync_sql_digest_without(TsyncReplica *rep, TsyncChunk *range, List *chunks, int version);
-extern char *tsync_sql_buckets(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk,
-							   TsyncBucketing *bucketing, int version);
-extern char *tsync_sql_fingerprint(TsyncReplica *rep, int version);
-extern char *tsync_sql_fingerprints(TsyncReplica *rep, const char *rows, int version);
-extern char *tsync_sql_fingerprints_of_keys(TsyncReplica *rep, List *keys, int version);
-extern char *tsync_sql_digest_of_keys(TsyncReplica *rep, const char *keys, int version);
-extern char *tsync_sql_list_source(TsyncReplica *rep, TsyncChunk *chunk, TsyncBucketing *bucketing,
-								   List *buckets, int version);
-extern char *tsync_sql_compare(TsyncReplica *rep, const char *listed, TsyncChunk *chunk,
-							   TsyncBucketing *bucketing, List *buckets, int version);
+extern char *tsync_sql_digest(TsyncTable *table, TsyncSide side, TsyncRange *range, TsyncFingerprint fingerprint);
+extern char *tsync_sql_digest_without(TsyncTable *table, TsyncRange *range, List *chunks,
+									  TsyncFingerprint fingerprint);
+extern char *tsync_sql_buckets(TsyncTable *table, TsyncSide side, TsyncRange *range, TsyncBucketing *bucketing,
+							   TsyncFingerprint fingerprint);
+extern char *tsync_sql_fingerprint(TsyncTable *table, TsyncFingerprint fingerprint);
+extern char *tsync_sql_fingerprints(TsyncTable *table, const char *rows, TsyncFingerprint fingerprint);
+extern char *tsync_sql_fingerprints_of_keys(TsyncTable *table, List *keys, TsyncFingerprint fingerprint);
+extern char *tsync_sql_digest_of_keys(TsyncTable *table, const char *keys, TsyncFingerprint fingerprint);
+extern char *tsync_sql_list_source(TsyncTable *table, TsyncRange *range, TsyncBucketing *bucketing, List *buckets,
+								   TsyncFingerprint fingerprint);
+extern char *tsync_sql_compare(TsyncTable *table, const char *listed, TsyncRange *range, TsyncBucketing *bucketing,
+							   List *buckets, TsyncFingerprint fingerprint);
 
 /* in read.c */
-extern char *tsync_sql_watermark(TsyncReplica *rep, const char *rows, const char *more);
-extern char *tsync_sql_range(TsyncReplica *rep, TsyncChunk *range);
-extern char *tsync_sql_keys_of_range(TsyncReplica *rep, TsyncChunk *range);
-extern char *tsync_sql_large_value(TsyncReplica *rep, char **bound, int elements);
-extern char *tsync_sql_fetch(TsyncReplica *rep, List *keys);
-extern char *tsync_sql_bytes_of_keys(TsyncReplica *rep, List *keys);
-extern char *tsync_sql_bytes_of_page(TsyncReplica *rep, char **after, char **last);
-extern char *tsync_sql_bytes_of_range(TsyncReplica *rep, TsyncChunk *range);
-extern char *tsync_sql_middle(TsyncReplica *rep, TsyncChunk *range, int64 rows);
-extern char *tsync_sql_find_keys(TsyncReplica *rep, List *keys);
-extern char *tsync_sql_page(TsyncReplica *rep, char **after, int prefix, bool keys_only, int64 limit);
-extern char *tsync_sql_boundary(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int64 rows);
-extern char *tsync_sql_key_span(TsyncReplica *rep, TsyncChunk *chunk);
+extern char *tsync_sql_watermark(TsyncTable *table, const char *rows, const char *more);
+extern char *tsync_sql_range(TsyncTable *table, TsyncRange *range);
+extern char *tsync_sql_keys_of_range(TsyncTable *table, TsyncRange *range);
+extern char *tsync_sql_large_value(TsyncTable *table, char **bound, int elements);
+extern char *tsync_sql_fetch(TsyncTable *table, List *keys);
+extern char *tsync_sql_bytes_of_keys(TsyncTable *table, List *keys);
+extern char *tsync_sql_bytes_of_page(TsyncTable *table, char **after, char **last);
+extern char *tsync_sql_bytes_of_range(TsyncTable *table, TsyncRange *range);
+extern char *tsync_sql_middle(TsyncTable *table, TsyncRange *range, int64 rows);
+extern char *tsync_sql_find_keys(TsyncTable *table, List *keys);
+extern char *tsync_sql_page(TsyncTable *table, char **after, int prefix, bool keys_only, int64 limit);
+extern char *tsync_sql_boundary(TsyncTable *table, TsyncSide side, TsyncRange *range, int64 rows);
+extern char *tsync_sql_key_span(TsyncTable *table, TsyncRange *range);
 
 /* in write.c */
-extern char *tsync_sql_insert(TsyncReplica *rep, const char *from, int version);
-extern char *tsync_sql_update(TsyncReplica *rep, const char *from, int version);
-extern char *tsync_sql_delete(TsyncReplica *rep, const char *keys, const char *except, int version);
+extern char *tsync_sql_insert(TsyncTable *table, const char *from, TsyncFingerprint fingerprint);
+extern char *tsync_sql_update(TsyncTable *table, const char *from, TsyncFingerprint fingerprint);
+extern char *tsync_sql_delete(TsyncTable *table, const char *keys, const char *except, TsyncFingerprint fingerprint);
 
 /* in version.c */
 extern bool tsync_has_order(TsyncColumn *version);
-extern char *tsync_sql_newest_version(TsyncRun *run);
-extern char *tsync_sql_set_back(TsyncRun *run);
+extern char *tsync_sql_newest_version(TsyncTable *table, const char *seen);
+extern char *tsync_sql_set_back(TsyncTable *table, const char *seen);
 
 /* in row_difference.c */
-extern char *tsync_sql_differences(TsyncRun *run, List *ranges, bool touched, const char *keys);
-extern char *tsync_sql_suspects(TsyncRun *run, TsyncChunk *chunk, int limit);
-extern char *tsync_sql_unlike_replica(TsyncRun *run, int limit);
-extern char *tsync_sql_hashes(TsyncReplica *rep, List *keys, int version);
-extern TupleDesc tsync_hashes_desc(TsyncReplica *rep);
-extern char *tsync_sql_unlike_hashes(TsyncRun *run, const char *hashes, int limit);
-extern char *tsync_sql_staged_keys(TsyncRun *run, int limit);
-extern char *tsync_sql_list_opaque(TsyncReplica *rep, TsyncChunk *chunk);
-extern char *tsync_sql_compare_opaque(TsyncRun *run, TsyncChunk *chunk);
+extern char *tsync_sql_differences(TsyncTable *table, List *ranges, bool touched, bool by_row, bool all,
+								   const char *keys);
+extern char *tsync_sql_suspects(TsyncTable *table, TsyncRange *range, TsyncFingerprint fingerprint, int limit);
+extern char *tsync_sql_unlike_replica(TsyncTable *table, int limit);
+extern char *tsync_sql_hashes(TsyncTable *table, List *keys, int source_version);
+extern TupleDesc tsync_hashes_desc(TsyncTable *table);
+extern char *tsync_sql_unlike_hashes(TsyncTable *table, const char *hashes, int source_version, int limit);
+extern char *tsync_sql_staged_keys(TsyncTable *table, int limit);
+extern char *tsync_sql_list_opaque(TsyncTable *table, TsyncRange *range);
+extern char *tsync_sql_compare_opaque(TsyncTable *table, TsyncRange *range);
 
 /* in type_hash.c */
 extern void tsync_append_hash(StringInfo buf, TsyncColumn *column, const char *seed, int version);
@@ -310,6 +289,6 @@ extern bytea *tsync_pack_buckets(TsyncBuckets *buckets, TsyncHint hint);
 extern bool tsync_unpack_buckets(bytea *packed, TsyncHint hint, TsyncBuckets *buckets);
 extern void tsync_expect_keys(TsyncAllBuckets *all, int64 first, int64 last);
 extern TsyncPlainBucket *tsync_reach_bucket(TsyncAllBuckets *all, int64 number);
-extern TsyncBuckets tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncChunk *chunk);
+extern TsyncBuckets tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncRange *range);
 
 #endif							/* TABLESYNC_QUERY_H */

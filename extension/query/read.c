@@ -16,10 +16,10 @@
  * newest version among them, by as much as transactions usually take.
  */
 char *
-tsync_sql_watermark(TsyncReplica *rep, const char *rows, const char *more)
+tsync_sql_watermark(TsyncTable *table, const char *rows, const char *more)
 {
-	const char *column = rep->version->quoted;
-	bool		timestamp = rep->version->type == TIMESTAMPOID || rep->version->type == TIMESTAMPTZOID;
+	const char *column = table->version->quoted;
+	bool		timestamp = table->version->type == TIMESTAMPOID || table->version->type == TIMESTAMPTZOID;
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -33,29 +33,29 @@ tsync_sql_watermark(TsyncReplica *rep, const char *rows, const char *more)
 
 /* Whole source rows of a range. */
 char *
-tsync_sql_range(TsyncReplica *rep, TsyncChunk *range)
+tsync_sql_range(TsyncTable *table, TsyncRange *range)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_columns(&buf, rep, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
-	tsync_append_range(&buf, rep, range, false);
+	tsync_append_columns(&buf, table, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	tsync_append_range(&buf, table, range, false);
 	return buf.data;
 }
 
 /* Only the keys of the source rows of a range. */
 char *
-tsync_sql_keys_of_range(TsyncReplica *rep, TsyncChunk *range)
+tsync_sql_keys_of_range(TsyncTable *table, TsyncRange *range)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
-	tsync_append_range(&buf, rep, range, false);
+	tsync_append_keys(&buf, table, 0, table->nkeys, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	tsync_append_range(&buf, table, range, false);
 	return buf.data;
 }
 
@@ -64,29 +64,29 @@ tsync_sql_keys_of_range(TsyncReplica *rep, TsyncChunk *range)
  * source of no row; were it a constant, it would be made here.
  */
 char *
-tsync_sql_large_value(TsyncReplica *rep, char **bound, int elements)
+tsync_sql_large_value(TsyncTable *table, char **bound, int elements)
 {
-	TsyncChunk	nothing = {.lower = bound,.upper = bound};
+	TsyncRange	nothing = {.lower = bound,.upper = bound};
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfo(&buf, "SELECT pg_catalog.array_fill(0, ARRAY[(%d OPERATOR(pg_catalog.+) pg_catalog.count(*))::pg_catalog.int4])"
-					 " FROM %s WHERE ", elements, rep->source_sql);
-	tsync_append_range(&buf, rep, &nothing, false);
+					 " FROM %s WHERE ", elements, table->source_sql);
+	tsync_append_range(&buf, table, &nothing, false);
 	return buf.data;
 }
 
 /* Whole source rows by key. */
 char *
-tsync_sql_fetch(TsyncReplica *rep, List *keys)
+tsync_sql_fetch(TsyncTable *table, List *keys)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_columns(&buf, rep, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
-	tsync_append_key_list(&buf, rep, keys);
+	tsync_append_columns(&buf, table, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	tsync_append_key_list(&buf, table, keys);
 	return buf.data;
 }
 
@@ -95,98 +95,98 @@ tsync_sql_fetch(TsyncReplica *rep, List *keys)
  * WHERE; false when no column can tell its size.
  */
 static bool
-append_bytes(StringInfo buf, TsyncReplica *rep)
+append_bytes(StringInfo buf, TsyncTable *table)
 {
 	bool		known = false;
 
 	appendStringInfoString(buf, "SELECT pg_catalog.count(*), pg_catalog.sum(0::pg_catalog.int8");
-	for (int i = 0; i < rep->ncolumns; i++)
+	for (int i = 0; i < table->ncolumns; i++)
 	{
 		StringInfoData size;
 
 		initStringInfo(&size);
-		if (!tsync_append_size(&size, &rep->columns[i]))
+		if (!tsync_append_size(&size, &table->columns[i]))
 			continue;
 		known = true;
 		appendStringInfo(buf, " OPERATOR(pg_catalog.+) CASE WHEN %s IS NULL THEN 0 ELSE %s END",
-						 rep->columns[i].quoted, size.data);
+						 table->columns[i].quoted, size.data);
 	}
-	appendStringInfo(buf, ") FROM %s WHERE ", rep->source_sql);
+	appendStringInfo(buf, ") FROM %s WHERE ", table->source_sql);
 	return known;
 }
 
 /* (rows, bytes) of source rows by key; NULL when nobody can tell. */
 char *
-tsync_sql_bytes_of_keys(TsyncReplica *rep, List *keys)
+tsync_sql_bytes_of_keys(TsyncTable *table, List *keys)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	if (!append_bytes(&buf, rep))
+	if (!append_bytes(&buf, table))
 		return NULL;
-	tsync_append_key_list(&buf, rep, keys);
+	tsync_append_key_list(&buf, table, keys);
 	return buf.data;
 }
 
 /* (rows, bytes) of the source rows after a key (NULL: all) up to another. */
 char *
-tsync_sql_bytes_of_page(TsyncReplica *rep, char **after, char **last)
+tsync_sql_bytes_of_page(TsyncTable *table, char **after, char **last)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	if (!append_bytes(&buf, rep))
+	if (!append_bytes(&buf, table))
 		return NULL;
 	if (after)
 	{
-		tsync_append_bound(&buf, rep, 0, rep->nkeys, after, ">", ">=", ">");
+		tsync_append_bound(&buf, table, 0, table->nkeys, after, ">", ">=", ">");
 		appendStringInfoString(&buf, " AND ");
 	}
-	tsync_append_bound(&buf, rep, 0, rep->nkeys, last, "<", "<=", "<=");
+	tsync_append_bound(&buf, table, 0, table->nkeys, last, "<", "<=", "<=");
 	return buf.data;
 }
 
 /* (rows, bytes) of the source rows of a range; NULL when nobody can tell. */
 char *
-tsync_sql_bytes_of_range(TsyncReplica *rep, TsyncChunk *range)
+tsync_sql_bytes_of_range(TsyncTable *table, TsyncRange *range)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	if (!append_bytes(&buf, rep))
+	if (!append_bytes(&buf, table))
 		return NULL;
-	tsync_append_range(&buf, rep, range, false);
+	tsync_append_range(&buf, table, range, false);
 	return buf.data;
 }
 
 /* The source's key so many rows above the lower bound of a range. */
 char *
-tsync_sql_middle(TsyncReplica *rep, TsyncChunk *range, int64 rows)
+tsync_sql_middle(TsyncTable *table, TsyncRange *range, int64 rows)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
-	tsync_append_range(&buf, rep, range, false);
+	tsync_append_keys(&buf, table, 0, table->nkeys, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	tsync_append_range(&buf, table, range, false);
 	appendStringInfoString(&buf, " ORDER BY ");
-	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	tsync_append_keys(&buf, table, 0, table->nkeys, "");
 	appendStringInfo(&buf, " LIMIT 1 OFFSET " INT64_FORMAT, rows);
 	return buf.data;
 }
 
 /* Those of a list of keys that the source has. */
 char *
-tsync_sql_find_keys(TsyncReplica *rep, List *keys)
+tsync_sql_find_keys(TsyncTable *table, List *keys)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
-	tsync_append_key_list(&buf, rep, keys);
+	tsync_append_keys(&buf, table, 0, table->nkeys, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	tsync_append_key_list(&buf, table, keys);
 	return buf.data;
 }
 
@@ -197,54 +197,54 @@ tsync_sql_find_keys(TsyncReplica *rep, List *keys)
  * the longest prefix to none.
  */
 char *
-tsync_sql_page(TsyncReplica *rep, char **after, int prefix, bool keys_only, int64 limit)
+tsync_sql_page(TsyncTable *table, char **after, int prefix, bool keys_only, int64 limit)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	if (keys_only)
-		tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+		tsync_append_keys(&buf, table, 0, table->nkeys, "");
 	else
-		tsync_append_columns(&buf, rep, "");
-	appendStringInfo(&buf, " FROM %s", rep->source_sql);
+		tsync_append_columns(&buf, table, "");
+	appendStringInfo(&buf, " FROM %s", table->source_sql);
 	for (int i = 0; after && i <= prefix; i++)
 	{
 		appendStringInfoString(&buf, i == 0 ? " WHERE " : " AND ");
-		tsync_append_comparison(&buf, rep->keys[i], i < prefix ? "=" : ">", after[i]);
+		tsync_append_comparison(&buf, table->keys[i], i < prefix ? "=" : ">", after[i]);
 	}
 	appendStringInfoString(&buf, " ORDER BY ");
-	tsync_append_keys(&buf, rep, prefix, rep->nkeys, "");
+	tsync_append_keys(&buf, table, prefix, table->nkeys, "");
 	appendStringInfo(&buf, " LIMIT " INT64_FORMAT, limit);
 	return buf.data;
 }
 
 /* The key so many of a side's rows above the lower bound of a chunk. */
 char *
-tsync_sql_boundary(TsyncReplica *rep, TsyncSide side, TsyncChunk *chunk, int64 rows)
+tsync_sql_boundary(TsyncTable *table, TsyncSide side, TsyncRange *range, int64 rows)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_keys(&buf, rep, 0, rep->nrange, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", tsync_relation_sql(rep, side));
-	tsync_append_range(&buf, rep, chunk, true);
+	tsync_append_keys(&buf, table, 0, table->nrange, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", tsync_relation_sql(table, side));
+	tsync_append_range(&buf, table, range, true);
 	appendStringInfoString(&buf, " ORDER BY ");
-	tsync_append_keys(&buf, rep, 0, rep->nrange, "");
+	tsync_append_keys(&buf, table, 0, table->nrange, "");
 	appendStringInfo(&buf, " OFFSET " INT64_FORMAT " LIMIT 1", rows);
 	return buf.data;
 }
 
 /* Smallest and largest of the replica's integer keys in a chunk. */
 char *
-tsync_sql_key_span(TsyncReplica *rep, TsyncChunk *chunk)
+tsync_sql_key_span(TsyncTable *table, TsyncRange *range)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfo(&buf, "SELECT pg_catalog.min(%s)::pg_catalog.int8, pg_catalog.max(%s)::pg_catalog.int8 FROM %s WHERE ",
-					 rep->keys[0]->quoted, rep->keys[0]->quoted, rep->replica_sql);
-	tsync_append_range(&buf, rep, chunk, false);
+					 table->keys[0]->quoted, table->keys[0]->quoted, table->replica_sql);
+	tsync_append_range(&buf, table, range, false);
 	return buf.data;
 }

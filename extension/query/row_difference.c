@@ -12,9 +12,7 @@
 
 #include "access/transam.h"
 #include "catalog/pg_type.h"
-#include "execute/execute.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "utils/builtins.h"
 
 #define NEWER "'newer at source'"
@@ -24,14 +22,14 @@
 
 /* Append the condition that a row's key is in one of some ranges. */
 static void
-append_ranges(StringInfo buf, TsyncReplica *rep, List *ranges)
+append_ranges(StringInfo buf, TsyncTable *table, List *ranges)
 {
 	ListCell   *lc;
 
 	foreach(lc, ranges)
 	{
 		appendStringInfoString(buf, lc == list_head(ranges) ? "((" : " OR (");
-		tsync_append_range(buf, rep, lfirst(lc), false);
+		tsync_append_range(buf, table, lfirst(lc), false);
 		appendStringInfoChar(buf, ')');
 	}
 	appendStringInfoChar(buf, ')');
@@ -39,12 +37,12 @@ append_ranges(StringInfo buf, TsyncReplica *rep, List *ranges)
 
 /* Append the key of a row as jsonb. */
 static void
-append_json_key(StringInfo buf, TsyncReplica *rep, const char *prefix)
+append_json_key(StringInfo buf, TsyncTable *table, const char *prefix)
 {
 	appendStringInfoString(buf, "pg_catalog.jsonb_build_object(");
-	for (int i = 0; i < rep->nkeys; i++)
-		appendStringInfo(buf, "%s%s, %s%s", i > 0 ? ", " : "", quote_literal_cstr(rep->keys[i]->name),
-						 prefix, rep->keys[i]->quoted);
+	for (int i = 0; i < table->nkeys; i++)
+		appendStringInfo(buf, "%s%s, %s%s", i > 0 ? ", " : "", quote_literal_cstr(table->keys[i]->name),
+						 prefix, table->keys[i]->quoted);
 	appendStringInfoChar(buf, ')');
 }
 
@@ -71,59 +69,59 @@ append_json_value(StringInfo buf, TsyncColumn *column, const char *prefix)
 
 /* Append a whole row as jsonb. */
 static void
-append_json_row(StringInfo buf, TsyncReplica *rep, const char *prefix)
+append_json_row(StringInfo buf, TsyncTable *table, const char *prefix)
 {
 	appendStringInfoString(buf, "(SELECT pg_catalog.to_jsonb(j.*) FROM (SELECT ");
-	for (int i = 0; i < rep->ncolumns; i++)
+	for (int i = 0; i < table->ncolumns; i++)
 	{
 		appendStringInfoString(buf, i > 0 ? ", " : "");
-		append_json_value(buf, &rep->columns[i], prefix);
-		appendStringInfo(buf, " AS %s", rep->columns[i].quoted);
+		append_json_value(buf, &table->columns[i], prefix);
+		appendStringInfo(buf, " AS %s", table->columns[i].quoted);
 	}
 	appendStringInfoString(buf, ") j)");
 }
 
 /* Append a staged row set as "s", and the replica's rows with its keys as "r". */
 static void
-append_pairs(StringInfo buf, TsyncReplica *rep, const char *staged, bool keys_only, List *ranges)
+append_pairs(StringInfo buf, TsyncTable *table, const char *staged, bool keys_only, List *ranges)
 {
 	appendStringInfoString(buf, " FROM (SELECT ");
 	if (keys_only)
-		tsync_append_keys(buf, rep, 0, rep->nkeys, "");
+		tsync_append_keys(buf, table, 0, table->nkeys, "");
 	else
-		tsync_append_columns(buf, rep, "");
+		tsync_append_columns(buf, table, "");
 	appendStringInfo(buf, " FROM %s WHERE ", staged);
-	append_ranges(buf, rep, ranges);
+	append_ranges(buf, table, ranges);
 	appendStringInfoString(buf, ") s JOIN (SELECT ");
-	tsync_append_columns(buf, rep, "");
-	appendStringInfo(buf, " FROM %s) r ON ", rep->replica_sql);
-	tsync_append_keys_equal(buf, rep, "s.", "r.");
+	tsync_append_columns(buf, table, "");
+	appendStringInfo(buf, " FROM %s) r ON ", table->replica_sql);
+	tsync_append_keys_equal(buf, table, "s.", "r.");
 }
 
 /* The version column, where one version can be newer than another. */
 static TsyncColumn *
-ordered_version(TsyncReplica *rep)
+ordered_version(TsyncTable *table)
 {
-	TsyncColumn *version = rep->version;
+	TsyncColumn *version = table->version;
 
 	return version && tsync_orders_alike(version->type) && version->type != UUIDOID ? version : NULL;
 }
 
 /* Append what to call a row that both sides have. */
 static void
-append_verdict_of_pair(StringInfo buf, TsyncRun *run, bool touched)
+append_verdict_of_pair(StringInfo buf, TsyncTable *table, bool touched, bool by_row)
 {
-	TsyncColumn *version = ordered_version(run->replica);
+	TsyncColumn *version = ordered_version(table);
 
-	if (touched ? !version : run->rules_by_row)
+	if (touched ? !version : by_row)
 	{
 		appendStringInfoString(buf, touched ? "'different'" : NEWER);
 		return;
 	}
 	appendStringInfoString(buf, "CASE");
-	if (!run->rules_by_row)
+	if (!by_row)
 		appendStringInfo(buf, " WHEN s.%s IS NOT DISTINCT FROM r.%s THEN 'different'",
-						 run->replica->version->quoted, run->replica->version->quoted);
+						 table->version->quoted, table->version->quoted);
 	if (touched)
 		appendStringInfo(buf, " WHEN s.%s OPERATOR(pg_catalog.>) r.%s OR (s.%s IS NOT NULL AND r.%s IS NULL) THEN " NEWER,
 						 version->quoted, version->quoted, version->quoted, version->quoted);
@@ -135,9 +133,9 @@ append_verdict_of_pair(StringInfo buf, TsyncRun *run, bool touched)
  * it here, unless it is newer than all that the replica ever had.
  */
 static void
-append_verdict_of_source(StringInfo buf, TsyncReplica *rep, bool touched)
+append_verdict_of_source(StringInfo buf, TsyncTable *table, bool touched)
 {
-	TsyncColumn *version = ordered_version(rep);
+	TsyncColumn *version = ordered_version(table);
 	bool		timestamp = version && (version->type == TIMESTAMPOID || version->type == TIMESTAMPTZOID);
 
 	if (!touched || !version)
@@ -146,21 +144,21 @@ append_verdict_of_source(StringInfo buf, TsyncReplica *rep, bool touched)
 		return;
 	}
 	appendStringInfo(buf, "CASE WHEN s.%s OPERATOR(pg_catalog.>) GREATEST((SELECT pg_catalog.max(%s) FROM %s)",
-					 version->quoted, version->quoted, rep->replica_sql);
-	if (rep->watermark)			/* lies so far below the newest version applied */
-		appendStringInfo(buf, ", %s::%s%s", quote_literal_cstr(rep->watermark), tsync_type_sql(version->type),
+					 version->quoted, version->quoted, table->replica_sql);
+	if (table->watermark)			/* lies so far below the newest version applied */
+		appendStringInfo(buf, ", %s::%s%s", quote_literal_cstr(table->watermark), tsync_type_sql(version->type),
 						 timestamp ? " OPERATOR(pg_catalog.+) '1 minute'::pg_catalog.interval" : "");
 	appendStringInfoString(buf, ") THEN " NEWER " ELSE 'missing here' END");
 }
 
 /* Append the condition that the key of "s" has been touched, or has not. */
 static void
-append_key_filter(StringInfo buf, TsyncRun *run, const char *conjunction, const char *keys)
+append_key_filter(StringInfo buf, TsyncTable *table, const char *conjunction, const char *keys)
 {
 	if (*keys == '\0')
 		return;
-	appendStringInfo(buf, "%s%sEXISTS (SELECT FROM %s t WHERE ", conjunction, keys, run->touched_keys.name);
-	tsync_append_keys_equal(buf, run->replica, "t.", "s.");
+	appendStringInfo(buf, "%s%sEXISTS (SELECT FROM %s t WHERE ", conjunction, keys, TSYNC_TOUCHED);
+	tsync_append_keys_equal(buf, table, "t.", "s.");
 	appendStringInfoChar(buf, ')');
 }
 
@@ -170,63 +168,61 @@ append_key_filter(StringInfo buf, TsyncRun *run, const char *conjunction, const 
  * what is not merely newer.
  */
 char *
-tsync_sql_differences(TsyncRun *run, List *ranges, bool touched, const char *keys)
+tsync_sql_differences(TsyncTable *table, List *ranges, bool touched, bool by_row, bool all, const char *keys)
 {
-	TsyncReplica *rep = run->replica;
-	TsyncStage *stage = run->stage;
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT key, difference, source, replica_row FROM (SELECT ");
-	append_json_key(&buf, rep, "s.");
+	append_json_key(&buf, table, "s.");
 	appendStringInfoString(&buf, " AS key, ");
-	append_verdict_of_pair(&buf, run, touched);
+	append_verdict_of_pair(&buf, table, touched, by_row);
 	appendStringInfoString(&buf, " AS difference, ");
-	append_json_row(&buf, rep, "s.");
+	append_json_row(&buf, table, "s.");
 	appendStringInfoString(&buf, " AS source, ");
-	append_json_row(&buf, rep, "r.");
+	append_json_row(&buf, table, "r.");
 	appendStringInfoString(&buf, " AS replica_row");
-	append_pairs(&buf, rep, stage->updated.name, false, ranges);
-	append_key_filter(&buf, run, " WHERE ", keys);
+	append_pairs(&buf, table, TSYNC_UPDATED, false, ranges);
+	append_key_filter(&buf, table, " WHERE ", keys);
 
 	appendStringInfoString(&buf, " UNION ALL SELECT ");
-	append_json_key(&buf, rep, "s.");
+	append_json_key(&buf, table, "s.");
 	appendStringInfoString(&buf, ", ");
-	append_verdict_of_source(&buf, rep, touched);
+	append_verdict_of_source(&buf, table, touched);
 	appendStringInfoString(&buf, ", ");
-	append_json_row(&buf, rep, "s.");
+	append_json_row(&buf, table, "s.");
 	appendStringInfoString(&buf, ", NULL FROM (SELECT ");
-	tsync_append_columns(&buf, rep, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", stage->inserted.name);
-	append_ranges(&buf, rep, ranges);
+	tsync_append_columns(&buf, table, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", TSYNC_INSERTED);
+	append_ranges(&buf, table, ranges);
 	appendStringInfoString(&buf, ") s");
-	append_key_filter(&buf, run, " WHERE ", keys);
+	append_key_filter(&buf, table, " WHERE ", keys);
 	appendStringInfoString(&buf, " UNION ALL SELECT ");
 
-	append_json_key(&buf, rep, "r.");
+	append_json_key(&buf, table, "r.");
 	appendStringInfo(&buf, ", %s, NULL, ", touched ? "'missing at source'" : NEWER);
-	append_json_row(&buf, rep, "r.");
-	append_pairs(&buf, rep, stage->deleted.name, true, ranges);
-	appendStringInfo(&buf, " WHERE NOT EXISTS (SELECT FROM %s e WHERE ", stage->reappeared.name);
-	tsync_append_keys_equal(&buf, rep, "e.", "s.");
+	append_json_row(&buf, table, "r.");
+	append_pairs(&buf, table, TSYNC_DELETED, true, ranges);
+	appendStringInfo(&buf, " WHERE NOT EXISTS (SELECT FROM %s e WHERE ", TSYNC_REAPPEARED);
+	tsync_append_keys_equal(&buf, table, "e.", "s.");
 	appendStringInfoChar(&buf, ')');
-	append_key_filter(&buf, run, " AND ", keys);
-	appendStringInfo(&buf, ") d%s", run->verify ? "" : " WHERE difference OPERATOR(pg_catalog.<>) " NEWER);
+	append_key_filter(&buf, table, " AND ", keys);
+	appendStringInfo(&buf, ") d%s", all ? "" : " WHERE difference OPERATOR(pg_catalog.<>) " NEWER);
 	return buf.data;
 }
 
 /* Append rows with their keys and fingerprints; of a chunk, or all that match. */
 static void
-append_fingerprinted(StringInfo buf, TsyncRun *run, const char *rows, TsyncChunk *chunk, const char *alias)
+append_fingerprinted(StringInfo buf, TsyncTable *table, const char *rows, TsyncRange *range,
+					 TsyncFingerprint fingerprint, const char *alias)
 {
-	TsyncReplica *rep = run->replica;
 
 	appendStringInfoString(buf, "(SELECT ");
-	tsync_append_keys(buf, rep, 0, rep->nkeys, "");
+	tsync_append_keys(buf, table, 0, table->nkeys, "");
 	appendStringInfoString(buf, ", ");
-	tsync_append_fingerprint(buf, rep, run->source_version);
-	appendStringInfo(buf, " AS %s FROM %s WHERE ", rep->fingerprint_column, rows);
-	tsync_append_range(buf, rep, chunk, false);
+	tsync_append_fingerprint(buf, table, fingerprint);
+	appendStringInfo(buf, " AS %s FROM %s WHERE ", table->fingerprint_column, rows);
+	tsync_append_range(buf, table, range, false);
 	appendStringInfo(buf, ") %s", alias);
 }
 
@@ -235,61 +231,59 @@ append_fingerprinted(StringInfo buf, TsyncRun *run, const char *rows, TsyncChunk
  * somebody had touched the row here: (rows, fingerprint now, fingerprint then).
  */
 char *
-tsync_sql_suspects(TsyncRun *run, TsyncChunk *chunk, int limit)
+tsync_sql_suspects(TsyncTable *table, TsyncRange *range, TsyncFingerprint fingerprint, int limit)
 {
-	TsyncReplica *rep = run->replica;
-	TsyncStage *stage = run->stage;
-	const char *f = rep->fingerprint_column;
+	const char *f = table->fingerprint_column;
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_keys(&buf, rep, 0, rep->nkeys, "s.");
+	tsync_append_keys(&buf, table, 0, table->nkeys, "s.");
 	appendStringInfo(&buf, ", 0::pg_catalog.int8, r.%s, s.%s FROM ", f, f);
-	append_fingerprinted(&buf, run, stage->updated.name, chunk, "s JOIN ");
-	append_fingerprinted(&buf, run, rep->replica_sql, chunk, "r ON ");
-	tsync_append_keys_equal(&buf, rep, "s.", "r.");
+	append_fingerprinted(&buf, table, TSYNC_UPDATED, range, fingerprint, "s JOIN ");
+	append_fingerprinted(&buf, table, table->replica_sql, range, fingerprint, "r ON ");
+	tsync_append_keys_equal(&buf, table, "s.", "r.");
 	appendStringInfo(&buf, " WHERE r.%s OPERATOR(pg_catalog.<>) s.%s UNION ALL SELECT ", f, f);
-	tsync_append_keys(&buf, rep, 0, rep->nkeys, "s.");
+	tsync_append_keys(&buf, table, 0, table->nkeys, "s.");
 	appendStringInfo(&buf, ", -1::pg_catalog.int8, 0::pg_catalog.int8, s.%s FROM ", f);
-	append_fingerprinted(&buf, run, stage->inserted.name, chunk, "s");
+	append_fingerprinted(&buf, table, TSYNC_INSERTED, range, fingerprint, "s");
 	appendStringInfoString(&buf, " UNION ALL SELECT ");
-	tsync_append_keys(&buf, rep, 0, rep->nkeys, "r.");
+	tsync_append_keys(&buf, table, 0, table->nkeys, "r.");
 	appendStringInfo(&buf, ", 1::pg_catalog.int8, r.%s, 0::pg_catalog.int8 FROM ", f);
-	append_fingerprinted(&buf, run, rep->replica_sql, chunk, "r");
-	appendStringInfo(&buf, " JOIN %s s ON ", stage->deleted.name);
-	tsync_append_keys_equal(&buf, rep, "s.", "r.");
-	appendStringInfo(&buf, " WHERE NOT EXISTS (SELECT FROM %s e WHERE ", stage->reappeared.name);
-	tsync_append_keys_equal(&buf, rep, "e.", "r.");
+	append_fingerprinted(&buf, table, table->replica_sql, range, fingerprint, "r");
+	appendStringInfo(&buf, " JOIN %s s ON ", TSYNC_DELETED);
+	tsync_append_keys_equal(&buf, table, "s.", "r.");
+	appendStringInfo(&buf, " WHERE NOT EXISTS (SELECT FROM %s e WHERE ", TSYNC_REAPPEARED);
+	tsync_append_keys_equal(&buf, table, "e.", "r.");
 	appendStringInfo(&buf, ") LIMIT %d", limit);
 	return buf.data;
 }
 
 /* Append a row's key as PostgreSQL's messages show it: (a, b)=(1, 2). */
 static void
-append_shown_key(StringInfo buf, TsyncReplica *rep)
+append_shown_key(StringInfo buf, TsyncTable *table)
 {
 	StringInfoData names;
 
 	initStringInfo(&names);
 	appendStringInfoChar(&names, '(');
-	tsync_append_keys(&names, rep, 0, rep->nkeys, "");
+	tsync_append_keys(&names, table, 0, table->nkeys, "");
 	appendStringInfoString(&names, ")=(");
 	appendStringInfo(buf, "pg_catalog.concat(%s, pg_catalog.array_to_string(ARRAY[", quote_literal_cstr(names.data));
-	for (int i = 0; i < rep->nkeys; i++)
-		appendStringInfo(buf, "%ss.%s::pg_catalog.text", i > 0 ? ", " : "", rep->keys[i]->quoted);
+	for (int i = 0; i < table->nkeys; i++)
+		appendStringInfo(buf, "%ss.%s::pg_catalog.text", i > 0 ? ", " : "", table->keys[i]->quoted);
 	appendStringInfoString(buf, "], ', '), ')')");
 }
 
 /* The staged rows that should be in the replica now, as "s". */
 static void
-append_staged(StringInfo buf, TsyncRun *run)
+append_staged(StringInfo buf, TsyncTable *table)
 {
 	appendStringInfoString(buf, "(SELECT ");
-	tsync_append_columns(buf, run->replica, "");
-	appendStringInfo(buf, " FROM %s UNION ALL SELECT ", run->stage->updated.name);
-	tsync_append_columns(buf, run->replica, "");
-	appendStringInfo(buf, " FROM %s) s", run->stage->inserted.name);
+	tsync_append_columns(buf, table, "");
+	appendStringInfo(buf, " FROM %s UNION ALL SELECT ", TSYNC_UPDATED);
+	tsync_append_columns(buf, table, "");
+	appendStringInfo(buf, " FROM %s) s", TSYNC_INSERTED);
 }
 
 /* One text that shows some rows, each with the first of the columns in an array "c" of it. */
@@ -309,130 +303,128 @@ end_shown(StringInfo buf, int limit)
 
 /* The staged rows that are not in the replica as they were staged; one text, NULL if all are. */
 char *
-tsync_sql_unlike_replica(TsyncRun *run, int limit)
+tsync_sql_unlike_replica(TsyncTable *table, int limit)
 {
-	TsyncReplica *rep = run->replica;
 	StringInfoData buf;
 
 	begin_shown(&buf);
-	append_shown_key(&buf, rep);
+	append_shown_key(&buf, table);
 	appendStringInfoString(&buf, " AS k, pg_catalog.array_remove(ARRAY[");
-	for (int i = 0; i < rep->ncolumns; i++)
+	for (int i = 0; i < table->ncolumns; i++)
 		appendStringInfo(&buf, "%sCASE WHEN s.%s::pg_catalog.text IS DISTINCT FROM r.%s::pg_catalog.text THEN %s::pg_catalog.text END",
-						 i > 0 ? ", " : "", rep->columns[i].quoted, rep->columns[i].quoted,
-						 quote_literal_cstr(rep->columns[i].quoted));
+						 i > 0 ? ", " : "", table->columns[i].quoted, table->columns[i].quoted,
+						 quote_literal_cstr(table->columns[i].quoted));
 	appendStringInfoString(&buf, "], NULL) AS c FROM ");
-	append_staged(&buf, run);
-	appendStringInfo(&buf, " JOIN %s r ON ", rep->replica_sql);
-	tsync_append_keys_equal(&buf, rep, "s.", "r.");
+	append_staged(&buf, table);
+	appendStringInfo(&buf, " JOIN %s r ON ", table->replica_sql);
+	tsync_append_keys_equal(&buf, table, "s.", "r.");
 	end_shown(&buf, limit);
 	return buf.data;
 }
 
 /* Does tsync_sql_hashes() have a hash of this column? */
 static bool
-has_hash(TsyncReplica *rep, int i)
+has_hash(TsyncTable *table, int i)
 {
-	return !tsync_is_key(rep, &rep->columns[i]) && !rep->columns[i].opaque;
+	return !tsync_is_key(table, &table->columns[i]) && !table->columns[i].opaque;
 }
 
 /* Some of the source's rows by key: their keys, and a hash of each other column that has one. */
 char *
-tsync_sql_hashes(TsyncReplica *rep, List *keys, int version)
+tsync_sql_hashes(TsyncTable *table, List *keys, int source_version)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
-	for (int i = 0; i < rep->ncolumns; i++)
-		if (has_hash(rep, i))
+	tsync_append_keys(&buf, table, 0, table->nkeys, "");
+	for (int i = 0; i < table->ncolumns; i++)
+		if (has_hash(table, i))
 		{
 			/* an expression ships in an aggregate only */
 			appendStringInfoString(&buf, ", pg_catalog.max(");
-			tsync_append_column_hash(&buf, &rep->columns[i], "0", "0", version);
+			tsync_append_column_hash(&buf, &table->columns[i], "0", "0", source_version);
 			appendStringInfoChar(&buf, ')');
 		}
-	appendStringInfo(&buf, " FROM %s WHERE (", rep->source_sql);
-	tsync_append_key_list(&buf, rep, keys);
+	appendStringInfo(&buf, " FROM %s WHERE (", table->source_sql);
+	tsync_append_key_list(&buf, table, keys);
 	appendStringInfoString(&buf, ") GROUP BY ");
-	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	tsync_append_keys(&buf, table, 0, table->nkeys, "");
 	return buf.data;
 }
 
 /* Descriptor of the rows of tsync_sql_hashes(). */
 TupleDesc
-tsync_hashes_desc(TsyncReplica *rep)
+tsync_hashes_desc(TsyncTable *table)
 {
-	const char *prefix = tsync_unused_prefix(rep);
+	const char *prefix = tsync_unused_prefix(table);
 	int			nhashes = 0;
 	TupleDesc	desc;
 
-	for (int i = 0; i < rep->ncolumns; i++)
-		nhashes += has_hash(rep, i);
-	desc = tsync_key_desc(rep, nhashes);
+	for (int i = 0; i < table->ncolumns; i++)
+		nhashes += has_hash(table, i);
+	desc = tsync_key_desc(table, nhashes);
 	nhashes = 0;
-	for (int i = 0; i < rep->ncolumns; i++)
-		if (has_hash(rep, i))
-			TupleDescInitEntry(desc, rep->nkeys + ++nhashes, psprintf("%s%d", prefix, i + 1), INT8OID, -1, 0);
+	for (int i = 0; i < table->ncolumns; i++)
+		if (has_hash(table, i))
+			TupleDescInitEntry(desc, table->nkeys + ++nhashes, psprintf("%s%d", prefix, i + 1), INT8OID, -1, 0);
 	return desc;
 }
 
 /* The staged rows whose hashes are not those of the source's rows that they were made of; one text or NULL. */
 char *
-tsync_sql_unlike_hashes(TsyncRun *run, const char *hashes, int limit)
+tsync_sql_unlike_hashes(TsyncTable *table, const char *hashes, int source_version, int limit)
 {
-	TsyncReplica *rep = run->replica;
-	const char *prefix = tsync_unused_prefix(rep);
+	const char *prefix = tsync_unused_prefix(table);
 	const char *between = "";
 	StringInfoData buf;
 
 	begin_shown(&buf);
-	append_shown_key(&buf, rep);
+	append_shown_key(&buf, table);
 	appendStringInfoString(&buf, " AS k, pg_catalog.array_remove(ARRAY[");
-	for (int i = 0; i < rep->ncolumns; i++)
-		if (has_hash(rep, i))
+	for (int i = 0; i < table->ncolumns; i++)
+		if (has_hash(table, i))
 		{
 			appendStringInfo(&buf, "%sCASE WHEN ", between);
-			tsync_append_column_hash(&buf, &rep->columns[i], "0", "0", run->source_version);
+			tsync_append_column_hash(&buf, &table->columns[i], "0", "0", source_version);
 			appendStringInfo(&buf, " OPERATOR(pg_catalog.<>) h.%s%d THEN %s::pg_catalog.text END",
-							 prefix, i + 1, quote_literal_cstr(rep->columns[i].quoted));
+							 prefix, i + 1, quote_literal_cstr(table->columns[i].quoted));
 			between = ", ";
 		}
 	appendStringInfoString(&buf, "]::pg_catalog.text[], NULL) AS c FROM ");
-	append_staged(&buf, run);
+	append_staged(&buf, table);
 	appendStringInfo(&buf, " JOIN %s h ON ", hashes);
-	tsync_append_keys_equal(&buf, rep, "s.", "h.");
+	tsync_append_keys_equal(&buf, table, "s.", "h.");
 	end_shown(&buf, limit);
 	return buf.data;
 }
 
 /* Keys of some of the staged rows that should be in the replica now. */
 char *
-tsync_sql_staged_keys(TsyncRun *run, int limit)
+tsync_sql_staged_keys(TsyncTable *table, int limit)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_keys(&buf, run->replica, 0, run->replica->nkeys, "");
+	tsync_append_keys(&buf, table, 0, table->nkeys, "");
 	appendStringInfoString(&buf, " FROM ");
-	append_staged(&buf, run);
+	append_staged(&buf, table);
 	appendStringInfo(&buf, " LIMIT %d", limit);
 	return buf.data;
 }
 
 /* Append the columns that have no hash, with "between" before each. */
 static void
-append_opaque(StringInfo buf, TsyncReplica *rep, const char *between, const char *format)
+append_opaque(StringInfo buf, TsyncTable *table, const char *between, const char *format)
 {
 	bool		first = true;
 
-	for (int i = 0; i < rep->ncolumns; i++)
+	for (int i = 0; i < table->ncolumns; i++)
 	{
-		const char *column = rep->columns[i].quoted;
+		const char *column = table->columns[i].quoted;
 
-		if (!rep->columns[i].opaque)
+		if (!table->columns[i].opaque)
 			continue;
 		if (!first)
 			appendStringInfoString(buf, between);
@@ -447,17 +439,17 @@ append_opaque(StringInfo buf, TsyncReplica *rep, const char *between, const char
 
 /* Keys of the source's rows in a chunk, with the columns that have no hash. */
 char *
-tsync_sql_list_opaque(TsyncReplica *rep, TsyncChunk *chunk)
+tsync_sql_list_opaque(TsyncTable *table, TsyncRange *range)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_keys(&buf, rep, 0, rep->nkeys, "");
+	tsync_append_keys(&buf, table, 0, table->nkeys, "");
 	appendStringInfoString(&buf, ", ");
-	append_opaque(&buf, rep, ", ", "$");
-	appendStringInfo(&buf, " FROM %s WHERE ", rep->source_sql);
-	tsync_append_range(&buf, rep, chunk, false);
+	append_opaque(&buf, table, ", ", "$");
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	tsync_append_range(&buf, table, range, false);
 	return buf.data;
 }
 
@@ -466,24 +458,23 @@ tsync_sql_list_opaque(TsyncReplica *rep, TsyncChunk *chunk)
  * listed, in text form, and that are not staged already.
  */
 char *
-tsync_sql_compare_opaque(TsyncRun *run, TsyncChunk *chunk)
+tsync_sql_compare_opaque(TsyncTable *table, TsyncRange *range)
 {
-	TsyncReplica *rep = run->replica;
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_keys(&buf, rep, 0, rep->nkeys, "r.");
+	tsync_append_keys(&buf, table, 0, table->nkeys, "r.");
 	appendStringInfoString(&buf, " FROM (SELECT ");
-	tsync_append_columns(&buf, rep, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", rep->replica_sql);
-	tsync_append_range(&buf, rep, chunk, false);
-	appendStringInfo(&buf, ") r JOIN %s s ON ", run->opaque.name);
-	tsync_append_keys_equal(&buf, rep, "r.", "s.");
+	tsync_append_columns(&buf, table, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", table->replica_sql);
+	tsync_append_range(&buf, table, range, false);
+	appendStringInfo(&buf, ") r JOIN %s s ON ", TSYNC_OPAQUE);
+	tsync_append_keys_equal(&buf, table, "r.", "s.");
 	appendStringInfoString(&buf, " WHERE (");
-	append_opaque(&buf, rep, " OR ", "r.$::pg_catalog.text IS DISTINCT FROM s.$::pg_catalog.text");
-	appendStringInfo(&buf, ") AND NOT EXISTS (SELECT FROM %s u WHERE ", run->stage->updated.name);
-	tsync_append_keys_equal(&buf, rep, "u.", "r.");
+	append_opaque(&buf, table, " OR ", "r.$::pg_catalog.text IS DISTINCT FROM s.$::pg_catalog.text");
+	appendStringInfo(&buf, ") AND NOT EXISTS (SELECT FROM %s u WHERE ", TSYNC_UPDATED);
+	tsync_append_keys_equal(&buf, table, "u.", "r.");
 	appendStringInfoChar(&buf, ')');
 	return buf.data;
 }

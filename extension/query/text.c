@@ -16,7 +16,6 @@
 
 #include "catalog/pg_type.h"
 #include "common/pg_prng.h"
-#include "execute/execute.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "query/query.h"
@@ -39,24 +38,24 @@ tsync_relation_label(Oid relid)
 }
 
 const char *
-tsync_relation_sql(TsyncReplica *rep, TsyncSide side)
+tsync_relation_sql(TsyncTable *table, TsyncSide side)
 {
-	return side == TSYNC_SOURCE ? rep->source_sql : rep->replica_sql;
+	return side == TSYNC_SOURCE ? table->source_sql : table->replica_sql;
 }
 
 /* Append the columns, separated by commas, each with a prefix such as "s.". */
 void
-tsync_append_columns(StringInfo buf, TsyncReplica *rep, const char *prefix)
+tsync_append_columns(StringInfo buf, TsyncTable *table, const char *prefix)
 {
-	for (int i = 0; i < rep->ncolumns; i++)
-		appendStringInfo(buf, "%s%s%s", i > 0 ? ", " : "", prefix, rep->columns[i].quoted);
+	for (int i = 0; i < table->ncolumns; i++)
+		appendStringInfo(buf, "%s%s%s", i > 0 ? ", " : "", prefix, table->columns[i].quoted);
 }
 
 void
-tsync_append_keys(StringInfo buf, TsyncReplica *rep, int first, int last, const char *prefix)
+tsync_append_keys(StringInfo buf, TsyncTable *table, int first, int last, const char *prefix)
 {
 	for (int i = first; i < last; i++)
-		appendStringInfo(buf, "%s%s%s", i > first ? ", " : "", prefix, rep->keys[i]->quoted);
+		appendStringInfo(buf, "%s%s%s", i > first ? ", " : "", prefix, table->keys[i]->quoted);
 }
 
 /* A type's name for a cast that changes nothing: character(n) is bpchar. */
@@ -82,11 +81,11 @@ tsync_append_comparison(StringInfo buf, TsyncColumn *column, const char *operato
 
 /* Append "a.k1 = b.k1 AND a.k2 = b.k2 .." */
 void
-tsync_append_keys_equal(StringInfo buf, TsyncReplica *rep, const char *a, const char *b)
+tsync_append_keys_equal(StringInfo buf, TsyncTable *table, const char *a, const char *b)
 {
-	for (int i = 0; i < rep->nkeys; i++)
+	for (int i = 0; i < table->nkeys; i++)
 		appendStringInfo(buf, "%s%s%s OPERATOR(pg_catalog.=) %s%s", i > 0 ? " AND " : "",
-						 a, rep->keys[i]->quoted, b, rep->keys[i]->quoted);
+						 a, table->keys[i]->quoted, b, table->keys[i]->quoted);
 }
 
 /*
@@ -95,57 +94,57 @@ tsync_append_keys_equal(StringInfo buf, TsyncReplica *rep, const char *a, const 
  * use.
  */
 void
-tsync_append_bound(StringInfo buf, TsyncReplica *rep, int first, int end, char **bound,
+tsync_append_bound(StringInfo buf, TsyncTable *table, int first, int end, char **bound,
 			 const char *strict, const char *loose, const char *last)
 {
 	if (first == end - 1)
 	{
-		tsync_append_comparison(buf, rep->keys[first], last, bound[first]);
+		tsync_append_comparison(buf, table->keys[first], last, bound[first]);
 		return;
 	}
-	tsync_append_comparison(buf, rep->keys[first], loose, bound[first]);
+	tsync_append_comparison(buf, table->keys[first], loose, bound[first]);
 	appendStringInfoString(buf, " AND (");
-	tsync_append_comparison(buf, rep->keys[first], strict, bound[first]);
+	tsync_append_comparison(buf, table->keys[first], strict, bound[first]);
 	appendStringInfoString(buf, " OR (");
-	tsync_append_bound(buf, rep, first + 1, end, bound, strict, loose, last);
+	tsync_append_bound(buf, table, first + 1, end, bound, strict, loose, last);
 	appendStringInfoString(buf, "))");
 }
 
 /* Append the condition that a row belongs to a chunk, or to a range of blocks. */
 void
-tsync_append_range(StringInfo buf, TsyncReplica *rep, TsyncChunk *chunk, bool above_lower)
+tsync_append_range(StringInfo buf, TsyncTable *table, TsyncRange *range, bool above_lower)
 {
 	int			first = 0;
 
-	if (chunk->blocks)
+	if (range->blocks)
 	{
 		appendStringInfo(buf, "ctid OPERATOR(pg_catalog.>=) '(" INT64_FORMAT ",0)'::pg_catalog.tid",
-						 chunk->first_block);
-		if (chunk->end_block >= 0)
+						 range->first_block);
+		if (range->end_block >= 0)
 			appendStringInfo(buf, " AND ctid OPERATOR(pg_catalog.<) '(" INT64_FORMAT ",0)'::pg_catalog.tid",
-							 chunk->end_block);
+							 range->end_block);
 		return;
 	}
-	if (chunk->lower && chunk->upper)
-		for (; first < rep->nrange - 1 &&
-			 strcmp(chunk->lower[first], chunk->upper[first]) == 0; first++)
+	if (range->lower && range->upper)
+		for (; first < table->nrange - 1 &&
+			 strcmp(range->lower[first], range->upper[first]) == 0; first++)
 		{
-			tsync_append_comparison(buf, rep->keys[first], "=", chunk->lower[first]);
+			tsync_append_comparison(buf, table->keys[first], "=", range->lower[first]);
 			appendStringInfoString(buf, " AND ");
 		}
-	if (chunk->lower)
-		tsync_append_bound(buf, rep, first, rep->nrange, chunk->lower, ">", ">=", above_lower ? ">" : ">=");
-	if (chunk->lower && chunk->upper)
+	if (range->lower)
+		tsync_append_bound(buf, table, first, table->nrange, range->lower, ">", ">=", above_lower ? ">" : ">=");
+	if (range->lower && range->upper)
 		appendStringInfoString(buf, " AND ");
-	if (chunk->upper)
-		tsync_append_bound(buf, rep, first, rep->nrange, chunk->upper, "<", "<=", "<");
-	if (!chunk->lower && !chunk->upper)
+	if (range->upper)
+		tsync_append_bound(buf, table, first, table->nrange, range->upper, "<", "<=", "<");
+	if (!range->lower && !range->upper)
 		appendStringInfoString(buf, "true");
 }
 
 /* Append the condition that a single-column key is one of a list of keys. */
 static void
-append_key_array(StringInfo buf, TsyncReplica *rep, List *keys)
+append_key_array(StringInfo buf, TsyncTable *table, List *keys)
 {
 	StringInfoData array;
 	ListCell   *lc;
@@ -163,19 +162,19 @@ append_key_array(StringInfo buf, TsyncReplica *rep, List *keys)
 		appendStringInfoChar(&array, '"');
 	}
 	appendStringInfoChar(&array, '}');
-	appendStringInfo(buf, "%s OPERATOR(pg_catalog.=) ANY (%s::%s[])", rep->keys[0]->quoted,
-					 quote_literal_cstr(array.data), tsync_type_sql(rep->keys[0]->type));
+	appendStringInfo(buf, "%s OPERATOR(pg_catalog.=) ANY (%s::%s[])", table->keys[0]->quoted,
+					 quote_literal_cstr(array.data), tsync_type_sql(table->keys[0]->type));
 }
 
 /* Append the condition that a row's key is one of a list of keys. */
 void
-tsync_append_key_list(StringInfo buf, TsyncReplica *rep, List *keys)
+tsync_append_key_list(StringInfo buf, TsyncTable *table, List *keys)
 {
 	ListCell   *lc;
 
-	if (rep->nkeys == 1)
+	if (table->nkeys == 1)
 	{
-		append_key_array(buf, rep, keys);
+		append_key_array(buf, table, keys);
 		return;
 	}
 	foreach(lc, keys)
@@ -183,11 +182,11 @@ tsync_append_key_list(StringInfo buf, TsyncReplica *rep, List *keys)
 		char	  **key = lfirst(lc);
 
 		appendStringInfoString(buf, lc == list_head(keys) ? "(" : ") OR (");
-		for (int i = 0; i < rep->nkeys; i++)
+		for (int i = 0; i < table->nkeys; i++)
 		{
 			if (i > 0)
 				appendStringInfoString(buf, " AND ");
-			tsync_append_comparison(buf, rep->keys[i], "=", key[i]);
+			tsync_append_comparison(buf, table->keys[i], "=", key[i]);
 		}
 	}
 	appendStringInfoChar(buf, ')');
@@ -195,12 +194,12 @@ tsync_append_key_list(StringInfo buf, TsyncReplica *rep, List *keys)
 
 /* A prefix that no column's name begins with. */
 const char *
-tsync_unused_prefix(TsyncReplica *rep)
+tsync_unused_prefix(TsyncTable *table)
 {
 	const char *prefix = "new";
 
-	for (int i = 0; i < rep->ncolumns; i++)
-		if (strncmp(rep->columns[i].name, prefix, strlen(prefix)) == 0)
+	for (int i = 0; i < table->ncolumns; i++)
+		if (strncmp(table->columns[i].name, prefix, strlen(prefix)) == 0)
 		{
 			prefix = psprintf("%s_", prefix);
 			i = -1;				/* look at all of them again */

@@ -8,10 +8,8 @@
 #include "tablesync.h"
 
 #include "catalog/pg_type.h"
-#include "execute/execute.h"
 #include "executor/spi.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/typcache.h"
@@ -54,19 +52,19 @@ append_not_from_the_future(StringInfo buf, TsyncColumn *version, const char *exp
 
 /* The newest version among the staged rows and the one seen so far. */
 char *
-tsync_sql_newest_version(TsyncRun *run)
+tsync_sql_newest_version(TsyncTable *table, const char *seen)
 {
-	TsyncColumn *version = run->replica->version;
+	TsyncColumn *version = table->version;
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfo(&buf, "SELECT v FROM (SELECT %s AS v FROM %s UNION ALL SELECT %s FROM %s",
-					 version->quoted, run->stage->inserted.name,
-					 version->quoted, run->stage->updated.name);
-	if (run->newest_version)
+					 version->quoted, TSYNC_INSERTED,
+					 version->quoted, TSYNC_UPDATED);
+	if (seen)
 	{
 		appendStringInfoString(&buf, " UNION ALL SELECT ");
-		tsync_append_literal(&buf, run->newest_version, version->type);
+		tsync_append_literal(&buf, seen, version->type);
 	}
 	appendStringInfoString(&buf, ") s WHERE ");
 	append_is_stamp(&buf, version, "v");
@@ -76,10 +74,10 @@ tsync_sql_newest_version(TsyncRun *run)
 
 /* Append that no row of a relation is as new as b.v; the caller ends the subquery. */
 static void
-append_none_as_new(StringInfo buf, TsyncRun *run, const char *relation)
+append_none_as_new(StringInfo buf, TsyncTable *table, const char *relation)
 {
 	appendStringInfo(buf, " AND NOT EXISTS (SELECT FROM %s x WHERE x.%s OPERATOR(pg_catalog.>=) b.v",
-					 relation, run->replica->version->quoted);
+					 relation, table->version->quoted);
 }
 
 /*
@@ -88,33 +86,31 @@ append_none_as_new(StringInfo buf, TsyncRun *run, const char *relation)
  * at the source.
  */
 char *
-tsync_sql_set_back(TsyncRun *run)
+tsync_sql_set_back(TsyncTable *table, const char *seen)
 {
-	TsyncReplica *rep = run->replica;
-	TsyncStage *stage = run->stage;
-	const char *version = rep->version->quoted;
+	const char *version = table->version->quoted;
 	char	   *current = psprintf("r.%s", version);
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfo(&buf, "SELECT b.v FROM (SELECT r.%s AS v FROM %s s JOIN %s r ON ",
-					 version, stage->updated.name, rep->replica_sql);
-	tsync_append_keys_equal(&buf, rep, "r.", "s.");
+					 version, TSYNC_UPDATED, table->replica_sql);
+	tsync_append_keys_equal(&buf, table, "r.", "s.");
 	appendStringInfo(&buf, " WHERE s.%s OPERATOR(pg_catalog.<) %s AND ", version, current);
-	append_is_stamp(&buf, rep->version, current);
-	append_not_from_the_future(&buf, rep->version, current);
+	append_is_stamp(&buf, table->version, current);
+	append_not_from_the_future(&buf, table->version, current);
 	appendStringInfo(&buf, " AND %s OPERATOR(pg_catalog.<=) ", current);
-	tsync_append_literal(&buf, run->newest_version, rep->version->type);
+	tsync_append_literal(&buf, seen, table->version->type);
 	appendStringInfo(&buf, " ORDER BY %s DESC LIMIT 1) b WHERE true", current);
-	append_none_as_new(&buf, run, stage->updated.name);
+	append_none_as_new(&buf, table, TSYNC_UPDATED);
 	appendStringInfoChar(&buf, ')');
-	append_none_as_new(&buf, run, stage->inserted.name);
+	append_none_as_new(&buf, table, TSYNC_INSERTED);
 	appendStringInfoChar(&buf, ')');
-	append_none_as_new(&buf, run, rep->replica_sql);
-	appendStringInfo(&buf, " AND NOT EXISTS (SELECT FROM %s s WHERE ", stage->updated.name);
-	tsync_append_keys_equal(&buf, rep, "x.", "s.");
-	appendStringInfo(&buf, ") AND NOT EXISTS (SELECT FROM %s s WHERE ", stage->deleted.name);
-	tsync_append_keys_equal(&buf, rep, "x.", "s.");
+	append_none_as_new(&buf, table, table->replica_sql);
+	appendStringInfo(&buf, " AND NOT EXISTS (SELECT FROM %s s WHERE ", TSYNC_UPDATED);
+	tsync_append_keys_equal(&buf, table, "x.", "s.");
+	appendStringInfo(&buf, ") AND NOT EXISTS (SELECT FROM %s s WHERE ", TSYNC_DELETED);
+	tsync_append_keys_equal(&buf, table, "x.", "s.");
 	appendStringInfoString(&buf, "))");
 	return buf.data;
 }

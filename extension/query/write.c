@@ -23,71 +23,71 @@ begin_counted(StringInfo buf)
 }
 
 static void
-end_counted(StringInfo buf, TsyncReplica *rep, int version)
+end_counted(StringInfo buf, TsyncTable *table, TsyncFingerprint fingerprint)
 {
 	appendStringInfoString(buf, " RETURNING ");
-	if (version == TSYNC_UNCOUNTED)
+	if (fingerprint.source_version == 0)
 		appendStringInfoString(buf, "0::pg_catalog.int8");
 	else
-		tsync_append_fingerprint(buf, rep, version);
+		tsync_append_fingerprint(buf, table, fingerprint);
 	appendStringInfoString(buf, ") SELECT pg_catalog.count(*), pg_catalog.sum(fingerprint) FROM changed");
 }
 
 char *
-tsync_sql_insert(TsyncReplica *rep, const char *from, int version)
+tsync_sql_insert(TsyncTable *table, const char *from, TsyncFingerprint fingerprint)
 {
 	StringInfoData buf;
 
 	begin_counted(&buf);
-	appendStringInfo(&buf, "INSERT INTO %s (", rep->replica_sql);
-	tsync_append_columns(&buf, rep, "");
+	appendStringInfo(&buf, "INSERT INTO %s (", table->replica_sql);
+	tsync_append_columns(&buf, table, "");
 	appendStringInfoString(&buf, ") OVERRIDING SYSTEM VALUE SELECT ");
-	tsync_append_columns(&buf, rep, "");
+	tsync_append_columns(&buf, table, "");
 	appendStringInfo(&buf, " FROM %s", from);
-	end_counted(&buf, rep, version);
+	end_counted(&buf, table, fingerprint);
 	return buf.data;
 }
 
 /* The rows to come have other column names, for RETURNING means the replica's. */
 char *
-tsync_sql_update(TsyncReplica *rep, const char *from, int version)
+tsync_sql_update(TsyncTable *table, const char *from, TsyncFingerprint fingerprint)
 {
-	const char *prefix = tsync_unused_prefix(rep);
+	const char *prefix = tsync_unused_prefix(table);
 	StringInfoData buf;
 
 	begin_counted(&buf);
-	appendStringInfo(&buf, "UPDATE %s r SET (", rep->replica_sql);
-	tsync_append_columns(&buf, rep, "");
+	appendStringInfo(&buf, "UPDATE %s r SET (", table->replica_sql);
+	tsync_append_columns(&buf, table, "");
 	appendStringInfoString(&buf, ") = ROW(");
-	for (int i = 0; i < rep->ncolumns; i++)
+	for (int i = 0; i < table->ncolumns; i++)
 		appendStringInfo(&buf, "%s%s%d", i > 0 ? ", " : "", prefix, i + 1);
 	appendStringInfo(&buf, ") FROM %s s (", from);
-	for (int i = 0; i < rep->ncolumns; i++)
+	for (int i = 0; i < table->ncolumns; i++)
 		appendStringInfo(&buf, "%s%s%d", i > 0 ? ", " : "", prefix, i + 1);
 	appendStringInfoString(&buf, ") WHERE ");
-	for (int i = 0; i < rep->nkeys; i++)
+	for (int i = 0; i < table->nkeys; i++)
 		appendStringInfo(&buf, "%sr.%s OPERATOR(pg_catalog.=) s.%s%d", i > 0 ? " AND " : "",
-						 rep->keys[i]->quoted, prefix, (int) (rep->keys[i] - rep->columns) + 1);
-	end_counted(&buf, rep, version);
+						 table->keys[i]->quoted, prefix, (int) (table->keys[i] - table->columns) + 1);
+	end_counted(&buf, table, fingerprint);
 	return buf.data;
 }
 
 /* Delete by key, but not the keys in "except". */
 char *
-tsync_sql_delete(TsyncReplica *rep, const char *keys, const char *except, int version)
+tsync_sql_delete(TsyncTable *table, const char *keys, const char *except, TsyncFingerprint fingerprint)
 {
 	StringInfoData buf;
 
 	begin_counted(&buf);
-	appendStringInfo(&buf, "DELETE FROM %s r WHERE EXISTS (SELECT FROM %s d WHERE ", rep->replica_sql, keys);
-	tsync_append_keys_equal(&buf, rep, "r.", "d.");
+	appendStringInfo(&buf, "DELETE FROM %s r WHERE EXISTS (SELECT FROM %s d WHERE ", table->replica_sql, keys);
+	tsync_append_keys_equal(&buf, table, "r.", "d.");
 	appendStringInfoChar(&buf, ')');
 	if (except)
 	{
 		appendStringInfo(&buf, " AND NOT EXISTS (SELECT FROM %s e WHERE ", except);
-		tsync_append_keys_equal(&buf, rep, "e.", "r.");
+		tsync_append_keys_equal(&buf, table, "e.", "r.");
 		appendStringInfoChar(&buf, ')');
 	}
-	end_counted(&buf, rep, version);
+	end_counted(&buf, table, fingerprint);
 	return buf.data;
 }

@@ -53,58 +53,74 @@ read_identity(TsyncRun *run)
 
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	identity = tsync_source_identity(run);
+	identity = tsync_source_identity(&run->replica->table);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 	return identity;
 }
 
+/* Read the replica's settings, and look at the source in one transaction of its own. */
+static void
+look_at_source(TsyncRun *run)
+{
+	MemoryContext run_context = CurrentMemoryContext;
+	TsyncTable *table;
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	table = tsync_read_run(run);
+	tsync_commit();
+	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
+	MemoryContextSwitchTo(run_context);
+	tsync_limit_source(table, tsync_first_timeout(&run->pace, run->replica->state.loaded,
+											tsync_weigh_rows(run->replica->state.quiet_rows, run->replica->state.differing_rows)));
+
+	tsync_begin();
+	MemoryContextSwitchTo(run_context);
+	tsync_read_source(table, &run->source);
+	tsync_read_horizon(table, &run->source);
+	if (run->source.estimate >= tsync_chunk_target(&run->pace))
+		tsync_read_layout(table, &run->source);
+	/* of the same snapshot as the shape: no change of columns after that escapes source_was_rewritten() */
+	run->source.identity = tsync_source_identity(table);
+	tsync_commit();
+	MemoryContextSwitchTo(run_context);
+}
+
 /*
- * Read the replica's settings, connect to the source and follow its shape.  The
- * identity comes from the same snapshot as the shape, so that no change of
- * columns after that escapes source_was_rewritten().  Our own transaction that
- * changes columns begins when the source's has ended: it may wait for locks.
+ * Look at the source, follow its shape, and read the columns that both sides
+ * have then.
  */
 static void
 open_source(TsyncRun *run)
 {
 	MemoryContext run_context = CurrentMemoryContext;
+	TsyncSource *source = &run->source;
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	run->replica = tsync_read_replica(run->replica_oid);
-	tsync_commit();
-	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
-	MemoryContextSwitchTo(run_context);
-	tsync_limit_source(run, tsync_first_timeout(run->replica));
-
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	tsync_read_source(run);
-	tsync_read_source_time(run);
-	if (run->source_estimate >= tsync_chunk_target(run->replica))
-		tsync_read_layout(run);
-	run->source_identity = tsync_source_identity(run);
-	tsync_commit();
-	MemoryContextSwitchTo(run_context);
-	if (run->new_shape != NULL)
+	look_at_source(run);
+	if (source->new_shape != NULL)
 	{
-		tsync_check_may_evolve(run);
-		tsync_evolve(run);
+		if (run->verify.whole)
+			tsync_refuse_to_evolve(run->replica->table.label);
+		/* a transaction that changes columns begins when the source's has ended: it may wait for locks */
+		tsync_evolve(&run->replica->table, run->run_id, source->new_shape, &run->paused);
 	}
 
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	if ((!run->verify && tsync_record_source(run)) || run->new_shape != NULL)
-		run->replica = tsync_read_replica(run->replica_oid);
+	if ((!run->verify.whole && tsync_record_source(run->replica_oid, run->run_id, source->identity,
+												   source->unreadable, source->nunreadable)) ||
+		source->new_shape != NULL)
+		tsync_read_run(run);
 	tsync_read_columns(run->replica);
-	tsync_prepare_verify(run);
+	if (run->verify.whole)
+		tsync_prepare_verify(run->replica, &run->verify, &run->pace);
 	if (run->stage != NULL)
 		tsync_stage_clear(run->stage);
-	run->stage = tsync_stage_create(run->replica);
+	run->stage = tsync_stage_create(&run->replica->table);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
-	tsync_check_bounds(run);
+	tsync_check_bounds(run->replica);
 }
 
 /*
@@ -116,9 +132,9 @@ static bool
 source_was_rewritten(TsyncRun *run)
 {
 	char	   *identity = read_identity(run);
-	bool		rewritten = strcmp(identity, run->source_identity) != 0;
+	bool		rewritten = strcmp(identity, run->source.identity) != 0;
 
-	run->source_identity = identity;
+	run->source.identity = identity;
 	return rewritten;
 }
 
@@ -150,18 +166,50 @@ confirm_deletes(List *runs)
 
 		if (run->stage->deleted.count == 0)
 			continue;
-		tsync_progress_run(run);
-		tsync_confirm(run);
+		tsync_progress_run(run->run_id, run->replica_oid);
+		tsync_confirm(&run->replica->table, run->stage);
 		confirmed = true;
-		if (run->stage->reappeared.count > 0 && run->snapshot)
+		if (run->stage->reappeared.count > 0 && run->scan.snapshot)
 			return false;
 	}
+	/* only now: a rewrite while we looked would have hidden rows from that look, too */
 	return !confirmed || !any_was_rewritten(runs);
 }
 
-/* Open the sources of all runs, and load replicas that were not. */
+/* Is there nothing to scan, because the source's counters, which the user trusts, stand still? */
+static bool
+is_unmoved(TsyncRun *run)
+{
+	return run->replica->settings.trust_counters && !run->grouped && !run->verify.whole &&
+		tsync_source_unmoved(&run->replica->table, &run->source, run->run_id);
+}
+
+/* Open the source of a run, and load its replica if it was not. */
 static void
-open_sources(List *runs)
+begin_run(TsyncRun *run)
+{
+	tsync_progress_run(run->run_id, run->replica_oid);
+	tsync_forget_reading();
+	open_source(run);
+	run->apply.table = &run->replica->table;	/* should it come to nothing, this tells of which replica */
+	run->apply.unproved = false;
+	if (!run->replica->state.loaded)
+	{
+		tsync_prepare_load(run);
+		tsync_load(&run->load);
+	}
+	else if (is_unmoved(run))
+	{
+		run->skipped = true;
+		return;
+	}
+	tsync_refetch(&run->replica->table, &run->pace, run->source.estimate);
+	tsync_prepare_scan(run);
+}
+
+/* Stop runs whose deletes, or whose source, can't be believed. */
+static void
+check_guards(List *runs)
 {
 	ListCell   *lc;
 
@@ -169,16 +217,9 @@ open_sources(List *runs)
 	{
 		TsyncRun   *run = lfirst(lc);
 
-		tsync_progress_run(run);
-		tsync_forget_reading(run);
-		run->unproved = false;
-		open_source(run);
-		if (!run->replica->loaded)
-			tsync_load(run);
-		else if (list_length(runs) == 1 && !run->verify && tsync_source_unmoved(run))
-			run->skipped = true;
-		if (!run->skipped)
-			tsync_refetch(run);
+		if (!run->verify.whole || run->verify.repair)
+			tsync_check_guards(&run->replica->table, &run->source, run->stage, run->scan.chunks,
+							   run->replica->settings.max_delete_fraction, run->force);
 	}
 }
 
@@ -187,160 +228,93 @@ open_sources(List *runs)
  * runs that share a snapshot and a transaction; false to start over.
  */
 static bool
-synchronise(List *runs)
+synchronise(List *runs, bool last_attempt)
 {
+	TsyncRun   *first = linitial(runs);
 	ListCell   *lc;
 
-	open_sources(runs);
-	if (((TsyncRun *) linitial(runs))->skipped)
+	foreach(lc, runs)
+		begin_run(lfirst(lc));
+	if (first->skipped)
 		return true;
-	tsync_scan(runs);
+	tsync_scan(tsync_scans_of(runs));
 	if (any_was_rewritten(runs))
 		return false;
-	foreach(lc, runs)
-		if (!tsync_reports_only(lfirst(lc)))
-			tsync_check_guards(lfirst(lc));
+	check_guards(runs);			/* before CONFIRM: it would look up all those keys */
 	if (!confirm_deletes(runs))
 		return false;
 	foreach(lc, runs)
-		tsync_judge_chunks(lfirst(lc));
-	return tsync_reports_only(linitial(runs)) ? tsync_report(linitial(runs)) : tsync_apply(runs);
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		tsync_judge_chunks(&run->replica->table, &run->verify, run->stage, run->scan.chunks, run->source.version);
+		tsync_prepare_apply(run, last_attempt);
+	}
+	if (!first->verify.whole || first->verify.repair)
+		return tsync_apply(tsync_applies_of(runs));
+	tsync_end_without_apply(&first->apply);
+	return true;
+}
+
+/* One attempt, as it is tried. */
+typedef struct Attempt
+{
+	List	   *runs;
+	bool		last;
+	bool		done;
+} Attempt;
+
+static void
+try_synchronise(void *arg)
+{
+	Attempt    *attempt = arg;
+
+	attempt->done = synchronise(attempt->runs, attempt->last);
 }
 
 /* May an error have come from columns that changed while we read them? */
 static bool
-may_be_new_shape(TsyncRun *run, int sqlerrcode)
+may_be_new_shape(ErrorData *edata, void *arg)
 {
 	static const int categories[] = {
 		ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION, ERRCODE_DATA_EXCEPTION,
 		ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION, ERRCODE_FEATURE_NOT_SUPPORTED,
 		ERRCODE_FDW_ERROR, ERRCODE_INTERNAL_ERROR
 	};
+	Attempt    *attempt = arg;
+	ListCell   *lc;
 
-	if (run->source_identity == NULL || run->paused)
-		return false;
+	foreach(lc, attempt->runs)
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		if (run->source.identity == NULL || run->paused)
+			return false;
+	}
 	for (int i = 0; i < lengthof(categories); i++)
-		if (ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_TO_CATEGORY(categories[i]))
+		if (ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_TO_CATEGORY(categories[i]))
 			return true;
 	return false;
 }
 
-static bool
-may_be_new_shapes(List *runs, int sqlerrcode)
-{
-	ListCell   *lc;
-
-	foreach(lc, runs)
-		if (!may_be_new_shape(lfirst(lc), sqlerrcode))
-			return false;
-	return true;
-}
-
-/* As synchronise(); an error that a change of the source explains means to start over, too. */
-static bool
-try_synchronise(List *runs)
-{
-	MemoryContext run_context = CurrentMemoryContext;
-	ErrorData  *volatile edata = NULL;
-	volatile bool done = false;
-
-	PG_TRY();
-	{
-		done = synchronise(runs);
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(run_context);
-		edata = CopyErrorData();
-		if (!may_be_new_shapes(runs, edata->sqlerrcode))
-			PG_RE_THROW();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(run_context);
-	if (edata != NULL)
-	{
-		tsync_expect_source(false);
-		if (!any_was_rewritten(runs))
-			ReThrowError(edata);
-	}
-	return done;
-}
-
-/* The story of a run, or of a group. */
+/* The story of a run, or of a group: an error that a change of the source explains means to start over, too. */
 static void
 perform_runs(List *runs)
 {
-	for (int attempt = 1;; attempt++)
+	for (int i = 1; i <= ATTEMPTS; i++)
 	{
-		ListCell   *lc;
+		Attempt		attempt = {.runs = runs,.last = i == ATTEMPTS};
+		ErrorData  *edata = NULL;
 
-		foreach(lc, runs)
-			((TsyncRun *) lfirst(lc))->last_attempt = attempt == ATTEMPTS;
-		if (try_synchronise(runs))
+		if (!tsync_try(try_synchronise, &attempt, may_be_new_shape, &edata) && !any_was_rewritten(runs))
+			ReThrowError(edata);
+		if (attempt.done)
 			return;
-		if (attempt == ATTEMPTS)
-			tsync_give_up(runs, ATTEMPTS);
 	}
+	tsync_give_up(tsync_applies_of(runs), ATTEMPTS);
 }
 
-/* Make the run that a worker is started with, in a context of its own. */
-static TsyncRun *
-make_run(TsyncStart *start)
-{
-	TsyncRun   *run;
-
-	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "tablesync run",
-												ALLOCSET_DEFAULT_SIZES));
-	run = palloc0(sizeof(TsyncRun));
-	run->run_id = start->run_id;
-	run->replica_oid = start->replica;
-	run->force = start->force;
-	run->verify = start->verify;
-	run->repair = start->repair;
-	return run;
-}
-
-/*
- * The runs of this worker: one, or those of a group.  NIL if another worker was
- * faster: the launcher sees that we left no trace.  All lock in the same order,
- * so one of those who start at the same time gets all of a group.
- */
-static List *
-make_runs(TsyncStart *start)
-{
-	TsyncRun   *first = make_run(start);
-	MemoryContext run_context = CurrentMemoryContext;
-	List	   *runs = list_make1(first);
-	List	   *members;
-	ListCell   *lc;
-
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	members = start->verify ? NIL : tsync_group_members(start->replica);
-	tsync_commit();
-	MemoryContextSwitchTo(run_context);
-	first->grouped = list_length(members) > 1;
-	if (members == NIL)
-		members = list_make1_oid(start->replica);
-	foreach(lc, members)
-	{
-		TsyncRun   *member;
-
-		if (!tsync_lock_run(lfirst_oid(lc)))
-			return NIL;
-		if (lfirst_oid(lc) == start->replica)
-			continue;
-		member = palloc0(sizeof(TsyncRun));
-		member->replica_oid = lfirst_oid(lc);
-		member->force = start->force;
-		member->grouped = true;
-		runs = lappend(runs, member);
-	}
-	return runs;
-}
-
+/* Record that runs have started, and commit: a crash leaves evidence. */
 static void
 record_starts(List *runs)
 {
@@ -350,7 +324,12 @@ record_starts(List *runs)
 
 	tsync_begin();
 	foreach(lc, runs)
-		tsync_start_run(lfirst(lc), list_length(runs) > 1 ? first->run_id : 0);
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		run->run_id = tsync_start_run(run->replica_oid, run->run_id, run->verify.whole,
+									  list_length(runs) > 1 ? first->run_id : 0);
+	}
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 	tsync_progress_start(first->run_id, first->replica_oid);
@@ -367,7 +346,9 @@ record_failure(List *runs, ErrorData *edata)
 	tsync_name_silence(edata);
 	foreach(lc, runs)
 	{
-		tsync_fail_run(lfirst(lc), edata,
+		TsyncRun   *run = lfirst(lc);
+
+		tsync_fail_run(run->run_id, run->load.rows, run->replica ? run->replica->table.waited : 0, edata,
 					   tsync_is_cancelled() && edata->sqlerrcode == ERRCODE_QUERY_CANCELED);
 		MemoryContextSwitchTo(run_context);
 	}
@@ -394,8 +375,9 @@ run_in_envelope(List *runs)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(run_context);
+	/* while we can still be cancelled: this asks the source again */
 	if (edata != NULL && !tsync_is_cancelled() && !tsync_source_is_silent())
-		tsync_explain_error(runs, edata);
+		tsync_explain_error(edata);
 	tsync_begin_recording();
 	if (edata != NULL)
 		record_failure(runs, edata);
@@ -405,27 +387,28 @@ run_in_envelope(List *runs)
 static void
 help(TsyncStart *start)
 {
-	TsyncRun   *run = make_run(start);
+	TsyncRun   *run = tsync_make_run(start);
 	MemoryContext run_context = CurrentMemoryContext;
 
 	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
-	run->source_version = start->source_version;
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	run->replica = tsync_read_replica(run->replica_oid);
+	tsync_read_run(run);
 	tsync_read_columns(run->replica);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
+	tsync_prepare_load(run);
 	if (start->help == TSYNC_HELP_INDEX)
-		tsync_help_index(run);
+		tsync_help_index(&run->load);
 	else
-		tsync_help_load(run);
+		tsync_help_load(&run->load);
 }
 
 void
 tsync_worker_main(Datum main_arg)
 {
 	TsyncStart	start;
+	MemoryContext run_context;
 	List	   *runs;
 	ListCell   *lc;
 
@@ -443,11 +426,9 @@ tsync_worker_main(Datum main_arg)
 		proc_exit(0);
 	}
 
-	if ((runs = make_runs(&start)) == NIL)
+	if ((runs = tsync_make_runs(&start)) == NIL)
 		proc_exit(0);
-
-	MemoryContext run_context = CurrentMemoryContext;
-
+	run_context = CurrentMemoryContext;
 	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
 	record_starts(runs);
 	run_in_envelope(runs);
@@ -457,7 +438,7 @@ tsync_worker_main(Datum main_arg)
 
 		MemoryContextSwitchTo(run_context);
 		tsync_settle_run(run->run_id);
-		tsync_prune_runs(run);
+		tsync_prune_runs(run->replica_oid);
 	}
 	proc_exit(0);
 }

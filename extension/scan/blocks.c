@@ -17,7 +17,6 @@
 #include "memory/memory.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "scan/scan.h"
 #include "source/source.h"
 #include "utils/memutils.h"
@@ -36,39 +35,39 @@
 #define SAMPLE_ROWS 100000
 
 static double
-rows_per_block(TsyncRun *run)
+rows_per_block(TsyncSource *source)
 {
-	return Max(run->source_estimate / run->source_blocks, 1);
+	return Max(source->estimate / source->blocks, 1);
 }
 
 static int64
-rows_of_blocks(TsyncRun *run, TsyncChunk *range)
+rows_of_blocks(TsyncSource *source, TsyncRange *range)
 {
-	int64		end = range->end_block < 0 ? run->source_blocks : range->end_block;
+	int64		end = range->end_block < 0 ? source->blocks : range->end_block;
 
-	return (int64) ((end - range->first_block) * rows_per_block(run));
+	return (int64) ((end - range->first_block) * rows_per_block(source));
 }
 
 bool
-tsync_can_read_blocks(TsyncRun *run)
+tsync_can_read_blocks(TsyncSource *source)
 {
-	return run->source_blocks > 0 && run->source_version >= BLOCKS_VERSION;
+	return source->blocks > 0 && source->version >= BLOCKS_VERSION;
 }
 
 /*
  * The next range of the source's blocks with about so many rows; false after
  * the last one, which is open.
  */
-bool
-tsync_next_blocks(TsyncRun *run, TsyncChunk *range, int64 rows)
+static bool
+next_blocks(TsyncSource *source, TsyncRange *range, int64 rows)
 {
-	int64		step = Max((int64) (rows / rows_per_block(run)), 1);
+	int64		step = Max((int64) (rows / rows_per_block(source)), 1);
 
 	if (range->blocks && range->end_block < 0)
 		return false;
 	range->first_block = range->blocks ? range->end_block : 0;
 	range->end_block = range->first_block + step;
-	if (range->end_block >= run->source_blocks)
+	if (range->end_block >= source->blocks)
 		range->end_block = -1;
 	range->blocks = true;
 	return true;
@@ -95,55 +94,49 @@ take_bucket_of_blocks(TupleTableSlot *slot, void *arg)
  * NULL if they are too many, or too far apart.
  */
 TsyncAllBuckets *
-tsync_read_all_buckets(TsyncRun *run)
+tsync_read_all_buckets(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSource *source, TsyncPace *pace)
 {
 	TsyncBucketing bucketing = {TSYNC_BITMAP_SHIFT, TSYNC_BITMAP_MASK};
 	TsyncAllBuckets *all = palloc0(sizeof(TsyncAllBuckets));
-	TsyncChunk	range = {0};
+	TsyncRange	range = {0};
 	int64		first;
 	int64		last;
 
-	all->hint = tsync_hint(run->replica);
-	tsync_key_span(run, &range, &first, &last);
+	all->hint = tsync_hint(table);
+	tsync_key_span(table, &range, &first, &last);
 	tsync_expect_keys(all, first, last);
 	while (!all->overflow &&
-		   tsync_next_blocks(run, &range, Min(tsync_statement_rows(run->replica), BUCKETED_ROWS)))
+		   next_blocks(source, &range, Min(tsync_statement_rows(pace), BUCKETED_ROWS)))
 	{
-		int64		before = run->source_time;
+		int64		before = table->waited;
 
-		tsync_check_snapshot_age(run);
-		tsync_select_each(run, TSYNC_SOURCE,
-						  tsync_sql_buckets(run->replica, TSYNC_SOURCE, &range, &bucketing,
-											run->source_version), NULL, take_bucket_of_blocks, all);
-		tsync_note_speed(run, rows_of_blocks(run, &range), TSYNC_BUCKET_COST, run->source_time - before);
+		tsync_check_snapshot_age(pace);
+		tsync_select_each(table, TSYNC_SOURCE,
+						  tsync_sql_buckets(table, TSYNC_SOURCE, &range, &bucketing,
+											fingerprint), NULL, take_bucket_of_blocks, all);
+		tsync_note_speed(pace, rows_of_blocks(source, &range), TSYNC_BUCKET_COST, table->waited - before);
 		if (all->nonsense)
-			tsync_refuse_answer(run, "a bucket that no key can be in");
+			tsync_refuse_answer(table, "a bucket that no key can be in");
 	}
 	return all->overflow ? NULL : all;
 }
 
 /* Key ranges of the chunks that are expected to differ, neighbours as one. */
 static List *
-ranges_to_exclude(TsyncRun *run)
+ranges_to_exclude(List *chunks)
 {
 	List	   *ranges = NIL;
 	TsyncChunk *previous = NULL;
 	ListCell   *lc;
 
-	foreach(lc, run->chunks)
+	foreach(lc, chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
 		if (!tsync_is_quiet(chunk) && previous && !tsync_is_quiet(previous))
-			((TsyncChunk *) llast(ranges))->upper = chunk->upper;
+			((TsyncRange *) llast(ranges))->upper = chunk->range.upper;
 		else if (!tsync_is_quiet(chunk))
-		{
-			TsyncChunk *range = palloc0(sizeof(TsyncChunk));
-
-			range->lower = chunk->lower;
-			range->upper = chunk->upper;
-			ranges = lappend(ranges, range);
-		}
+			ranges = lappend(ranges, memcpy(palloc(sizeof(TsyncRange)), &chunk->range, sizeof(TsyncRange)));
 		previous = chunk;
 	}
 	return ranges;
@@ -151,18 +144,18 @@ ranges_to_exclude(TsyncRun *run)
 
 /* One digest of the source, without some ranges of keys. */
 TsyncDigest
-tsync_digest_by_blocks(TsyncRun *run, List *excluded)
+tsync_digest_by_blocks(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSource *source, TsyncPace *pace, List *excluded)
 {
 	TsyncDigest total = {0, 0};
-	TsyncChunk	range = {0};
+	TsyncRange	range = {0};
 
-	while (tsync_next_blocks(run, &range, tsync_statement_rows(run->replica)))
+	while (next_blocks(source, &range, tsync_statement_rows(pace)))
 	{
 		TsyncDigest digest;
 
-		tsync_check_snapshot_age(run);
-		digest = tsync_digest_source(run, tsync_sql_digest_without(run->replica, &range, excluded,
-																   run->source_version));
+		tsync_check_snapshot_age(pace);
+		digest = tsync_digest_source(table, pace, tsync_sql_digest_without(table, &range, excluded,
+																   fingerprint));
 		tsync_add_digest(&total, digest);
 		tsync_progress_step(0, digest.rows);
 	}
@@ -176,27 +169,27 @@ tsync_digest_by_blocks(TsyncRun *run, List *excluded)
  * of it may be in its memory.
  */
 void
-tsync_learn_speed(TsyncRun *run, double weighted_rows)
+tsync_learn_speed(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSource *source, TsyncPace *pace, double weighted_rows)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	int64		length;
 
-	if (run->replica->scan_rate > 0 || !tsync_can_read_blocks(run) ||
-		strcmp(run->replica->consistency, "auto") != 0 || tsync_use_snapshot(run->replica, weighted_rows))
+	if (pace->scan_rate > 0 || !tsync_can_read_blocks(source) ||
+		strcmp(pace->consistency, "auto") != 0 || tsync_use_snapshot(pace, weighted_rows))
 		return;
-	length = Max((int64) (SAMPLE_ROWS / rows_per_block(run)), 1);
+	length = Max((int64) (SAMPLE_ROWS / rows_per_block(source)), 1);
 	for (int i = 0; i < SAMPLES; i++)
 	{
-		int64		first = run->source_blocks * (2 * i + 1) / (2 * SAMPLES);
-		TsyncChunk	range = {.blocks = true,.first_block = first,.end_block = first + length};
+		int64		first = source->blocks * (2 * i + 1) / (2 * SAMPLES);
+		TsyncRange	range = {.blocks = true,.first_block = first,.end_block = first + length};
 
 		tsync_begin();
 		MemoryContextSwitchTo(caller);
-		(void) tsync_digest_source(run, tsync_sql_digest_without(run->replica, &range, NIL, run->source_version));
+		(void) tsync_digest_source(table, pace, tsync_sql_digest_without(table, &range, NIL, fingerprint));
 		tsync_commit();
 		MemoryContextSwitchTo(caller);
 	}
-	run->replica->scan_rate = tsync_learned_rate(run);
+	pace->scan_rate = tsync_learned_rate(pace);
 }
 
 /*
@@ -204,16 +197,16 @@ tsync_learn_speed(TsyncRun *run, double weighted_rows)
  * source's, read in the order of its blocks.
  */
 TsyncVerdict
-tsync_compare_quiet_chunks(TsyncRun *run)
+tsync_compare_quiet_chunks(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSource *source, TsyncPace *pace, List *chunks)
 {
-	List	   *excluded = ranges_to_exclude(run);
+	List	   *excluded = ranges_to_exclude(chunks);
 	TsyncDigest replica = {0, 0};
 	ListCell   *lc;
 
-	foreach(lc, run->chunks)
+	foreach(lc, chunks)
 		if (tsync_is_quiet(lfirst(lc)))
 			tsync_add_digest(&replica, ((TsyncChunk *) lfirst(lc))->replica);
 	if (list_length(excluded) > MAX_EXCLUDED_RANGES || replica.rows == 0)
 		return TSYNC_NOT_COMPARED;
-	return tsync_digest_equal(tsync_digest_by_blocks(run, excluded), replica) ? TSYNC_EQUAL : TSYNC_DIFFERENT;
+	return tsync_digest_equal(tsync_digest_by_blocks(table, fingerprint, source, pace, excluded), replica) ? TSYNC_EQUAL : TSYNC_DIFFERENT;
 }

@@ -13,15 +13,15 @@
 #include "execute/execute.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "scan/scan.h"
 
 /* Note which of some keys to be deleted the source still has. */
 static void
-find_again(TsyncRun *run, List *keys, void *arg)
+find_again(TsyncTable *table, List *keys, void *arg)
 {
-	tsync_select_at_most(run, TSYNC_SOURCE, tsync_sql_find_keys(run->replica, keys),
-						 &run->stage->reappeared, list_length(keys));
+	TsyncStage *stage = arg;
+
+	tsync_select_at_most(table, TSYNC_SOURCE, tsync_sql_find_keys(table, keys), &stage->reappeared, list_length(keys));
 	tsync_progress_step(0, list_length(keys));
 }
 
@@ -30,16 +30,16 @@ find_again(TsyncRun *run, List *keys, void *arg)
  * those that are still there.
  */
 void
-tsync_confirm(TsyncRun *run)
+tsync_confirm(TsyncTable *table, TsyncStage *stage)
 {
 	MemoryContext run_context = CurrentMemoryContext;
 
-	if (run->stage->deleted.count == 0)
+	if (stage->deleted.count == 0)
 		return;
-	tsync_progress_phase(TSYNC_PHASE_CONFIRM, 0, run->stage->deleted.count);
+	tsync_progress_phase(TSYNC_PHASE_CONFIRM, 0, stage->deleted.count);
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	tsync_for_keys(run, &run->stage->deleted, find_again, NULL);
+	tsync_for_keys(table, &stage->deleted, find_again, stage);
 	tsync_commit();
 	MemoryContextSwitchTo(run_context);
 }

@@ -21,7 +21,6 @@
 #include "memory/memory.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "scan/scan.h"
 #include "source/source.h"
 
@@ -37,8 +36,8 @@ make_chunk(char **lower, char **upper, int64 rows, bool differed)
 {
 	TsyncChunk *chunk = palloc0(sizeof(TsyncChunk));
 
-	chunk->lower = lower;
-	chunk->upper = upper;
+	chunk->range.lower = lower;
+	chunk->range.upper = upper;
 	chunk->expected_rows = rows;
 	chunk->differed = differed;
 	chunk->planned = true;
@@ -47,37 +46,37 @@ make_chunk(char **lower, char **upper, int64 rows, bool differed)
 
 /* The replica as one chunk, where nothing is remembered. */
 static TsyncChunk *
-whole_replica(TsyncRun *run)
+whole_replica(TsyncTable *table)
 {
 	char	   *sql = psprintf("SELECT pg_catalog.count(*), NULL::pg_catalog.text FROM %s",
-							   run->replica->replica_sql);
-	TsyncDigest digest = tsync_select_digest(run, TSYNC_REPLICA, sql);
+							   table->replica_sql);
+	TsyncDigest digest = tsync_select_digest(table, TSYNC_REPLICA, sql);
 
 	return make_chunk(NULL, NULL, digest.rows, false);
 }
 
 /* Integer bounds begin a bitmap, if that leaves the chunk any keys. */
 static void
-align_boundary(TsyncRun *run, TsyncChunk *chunk, char **boundary)
+align_boundary(TsyncTable *table, TsyncChunk *chunk, char **boundary)
 {
 	int64		key;
 
-	if (run->replica->nkeys != 1 || !tsync_is_integer(run->replica->keys[0]->type))
+	if (table->nkeys != 1 || !tsync_is_integer(table->keys[0]->type))
 		return;
 	key = strtoll(boundary[0], NULL, 10) & ~INT64CONST(63);
-	if (chunk->lower == NULL || key > strtoll(chunk->lower[0], NULL, 10))
+	if (chunk->range.lower == NULL || key > strtoll(chunk->range.lower[0], NULL, 10))
 		boundary[0] = psprintf(INT64_FORMAT, key);
 }
 
 /* The first key above so many rows of a chunk, or NULL. */
 static char **
-find_boundary(TsyncRun *run, TsyncSide side, TsyncChunk *chunk, int64 rows)
+find_boundary(TsyncTable *table, TsyncSide side, TsyncChunk *chunk, int64 rows)
 {
-	int			nrange = run->replica->nrange;
+	int			nrange = table->nrange;
 	char	  **boundary = NULL;
 
-	if (tsync_select(run, side,
-					 tsync_sql_boundary(run->replica, side, chunk, rows), NULL) == 1)
+	if (tsync_select(table, side,
+					 tsync_sql_boundary(table, side, &chunk->range, rows), NULL) == 1)
 	{
 		boundary = palloc(nrange * sizeof(char *));
 		for (int i = 0; i < nrange; i++)
@@ -85,9 +84,9 @@ find_boundary(TsyncRun *run, TsyncSide side, TsyncChunk *chunk, int64 rows)
 			boundary[i] = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, i + 1);
 			if (boundary[i] == NULL)
 				elog(ERROR, "key column %s of %s is NULL",
-					 run->replica->keys[i]->quoted, run->replica->label);
+					 table->keys[i]->quoted, table->label);
 		}
-		align_boundary(run, chunk, boundary);
+		align_boundary(table, chunk, boundary);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return boundary;
@@ -109,16 +108,16 @@ make_piece(TsyncChunk *whole, char **lower, char **upper, int64 rows)
 
 /* Append a chunk to a list, in pieces of about "target" rows if it has grown. */
 static List *
-append_split(TsyncRun *run, List *chunks, TsyncChunk *chunk, int64 target)
+append_split(TsyncTable *table, List *chunks, TsyncChunk *chunk, int64 target)
 {
-	while (run->replica->nrange > 0 && chunk->expected_rows > target * 2)
+	while (table->nrange > 0 && chunk->expected_rows > target * 2)
 	{
-		char	  **boundary = find_boundary(run, TSYNC_REPLICA, chunk, target);
+		char	  **boundary = find_boundary(table, TSYNC_REPLICA, chunk, target);
 
 		if (boundary == NULL)
 			break;
-		chunks = lappend(chunks, make_piece(chunk, chunk->lower, boundary, target));
-		chunk = make_piece(chunk, boundary, chunk->upper, chunk->expected_rows - target);
+		chunks = lappend(chunks, make_piece(chunk, chunk->range.lower, boundary, target));
+		chunk = make_piece(chunk, boundary, chunk->range.upper, chunk->expected_rows - target);
 	}
 	return lappend(chunks, chunk);
 }
@@ -127,7 +126,7 @@ append_split(TsyncRun *run, List *chunks, TsyncChunk *chunk, int64 target)
 static void
 merge(TsyncChunk *chunk, TsyncChunk *next)
 {
-	chunk->upper = next->upper;
+	chunk->range.upper = next->range.upper;
 	chunk->expected_rows += next->expected_rows;
 	chunk->differed |= next->differed;
 	chunk->known &= next->known;
@@ -170,65 +169,103 @@ is_new_plan(List *chunks, int remembered)
 }
 
 /* Plan the chunks of a run, in a transaction of the caller. */
-void
-tsync_plan_chunks(TsyncRun *run)
+List *
+tsync_plan_chunks(TsyncTable *table, TsyncPace *pace)
 {
-	int64		target = tsync_chunk_target(run->replica);
-	List	   *remembered = tsync_read_chunks(run->replica);
+	int64		target = tsync_chunk_target(pace);
+	List	   *remembered = tsync_read_chunks(table);
 	int			nremembered = list_length(remembered);
+	List	   *chunks = NIL;
 	ListCell   *lc;
 
-	run->chunks = NIL;
 	if (remembered == NIL)
-		remembered = list_make1(whole_replica(run));
+		remembered = list_make1(whole_replica(table));
 	foreach(lc, merge_small(remembered, target))
-		run->chunks = append_split(run, run->chunks, lfirst(lc), target);
-	if (is_new_plan(run->chunks, nremembered))
-		tsync_write_plan(run->replica, run->chunks);
+		chunks = append_split(table, chunks, lfirst(lc), target);
+	if (is_new_plan(chunks, nremembered))
+		tsync_write_plan(table, chunks);
+	return chunks;
 }
 
 /* Put pieces in the place of a chunk, and learn what the replica holds in each. */
 static void
-replace_chunk(TsyncRun *run, int position, List *pieces)
+replace_chunk(TsyncScan *scan, int position, List *pieces)
 {
 	MemoryContext caller = CurrentMemoryContext;
 
 	if (list_length(pieces) < 2)
 		return;
-	run->chunks = list_concat(list_concat(list_copy_head(run->chunks, position), pieces),
-							  list_copy_tail(run->chunks, position + 1));
+	scan->chunks = list_concat(list_concat(list_copy_head(scan->chunks, position), pieces),
+							  list_copy_tail(scan->chunks, position + 1));
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
-	if (!run->verify)
-		tsync_write_plan(run->replica, run->chunks);
+	if (!scan->verify->whole)
+		tsync_write_plan(scan->table, scan->chunks);
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
-	tsync_know_replica(run);
+	scan->drifted += tsync_know_replica(scan->table, scan->fingerprint, scan->chunks, !scan->verify->whole);
 }
 
 /* Replace a chunk by pieces of about so many rows of the replica. */
 static void
-split_chunk(TsyncRun *run, int position, int64 target)
+split_chunk(TsyncScan *scan, int position, int64 target)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	List	   *pieces;
 
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
-	pieces = append_split(run, NIL, list_nth(run->chunks, position), target);
+	pieces = append_split(scan->table, NIL, list_nth(scan->chunks, position), target);
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
-	replace_chunk(run, position, pieces);
+	replace_chunk(scan, position, pieces);
 }
 
 /* Is a key the bound of a chunk?  Then it cuts nothing off. */
 static bool
-is_bound(TsyncReplica *replica, char **key, char **bound)
+is_bound(TsyncTable *table, char **key, char **bound)
 {
-	for (int i = 0; bound && i < replica->nrange; i++)
+	for (int i = 0; bound && i < table->nrange; i++)
 		if (strcmp(key[i], bound[i]) != 0)
 			return false;
 	return bound != NULL;
+}
+
+/* A chunk that is being cut, and the pieces so far. */
+typedef struct Cut
+{
+	TsyncTable *table;
+	TsyncChunk *chunk;			/* what is left of it */
+	int64		target;			/* rows of the source in a piece */
+	List	   *pieces;
+} Cut;
+
+/* Cut a chunk by the source's index, a statement and a transaction for each piece. */
+static void
+cut_by_source(void *arg)
+{
+	Cut		   *cut = arg;
+	MemoryContext caller = CurrentMemoryContext;
+	char	  **boundary;
+
+	do
+	{
+		tsync_begin();
+		MemoryContextSwitchTo(caller);
+		boundary = find_boundary(cut->table, TSYNC_SOURCE, cut->chunk, cut->target);
+		tsync_commit();
+		MemoryContextSwitchTo(caller);
+		if (boundary == NULL || is_bound(cut->table, boundary, cut->chunk->range.lower))
+			break;
+		cut->pieces = lappend(cut->pieces, make_piece(cut->chunk, cut->chunk->range.lower, boundary, 0));
+		cut->chunk = make_piece(cut->chunk, boundary, cut->chunk->range.upper, 0);
+	} while (list_length(cut->pieces) < MAX_PIECES);
+}
+
+static bool
+took_too_long(ErrorData *edata, void *arg)
+{
+	return tsync_source_timed_out(edata);
 }
 
 /*
@@ -237,55 +274,24 @@ is_bound(TsyncReplica *replica, char **key, char **bound)
  * done if that takes too long, too.
  */
 static void
-split_chunk_by_source(TsyncRun *run, int position, int64 target)
+split_chunk_by_source(TsyncScan *scan, int position, int64 target)
 {
-	MemoryContext caller = CurrentMemoryContext;
-	TsyncChunk *volatile chunk = list_nth(run->chunks, position);
-	List	   *volatile pieces = NIL;
+	Cut			cut = {.table = scan->table,.chunk = list_nth(scan->chunks, position),.target = target};
 
-	PG_TRY();
-	{
-		char	  **boundary;
-
-		do
-		{
-			tsync_begin();
-			MemoryContextSwitchTo(caller);
-			boundary = find_boundary(run, TSYNC_SOURCE, chunk, target);
-			tsync_commit();
-			MemoryContextSwitchTo(caller);
-			if (boundary == NULL || is_bound(run->replica, boundary, chunk->lower))
-				break;
-			pieces = lappend(pieces, make_piece(chunk, chunk->lower, boundary, 0));
-			chunk = make_piece(chunk, boundary, chunk->upper, 0);
-		} while (list_length(pieces) < MAX_PIECES);
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-
-		MemoryContextSwitchTo(caller);
-		edata = CopyErrorData();
-		if (!tsync_source_timed_out(edata))
-			PG_RE_THROW();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(caller);
-	replace_chunk(run, position, lappend(pieces, chunk));
+	(void) tsync_try(cut_by_source, &cut, took_too_long, NULL);
+	replace_chunk(scan, position, lappend(cut.pieces, cut.chunk));
 }
 
 /* The chunk at a position, cut so that the source can answer in time now. */
 TsyncChunk *
-tsync_fit_chunk(TsyncRun *run, int position)
+tsync_fit_chunk(TsyncScan *scan, int position)
 {
-	int64		target = tsync_current_target(run);
-	TsyncChunk *chunk = list_nth(run->chunks, position);
+	int64		target = tsync_current_target(scan->pace);
+	TsyncChunk *chunk = list_nth(scan->chunks, position);
 
-	if (run->replica->nrange > 0 && chunk->expected_rows > target * 2)
-		split_chunk(run, position, target);
-	return list_nth(run->chunks, position);
+	if (scan->table->nrange > 0 && chunk->expected_rows > target * 2)
+		split_chunk(scan, position, target);
+	return list_nth(scan->chunks, position);
 }
 
 /*
@@ -295,22 +301,22 @@ tsync_fit_chunk(TsyncRun *run, int position)
  * is, or is an error if it must not.
  */
 void
-tsync_halve_chunk(TsyncRun *run, int position, bool must)
+tsync_halve_chunk(TsyncScan *scan, int position, bool must)
 {
-	TsyncChunk *chunk = list_nth(run->chunks, position);
-	int			before = list_length(run->chunks);
+	TsyncChunk *chunk = list_nth(scan->chunks, position);
+	int			before = list_length(scan->chunks);
 	bool		divisible = chunk->expected_rows >= MIN_CHUNK_ROWS * 2;
-	int64		target = divisible ? (chunk->expected_rows - 1) / 2 : tsync_current_target(run);
+	int64		target = divisible ? (chunk->expected_rows - 1) / 2 : tsync_current_target(scan->pace);
 
-	if (run->replica->nrange > 0 && chunk->upper == NULL)
-		split_chunk_by_source(run, position, target);
-	if (divisible && list_length(run->chunks) == before)
-		split_chunk(run, position, target);
-	for (; run->replica->nrange > 0 && list_length(run->chunks) == before && target >= MIN_CHUNK_ROWS; target /= 4)
-		split_chunk_by_source(run, position, target);
-	if (list_length(run->chunks) > before)
+	if (scan->table->nrange > 0 && chunk->range.upper == NULL)
+		split_chunk_by_source(scan, position, target);
+	if (divisible && list_length(scan->chunks) == before)
+		split_chunk(scan, position, target);
+	for (; scan->table->nrange > 0 && list_length(scan->chunks) == before && target >= MIN_CHUNK_ROWS; target /= 4)
+		split_chunk_by_source(scan, position, target);
+	if (list_length(scan->chunks) > before)
 	{
-		tsync_source_is_slow(run, target);
+		tsync_source_is_slow(scan->pace, target);
 		return;
 	}
 	chunk->indivisible = true;
@@ -318,7 +324,7 @@ tsync_halve_chunk(TsyncRun *run, int position, bool must)
 		ereport(ERROR,
 				(errcode(ERRCODE_QUERY_CANCELED),
 				 errmsg("the source of %s can't answer for " INT64_FORMAT " rows within %d ms",
-						run->replica->label, chunk->expected_rows, tsync_chunk_timeout(run->replica)),
+						scan->table->label, chunk->expected_rows, tsync_chunk_timeout(scan->table->nrange > 0)),
 				 errdetail("The chunk can't be made smaller."),
 				 errhint("Increase tablesync.chunk_time, or run when the source is less busy.")));
 }

@@ -18,7 +18,6 @@
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "scan/scan.h"
 #include "source/source.h"
 #include "utils/hsearch.h"
@@ -37,20 +36,20 @@
 #define MAX_ROWS_TO_FETCH 100000
 
 /* A bucket that differs; a side that lacks it has no rows. */
-typedef struct Difference
+typedef struct BucketPair
 {
-	TsyncBucket source;			/* first: lists of differences are lists of buckets */
+	TsyncBucket source;
 	TsyncBucket replica;
 	bool		resolved;
 	uint64		expected;		/* sum of the replica's rows after the change */
 	int			missing;		/* candidates that nobody has found */
-} Difference;
+} BucketPair;
 
 /* A key whose row has probably changed. */
 typedef struct Candidate
 {
 	int64		key;			/* hash key */
-	Difference *difference;
+	BucketPair *difference;
 	bool		wanted_old;
 	bool		wanted_new;
 	bool		has_old;
@@ -62,6 +61,9 @@ typedef struct Candidate
 /* Row sets that one chunk fills and the next one clears. */
 struct TsyncResolver
 {
+	TsyncTable *table;
+	TsyncFingerprint fingerprint;
+	TsyncStage *stage;			/* into which the rows go */
 	TsyncRowSet listed;			/* source: keys with version or fingerprint */
 	TsyncRowSet differing;		/* keys with i, u or d */
 	TsyncRowSet to_insert;		/* keys */
@@ -73,28 +75,32 @@ struct TsyncResolver
 typedef struct FingerprintTarget
 {
 	HTAB	   *candidates;
+	TsyncFingerprint fingerprint;
 	bool		is_new;
 } FingerprintTarget;
 
 TsyncResolver *
-tsync_resolver_create(TsyncReplica *replica)
+tsync_resolver_create(TsyncTable *table, TsyncFingerprint fingerprint, TsyncStage *stage)
 {
 	TsyncResolver *resolver = palloc0(sizeof(TsyncResolver));
-	TupleDesc	listed = tsync_key_desc(replica, 1);
-	TupleDesc	differing = tsync_key_desc(replica, 1);
+	TupleDesc	listed = tsync_key_desc(table, 1);
+	TupleDesc	differing = tsync_key_desc(table, 1);
 
-	if (replica->row_fingerprint)
-		TupleDescInitEntry(listed, replica->nkeys + 1, replica->fingerprint_column, NUMERICOID, -1, 0);
+	resolver->table = table;
+	resolver->fingerprint = fingerprint;
+	resolver->stage = stage;
+	if (fingerprint.all_columns)
+		TupleDescInitEntry(listed, table->nkeys + 1, table->fingerprint_column, NUMERICOID, -1, 0);
 	else
-		TupleDescInitEntry(listed, replica->nkeys + 1, replica->version->name,
-						   replica->version->type, replica->version->typmod, 0);
-	TupleDescInitEntry(differing, replica->nkeys + 1, "difference", CHAROID, -1, 0);
+		TupleDescInitEntry(listed, table->nkeys + 1, table->version->name,
+						   table->version->type, table->version->typmod, 0);
+	TupleDescInitEntry(differing, table->nkeys + 1, "difference", CHAROID, -1, 0);
 
 	tsync_rowset_init(&resolver->listed, "tsync_listed", listed);
 	tsync_rowset_init(&resolver->differing, "tsync_differing", differing);
-	tsync_rowset_init(&resolver->to_insert, "tsync_to_insert", tsync_key_desc(replica, 0));
-	tsync_rowset_init(&resolver->to_update, "tsync_to_update", tsync_key_desc(replica, 0));
-	tsync_rowset_init(&resolver->fetched, "tsync_fetched", tsync_row_desc(replica));
+	tsync_rowset_init(&resolver->to_insert, "tsync_to_insert", tsync_key_desc(table, 0));
+	tsync_rowset_init(&resolver->to_update, "tsync_to_update", tsync_key_desc(table, 0));
+	tsync_rowset_init(&resolver->fetched, "tsync_fetched", tsync_row_desc(table));
 	resolver->batch_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync resolver",
 													ALLOCSET_DEFAULT_SIZES);
 	return resolver;
@@ -130,7 +136,7 @@ put_row(TsyncRowSet *set, Datum *values, bool *nulls)
 	set->count++;
 }
 
-/* The buckets in which two sides of a chunk differ: a list of Difference. */
+/* The buckets in which two sides of a chunk differ: a list of BucketPair. */
 static List *
 find_differences(TsyncBuckets *source, TsyncBuckets *replica)
 {
@@ -142,7 +148,7 @@ find_differences(TsyncBuckets *source, TsyncBuckets *replica)
 	{
 		TsyncBucket *theirs = s < source->count ? &source->buckets[s] : NULL;
 		TsyncBucket *ours = r < replica->count ? &replica->buckets[r] : NULL;
-		Difference *difference;
+		BucketPair *difference;
 
 		if (theirs && ours && theirs->number != ours->number)
 		{
@@ -155,7 +161,7 @@ find_differences(TsyncBuckets *source, TsyncBuckets *replica)
 		r += ours != NULL;
 		if (theirs && ours && theirs->rows == ours->rows && theirs->sum == ours->sum)
 			continue;
-		difference = palloc0(sizeof(Difference));
+		difference = palloc0(sizeof(BucketPair));
 		if (theirs)
 			difference->source = *theirs;
 		if (ours)
@@ -168,9 +174,9 @@ find_differences(TsyncBuckets *source, TsyncBuckets *replica)
 
 /* Sort the differing keys into what is to be deleted, inserted and updated. */
 static void
-sort_differing_keys(TsyncRun *run, TsyncResolver *resolver)
+sort_differing_keys(TsyncResolver *resolver)
 {
-	int			nkeys = run->replica->nkeys;
+	int			nkeys = resolver->table->nkeys;
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(resolver->differing.tupdesc, &TTSOpsMinimalTuple);
 
 	tsync_rowset_start(&resolver->differing);
@@ -182,7 +188,7 @@ sort_differing_keys(TsyncRun *run, TsyncResolver *resolver)
 		switch (DatumGetChar(slot->tts_values[nkeys]))
 		{
 			case 'd':
-				set = &run->stage->deleted;
+				set = &resolver->stage->deleted;
 				break;
 			case 'i':
 				set = &resolver->to_insert;
@@ -197,25 +203,25 @@ sort_differing_keys(TsyncRun *run, TsyncResolver *resolver)
 
 /* Compare the rows of some buckets (NIL: all) key by key; stage what they need. */
 static void
-compare_keys(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk, TsyncBucketing *bucketing,
+compare_keys(TsyncResolver *resolver, TsyncChunk *chunk, TsyncBucketing *bucketing,
 			 List *buckets)
 {
-	TsyncReplica *replica = run->replica;
-	TsyncReading reading = {.range = chunk};
+	TsyncTable *table = resolver->table;
+	TsyncReading reading = {.range = &chunk->range};
 
-	tsync_start_reading(&reading, run);
-	tsync_select_into(run, TSYNC_SOURCE,
-					  tsync_sql_list_source(replica, chunk, bucketing, buckets,
-											run->source_version), &resolver->listed);
+	tsync_start_reading(&reading, table);
+	tsync_select_into(table, TSYNC_SOURCE,
+					  tsync_sql_list_source(table, &chunk->range, bucketing, buckets,
+											resolver->fingerprint), &resolver->listed);
 	tsync_end_reading(&reading);
 	tsync_rowset_register(&resolver->listed);
-	tsync_select_into(run, TSYNC_REPLICA,
-					  tsync_sql_compare(replica, resolver->listed.name, chunk, bucketing, buckets,
-										run->source_version), &resolver->differing);
+	tsync_select_into(table, TSYNC_REPLICA,
+					  tsync_sql_compare(table, resolver->listed.name, &chunk->range, bucketing, buckets,
+										resolver->fingerprint), &resolver->differing);
 	SPI_unregister_relation(resolver->listed.name);
-	sort_differing_keys(run, resolver);
-	tsync_fetch_rows(run, &resolver->to_insert, &run->stage->inserted);
-	tsync_fetch_rows(run, &resolver->to_update, &run->stage->updated);
+	sort_differing_keys(resolver);
+	tsync_fetch_rows(table, &resolver->to_insert, &resolver->stage->inserted);
+	tsync_fetch_rows(table, &resolver->to_update, &resolver->stage->updated);
 	tsync_rowset_clear(&resolver->listed);
 	tsync_rowset_clear(&resolver->differing);
 	tsync_rowset_clear(&resolver->to_insert);
@@ -228,7 +234,7 @@ compare_keys(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk, TsyncBuc
  * is "staged" of other buckets.
  */
 static void
-compare_buckets(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk, TsyncBuckets *source,
+compare_buckets(TsyncResolver *resolver, TsyncChunk *chunk, TsyncBuckets *source,
 				List *buckets, bool staged)
 {
 	if (source->bucketing.mask == TSYNC_BITMAP_MASK && list_length(buckets) <= MAX_INDEXED_BUCKETS)
@@ -236,13 +242,25 @@ compare_buckets(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk, Tsync
 		{
 			List	   *group = list_truncate(list_copy(buckets), TSYNC_INDEXED_BUCKETS);
 
-			compare_keys(run, resolver, chunk, &source->bucketing, group);
+			compare_keys(resolver, chunk, &source->bucketing, group);
 			buckets = list_copy_tail(buckets, list_length(group));
 		}
 	else if (!staged && list_length(buckets) > source->count * MAX_FILTER_FRACTION)
-		compare_keys(run, resolver, chunk, &source->bucketing, NIL);
+		compare_keys(resolver, chunk, &source->bucketing, NIL);
 	else
-		compare_keys(run, resolver, chunk, &source->bucketing, buckets);
+		compare_keys(resolver, chunk, &source->bucketing, buckets);
+}
+
+/* The source's buckets of some pairs, for statements about them. */
+static List *
+buckets_of(List *pairs)
+{
+	List	   *buckets = NIL;
+	ListCell   *lc;
+
+	foreach(lc, pairs)
+		buckets = lappend(buckets, &((BucketPair *) lfirst(lc))->source);
+	return buckets;
 }
 
 /*
@@ -250,7 +268,7 @@ compare_buckets(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk, Tsync
  * recent ones, or those for which sum and moment have moved as by one change.
  */
 static uint64
-changed_keys(Difference *difference)
+changed_keys(BucketPair *difference)
 {
 	TsyncBucket *source = &difference->source;
 	TsyncBucket *replica = &difference->replica;
@@ -268,19 +286,19 @@ changed_keys(Difference *difference)
 
 /* Bitmaps of the keys whose rows the source has new, and the replica old. */
 static uint64
-new_keys(Difference *difference)
+new_keys(BucketPair *difference)
 {
 	return (difference->source.rows & ~difference->replica.rows) | changed_keys(difference);
 }
 
 static uint64
-old_keys(Difference *difference)
+old_keys(BucketPair *difference)
 {
 	return (difference->replica.rows & ~difference->source.rows) | changed_keys(difference);
 }
 
 static void
-add_candidates(TsyncRun *run, HTAB *candidates, Difference *difference, TsyncRowSet *to_fetch)
+add_candidates(TsyncTable *table, HTAB *candidates, BucketPair *difference, TsyncRowSet *to_fetch)
 {
 	uint64		fetch = new_keys(difference);
 	uint64		old = old_keys(difference);
@@ -290,7 +308,7 @@ add_candidates(TsyncRun *run, HTAB *candidates, Difference *difference, TsyncRow
 		int			bit = pg_rightmost_one_pos64(left);
 		int64		key = (int64) ((uint64) difference->source.number << TSYNC_BITMAP_SHIFT) + bit;
 		Candidate  *candidate = hash_search(candidates, &key, HASH_ENTER, NULL);
-		Datum		value = tsync_integer_datum(run->replica->keys[0]->type, key);
+		Datum		value = tsync_integer_datum(table->keys[0]->type, key);
 		bool		isnull = false;
 
 		candidate->difference = difference;
@@ -330,47 +348,49 @@ note_fingerprint(TupleTableSlot *slot, void *arg)
 }
 
 static void
-read_old_fingerprints(TsyncRun *run, List *keys, void *arg)
+read_old_fingerprints(TsyncTable *table, List *keys, void *arg)
 {
-	tsync_select_each(run, TSYNC_REPLICA,
-					  tsync_sql_fingerprints_of_keys(run->replica, keys, run->source_version),
+	FingerprintTarget *target = arg;
+
+	tsync_select_each(table, TSYNC_REPLICA,
+					  tsync_sql_fingerprints_of_keys(table, keys, target->fingerprint),
 					  NULL, note_fingerprint, arg);
 }
 
 static void
-read_fingerprints(TsyncRun *run, TsyncResolver *resolver, HTAB *candidates)
+read_fingerprints(TsyncResolver *resolver, HTAB *candidates)
 {
-	FingerprintTarget target = {.candidates = candidates};
+	FingerprintTarget target = {.candidates = candidates,.fingerprint = resolver->fingerprint};
 	TsyncRowSet old;
 	HASH_SEQ_STATUS scan;
 	Candidate  *candidate;
 
-	tsync_rowset_init(&old, "tsync_old", tsync_key_desc(run->replica, 0));
+	tsync_rowset_init(&old, "tsync_old", tsync_key_desc(resolver->table, 0));
 	hash_seq_init(&scan, candidates);
 	while ((candidate = hash_seq_search(&scan)) != NULL)
 		if (candidate->wanted_old)
 		{
-			Datum		value = tsync_integer_datum(run->replica->keys[0]->type, candidate->key);
+			Datum		value = tsync_integer_datum(resolver->table->keys[0]->type, candidate->key);
 			bool		isnull = false;
 
 			put_row(&old, &value, &isnull);
 		}
-	tsync_for_keys(run, &old, read_old_fingerprints, &target);
+	tsync_for_keys(resolver->table, &old, read_old_fingerprints, &target);
 	tuplestore_end(old.rows);
 
 	target.is_new = true;
 	tsync_rowset_register(&resolver->fetched);
-	tsync_select_each(run, TSYNC_REPLICA,
-					  tsync_sql_fingerprints(run->replica, resolver->fetched.name, run->source_version),
+	tsync_select_each(resolver->table, TSYNC_REPLICA,
+					  tsync_sql_fingerprints(resolver->table, resolver->fetched.name, resolver->fingerprint),
 					  NULL, note_fingerprint, &target);
 	SPI_unregister_relation(resolver->fetched.name);
 }
 
 /* Stage the fetched rows that belong to resolved buckets. */
 static void
-stage_fetched(TsyncRun *run, TsyncResolver *resolver, HTAB *candidates)
+stage_fetched(TsyncResolver *resolver, HTAB *candidates)
 {
-	int			key_column = run->replica->keys[0] - run->replica->columns + 1;
+	int			key_column = resolver->table->keys[0] - resolver->table->columns + 1;
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(resolver->fetched.tupdesc, &TTSOpsMinimalTuple);
 
 	tsync_rowset_start(&resolver->fetched);
@@ -381,8 +401,8 @@ stage_fetched(TsyncRun *run, TsyncResolver *resolver, HTAB *candidates)
 		TsyncRowSet *set;
 
 		if (candidate == NULL)
-			tsync_refuse_answer(run, "a row of another key than it was asked for");
-		set = candidate->has_old ? &run->stage->updated : &run->stage->inserted;
+			tsync_refuse_answer(resolver->table, "a row of another key than it was asked for");
+		set = candidate->has_old ? &resolver->stage->updated : &resolver->stage->inserted;
 		if (!candidate->difference->resolved ||
 			(candidate->has_old && candidate->old_fingerprint == candidate->new_fingerprint))
 			continue;
@@ -394,22 +414,22 @@ stage_fetched(TsyncRun *run, TsyncResolver *resolver, HTAB *candidates)
 
 /* Stage the deleted keys of a resolved bucket. */
 static void
-stage_deleted(TsyncRun *run, Difference *difference)
+stage_deleted(TsyncResolver *resolver, BucketPair *difference)
 {
 	for (uint64 left = difference->replica.rows & ~difference->source.rows; left != 0; left &= left - 1)
 	{
 		int64		key = (int64) ((uint64) difference->source.number << TSYNC_BITMAP_SHIFT) +
 			pg_rightmost_one_pos64(left);
-		Datum		value = tsync_integer_datum(run->replica->keys[0]->type, key);
+		Datum		value = tsync_integer_datum(resolver->table->keys[0]->type, key);
 		bool		isnull = false;
 
-		put_row(&run->stage->deleted, &value, &isnull);
+		put_row(&resolver->stage->deleted, &value, &isnull);
 	}
 }
 
 /* Guess the changed rows of some buckets; returns the buckets left unresolved. */
 static List *
-guess_batch(TsyncRun *run, TsyncResolver *resolver, List *batch, List *unresolved)
+guess_batch(TsyncResolver *resolver, List *batch, List *unresolved)
 {
 	MemoryContext caller = MemoryContextSwitchTo(resolver->batch_context);
 	HASHCTL		ctl = {.keysize = sizeof(int64),.entrysize = sizeof(Candidate),.hcxt = CurrentMemoryContext};
@@ -419,25 +439,25 @@ guess_batch(TsyncRun *run, TsyncResolver *resolver, List *batch, List *unresolve
 
 	foreach(lc, batch)
 	{
-		Difference *difference = lfirst(lc);
+		BucketPair *difference = lfirst(lc);
 
 		difference->expected = difference->replica.sum;
-		add_candidates(run, candidates, difference, &resolver->to_insert);
+		add_candidates(resolver->table, candidates, difference, &resolver->to_insert);
 	}
-	tsync_fetch_rows(run, &resolver->to_insert, &resolver->fetched);
-	read_fingerprints(run, resolver, candidates);
+	tsync_fetch_rows(resolver->table, &resolver->to_insert, &resolver->fetched);
+	read_fingerprints(resolver, candidates);
 	MemoryContextSwitchTo(caller);
 	foreach(lc, batch)
 	{
-		Difference *difference = lfirst(lc);
+		BucketPair *difference = lfirst(lc);
 
 		difference->resolved = difference->missing == 0 && difference->expected == difference->source.sum;
 		if (difference->resolved)
-			stage_deleted(run, difference);
+			stage_deleted(resolver, difference);
 		else
 			unresolved = lappend(unresolved, difference);
 	}
-	stage_fetched(run, resolver, candidates);
+	stage_fetched(resolver, candidates);
 	tsync_rowset_clear(&resolver->to_insert);
 	tsync_rowset_clear(&resolver->fetched);
 	MemoryContextReset(resolver->batch_context);
@@ -446,7 +466,7 @@ guess_batch(TsyncRun *run, TsyncResolver *resolver, List *batch, List *unresolve
 
 /* Guess the changed rows of bitmaps; returns the buckets left unresolved. */
 static List *
-guess_rows(TsyncRun *run, TsyncResolver *resolver, List *differences)
+guess_rows(TsyncResolver *resolver, List *differences)
 {
 	List	   *unresolved = NIL;
 	List	   *batch = NIL;
@@ -455,7 +475,7 @@ guess_rows(TsyncRun *run, TsyncResolver *resolver, List *differences)
 
 	foreach(lc, differences)
 	{
-		Difference *difference = lfirst(lc);
+		BucketPair *difference = lfirst(lc);
 		int			mine = pg_popcount64(new_keys(difference) | old_keys(difference));
 
 		if (mine == 0)
@@ -465,11 +485,11 @@ guess_rows(TsyncRun *run, TsyncResolver *resolver, List *differences)
 		keys += mine;
 		if (keys < BATCH_KEYS)
 			continue;
-		unresolved = guess_batch(run, resolver, batch, unresolved);
+		unresolved = guess_batch(resolver, batch, unresolved);
 		batch = NIL;
 		keys = 0;
 	}
-	return batch == NIL ? unresolved : guess_batch(run, resolver, batch, unresolved);
+	return batch == NIL ? unresolved : guess_batch(resolver, batch, unresolved);
 }
 
 /*
@@ -477,14 +497,14 @@ guess_rows(TsyncRun *run, TsyncResolver *resolver, List *differences)
  * to fetch that its snapshot would grow old.
  */
 static void
-check_amount(TsyncRun *run, TsyncChunk *chunk, TsyncBucketing *bucketing, List *differences)
+check_amount(TsyncTable *table, TsyncBucketing *bucketing, List *differences)
 {
 	int64		rows = 0;
 	ListCell   *lc;
 
 	foreach(lc, differences)
 	{
-		Difference *difference = lfirst(lc);
+		BucketPair *difference = lfirst(lc);
 		uint64		fetch = bucketing->mask == TSYNC_BITMAP_MASK ? new_keys(difference) : 0;
 
 		rows += fetch ? pg_popcount64(fetch) : tsync_rows_of_bucket(bucketing, &difference->source);
@@ -492,28 +512,28 @@ check_amount(TsyncRun *run, TsyncChunk *chunk, TsyncBucketing *bucketing, List *
 	if (rows > MAX_ROWS_TO_FETCH)
 		ereport(ERROR,
 				(errcode(ERRCODE_SNAPSHOT_TOO_OLD),
-				 errmsg("a chunk of %s has up to " INT64_FORMAT " rows to fetch", run->replica->label, rows)));
+				 errmsg("a chunk of %s has up to " INT64_FORMAT " rows to fetch", table->label, rows)));
 }
 
 /*
  * Find the rows in which the two sides of a chunk differ and put them into
- * the stage.  Returns false when they do not differ.
+ * the stage.  Returns false when they do not differ.  Unless "whatever_it_takes",
+ * an error is raised before anything is staged that would take too long.
  */
 bool
-tsync_resolve(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk,
-			  TsyncBuckets *source, TsyncBuckets *replica)
+tsync_resolve(TsyncResolver *resolver, TsyncChunk *chunk, TsyncBuckets *source, TsyncBuckets *replica, bool whatever_it_takes)
 {
 	List	   *differences = find_differences(source, replica);
 	List	   *unresolved = differences;
 
 	if (differences == NIL)
 		return false;
-	if (!run->snapshot && !chunk->indivisible)
-		check_amount(run, chunk, &source->bucketing, differences);
+	if (!whatever_it_takes && !chunk->indivisible)
+		check_amount(resolver->table, &source->bucketing, differences);
 	if (source->bucketing.mask == TSYNC_BITMAP_MASK)
-		unresolved = guess_rows(run, resolver, differences);
+		unresolved = guess_rows(resolver, differences);
 	if (unresolved != NIL)
-		compare_buckets(run, resolver, chunk, source, unresolved,
+		compare_buckets(resolver, chunk, source, buckets_of(unresolved),
 						list_length(unresolved) < list_length(differences));
 	return true;
 }

@@ -24,7 +24,6 @@
 #include "memory/memory.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "scan/scan.h"
 #include "source/source.h"
 #include "utils/memutils.h"
@@ -36,7 +35,7 @@
 
 typedef struct ScanState
 {
-	TsyncRun   *run;
+	TsyncScan  *scan;
 	TsyncResolver *resolver;
 	TsyncResolver *row_resolver;	/* for chunks to be compared by all columns */
 	MemoryContext chunk_context;
@@ -45,6 +44,7 @@ typedef struct ScanState
 	TimestampTz locked_since;	/* 0: the source's table is not locked */
 } ScanState;
 
+/* How a try to scan a chunk has ended. */
 typedef enum ChunkOutcome
 {
 	CHUNK_DONE,
@@ -55,9 +55,8 @@ typedef enum ChunkOutcome
 
 /* Forget what an aborted transaction has left behind. */
 static void
-clear_state(TsyncRun *run, ScanState *state)
+clear_state(ScanState *state)
 {
-	tsync_use_row_fingerprint(run, false);
 	tsync_resolver_clear(state->resolver);
 	if (state->row_resolver)
 		tsync_resolver_clear(state->row_resolver);
@@ -66,25 +65,28 @@ clear_state(TsyncRun *run, ScanState *state)
 
 /* Compare the buckets of a chunk and stage the rows that differ. */
 static void
-resolve_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk, TsyncBuckets *source,
-			  TsyncBuckets *replica)
+resolve_chunk(ScanState *state, TsyncChunk *chunk, TsyncBuckets *source, TsyncBuckets *replica)
 {
+	TsyncScan  *scan = state->scan;
+
 	chunk->source = tsync_digest_of_buckets(source);
-	chunk->differs = tsync_resolve(run, state->resolver, chunk, source, replica);
+	chunk->differs = tsync_resolve(state->resolver, chunk, source, replica, scan->snapshot);
 	if (chunk->differs)
-		tsync_stage_memory(run, chunk, source);
+		tsync_stage_memory(scan->table, &scan->memory, chunk, source);
 }
 
 /* Scan a chunk by buckets. */
 static void
-scan_buckets(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
+scan_buckets(ScanState *state, TsyncChunk *chunk)
 {
-	TsyncBuckets *replica = tsync_buckets_of_replica(run, chunk);
-	int64		before = run->source_time;
-	TsyncBuckets *source = tsync_collect_buckets(run, TSYNC_SOURCE, chunk, replica->bucketing);
+	TsyncScan  *scan = state->scan;
+	TsyncBuckets *replica = tsync_buckets_of_replica(scan->table, scan->fingerprint, chunk);
+	int64		before = scan->table->waited;
+	TsyncBuckets *source = tsync_collect_buckets(scan->table, scan->fingerprint, TSYNC_SOURCE, &chunk->range,
+												 replica->bucketing);
 
-	tsync_note_speed(run, chunk->expected_rows, TSYNC_BUCKET_COST, run->source_time - before);
-	resolve_chunk(run, state, chunk, source, replica);
+	tsync_note_speed(scan->pace, chunk->expected_rows, TSYNC_BUCKET_COST, scan->table->waited - before);
+	resolve_chunk(state, chunk, source, replica);
 }
 
 /*
@@ -93,82 +95,82 @@ scan_buckets(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
  * is remembered.
  */
 static void
-scan_all_columns(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
+scan_all_columns(ScanState *state, TsyncChunk *chunk)
 {
+	TsyncScan  *scan = state->scan;
+	TsyncTable *table = scan->table;
+	TsyncFingerprint every = tsync_every_column(scan->source->version);
+	TsyncBuckets *ours;
+	TsyncBuckets *theirs;
 	TsyncChunk	forgotten = *chunk;
-	TsyncReplica *replica = run->replica;
 
-	chunk->source = tsync_digest_source(run, tsync_sql_digest(replica, TSYNC_SOURCE, chunk, run->source_version));
-	tsync_use_row_fingerprint(run, true);
-	chunk->row_source = tsync_select_digest(run, TSYNC_SOURCE,
-											tsync_sql_digest(replica, TSYNC_SOURCE, chunk,
-															 run->source_version));
+	chunk->source = tsync_digest_source(table, scan->pace,
+										tsync_sql_digest(table, TSYNC_SOURCE, &chunk->range, scan->fingerprint));
+	chunk->row_source = tsync_select_digest(table, TSYNC_SOURCE,
+											tsync_sql_digest(table, TSYNC_SOURCE, &chunk->range, every));
 	chunk->differs = !chunk->rows_known || !tsync_digest_equal(chunk->row_source, chunk->row_replica) ||
 		!tsync_digest_equal(chunk->source, chunk->replica);
-	if (chunk->differs)
-	{
-		TsyncBuckets *ours;
-		TsyncBuckets *theirs;
-
-		forgotten.has_buckets = false;	/* they are of the other fingerprint */
-		ours = tsync_buckets_of_replica(run, &forgotten);
-		theirs = tsync_collect_buckets(run, TSYNC_SOURCE, chunk, ours->bucketing);
-		chunk->differs = tsync_resolve(run, state->row_resolver, chunk, theirs, ours);
-	}
-	tsync_use_row_fingerprint(run, false);
+	if (!chunk->differs)
+		return;
+	forgotten.has_buckets = false;	/* they are of the other fingerprint */
+	ours = tsync_buckets_of_replica(table, every, &forgotten);
+	theirs = tsync_collect_buckets(table, every, TSYNC_SOURCE, &chunk->range, ours->bucketing);
+	chunk->differs = tsync_resolve(state->row_resolver, chunk, theirs, ours, scan->snapshot);
 }
 
 /* Scan a chunk: by digest where it is likely to be equal. */
 static void
-scan_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
+scan_chunk(ScanState *state, TsyncChunk *chunk)
 {
+	TsyncScan  *scan = state->scan;
 	MemoryContext caller = MemoryContextSwitchTo(state->chunk_context);
 
+	Assert(chunk->known);		/* what is not known can't be compared */
 	if (chunk->by_row)
-		scan_all_columns(run, state, chunk);
+		scan_all_columns(state, chunk);
 	else if (!chunk->differed)
 	{
-		chunk->source = tsync_digest_source(run, tsync_sql_digest(run->replica, TSYNC_SOURCE, chunk,
-															run->source_version));
+		chunk->source = tsync_digest_source(scan->table, scan->pace,
+											tsync_sql_digest(scan->table, TSYNC_SOURCE, &chunk->range, scan->fingerprint));
 		chunk->differs = !tsync_digest_equal(chunk->source, chunk->replica);
 	}
 	if (!chunk->by_row && (chunk->differed || chunk->differs))
-		scan_buckets(run, state, chunk);
-	tsync_compare_opaque(run, chunk);
+		scan_buckets(state, chunk);
+	tsync_compare_opaque(scan->table, scan->verify, scan->stage, chunk);
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(state->chunk_context);
 }
 
 static void
-finish_chunk(TsyncRun *run, TsyncChunk *chunk)
+finish_chunk(TsyncScan *scan, TsyncChunk *chunk)
 {
-	tsync_add_digest(&run->source, chunk->source);
+	tsync_add_digest(&scan->digest, chunk->source);
 	tsync_progress_step(1, chunk->source.rows);
 }
 
 /* Scan a chunk whose buckets at the source are known already. */
 static void
-scan_slice(TsyncRun *run, ScanState *state, TsyncChunk *chunk, TsyncAllBuckets *all)
+scan_slice(ScanState *state, TsyncChunk *chunk, TsyncAllBuckets *all)
 {
 	MemoryContext caller;
 	TsyncBuckets source;
 
 	if (chunk->by_row)
 	{
-		scan_chunk(run, state, chunk);
+		scan_chunk(state, chunk);
 		return;
 	}
 	caller = MemoryContextSwitchTo(state->chunk_context);
-	source = tsync_slice_of_buckets(all, chunk);
+	source = tsync_slice_of_buckets(all, &chunk->range);
 	chunk->source = tsync_digest_of_buckets(&source);
 	if (chunk->differed || !tsync_digest_equal(chunk->source, chunk->replica))
 	{
-		TsyncBuckets *replica = tsync_buckets_of_replica(run, chunk);
+		TsyncBuckets *replica = tsync_buckets_of_replica(state->scan->table, state->scan->fingerprint, chunk);
 
 		if (replica->bucketing.mask == TSYNC_BITMAP_MASK)
-			resolve_chunk(run, state, chunk, &source, replica);
+			resolve_chunk(state, chunk, &source, replica);
 		else
-			scan_buckets(run, state, chunk);
+			scan_buckets(state, chunk);
 	}
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(state->chunk_context);
@@ -179,20 +181,20 @@ scan_slice(TsyncRun *run, ScanState *state, TsyncChunk *chunk, TsyncAllBuckets *
  * those of chunks, and do rows that lie together at the source share them?
  */
 static bool
-want_all_buckets(TsyncRun *run)
+want_all_buckets(TsyncScan *scan)
 {
 	int64		differing = 0;
 	int64		rows = 0;
 	ListCell   *lc;
 
-	if (!run->source_clustered)
+	if (!scan->source->clustered)
 		return false;
-	foreach(lc, run->chunks)
+	foreach(lc, scan->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
 		if ((chunk->differed && !chunk->has_bitmaps) ||
-			(chunk->lower && strtoll(chunk->lower[0], NULL, 10) % (1 << TSYNC_BITMAP_SHIFT) != 0))
+			(chunk->range.lower && strtoll(chunk->range.lower[0], NULL, 10) % (1 << TSYNC_BITMAP_SHIFT) != 0))
 			return false;
 		rows += chunk->expected_rows;
 		differing += chunk->differed ? chunk->expected_rows : 0;
@@ -205,8 +207,9 @@ want_all_buckets(TsyncRun *run)
  * blocks.  Returns false, with nothing staged, when they are too many.
  */
 static bool
-scan_all_buckets(TsyncRun *run, ScanState *state)
+scan_all_buckets(ScanState *state)
 {
+	TsyncScan  *scan = state->scan;
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext context = AllocSetContextCreate(CurTransactionContext, "tablesync buckets of all chunks",
 												  ALLOCSET_DEFAULT_SIZES);
@@ -214,80 +217,82 @@ scan_all_buckets(TsyncRun *run, ScanState *state)
 	ListCell   *lc;
 
 	MemoryContextSwitchTo(context);
-	all = tsync_read_all_buckets(run);
+	all = tsync_read_all_buckets(scan->table, scan->fingerprint, scan->source, scan->pace);
 	MemoryContextSwitchTo(caller);
-	foreach(lc, run->chunks)
+	foreach(lc, scan->chunks)
 	{
 		if (all == NULL)
 			break;
-		tsync_check_snapshot_age(run);
-		scan_slice(run, state, lfirst(lc), all);
-		finish_chunk(run, lfirst(lc));
+		tsync_check_snapshot_age(scan->pace);
+		scan_slice(state, lfirst(lc), all);
+		finish_chunk(scan, lfirst(lc));
 	}
 	MemoryContextDelete(context);
 	return all != NULL;
 }
 
 static void
-refuse_damaged_index(TsyncRun *run)
+refuse_damaged_index(TsyncTable *table)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INDEX_CORRUPTED),
-			 errmsg("the source of %s has other rows by its key than in its blocks", run->replica->label),
+			 errmsg("the source of %s has other rows by its key than in its blocks", table->label),
 			 errdetail("Its index lacks rows, or has some that are not there; every query there that uses it returns wrong results."),
 			 errhint("Let the index of its key be built anew at the source: REINDEX INDEX CONCURRENTLY ..;")));
 }
 
 /* Scan all chunks in a transaction of the source that the caller ends. */
 static void
-scan_in_snapshot(TsyncRun *run, ScanState *state)
+scan_in_snapshot(ScanState *state)
 {
-	bool		by_blocks = list_length(run->chunks) > 1 && tsync_can_read_blocks(run) &&
-		!(run->verify && run->opaque.rows != NULL);
+	TsyncScan  *scan = state->scan;
+	bool		by_blocks = list_length(scan->chunks) > 1 && tsync_can_read_blocks(scan->source) &&
+		!(scan->verify->whole && scan->verify->opaque.rows != NULL);
 	TsyncVerdict quiet = TSYNC_NOT_COMPARED;
 	bool		quiet_differ = false;
 	ListCell   *lc;
 
-	if (by_blocks && want_all_buckets(run) && scan_all_buckets(run, state))
+	if (by_blocks && want_all_buckets(scan) && scan_all_buckets(state))
 		return;
-	if (by_blocks && !run->load_compared)
-		quiet = tsync_compare_quiet_chunks(run);
-	foreach(lc, run->chunks)
+	if (by_blocks && !scan->load_compared)
+		quiet = tsync_compare_quiet_chunks(scan->table, scan->fingerprint, scan->source, scan->pace, scan->chunks);
+	foreach(lc, scan->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
-		tsync_check_snapshot_age(run);
+		tsync_check_snapshot_age(scan->pace);
 		if (quiet == TSYNC_EQUAL && tsync_is_quiet(chunk))
 			chunk->source = chunk->replica;
 		else
-			scan_chunk(run, state, chunk);
+			scan_chunk(state, chunk);
 		quiet_differ |= chunk->differs && tsync_is_quiet(chunk);
-		finish_chunk(run, chunk);
+		finish_chunk(scan, chunk);
 	}
 	/* of one snapshot, by blocks and by key: only one of them can be right */
 	if (quiet == TSYNC_DIFFERENT && !quiet_differ)
-		refuse_damaged_index(run);
+		refuse_damaged_index(scan->table);
 }
 
-/* Scan the sources of some runs in one transaction. */
+/* Scan the sources of some scans in one transaction: a List of ScanState. */
 static void
-scan_snapshot(List *states)
+scan_snapshot(void *arg)
 {
+	List	   *states = arg;
 	MemoryContext caller = CurrentMemoryContext;
-	TimestampTz now;
 	ListCell   *lc;
 
+	/* postgres_fdw takes the snapshot with the first statement, so it is not older than this */
 	tsync_begin();
-	now = GetCurrentTimestamp();
+	foreach(lc, states)
+		tsync_note_snapshot(((ScanState *) lfirst(lc))->scan->pace);
 	foreach(lc, states)
 	{
 		ScanState  *state = lfirst(lc);
 
 		MemoryContextSwitchTo(caller);
-		state->run->snapshot_taken = now;
-		tsync_progress_run(state->run);
-		tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(state->run->chunks), state->expected_rows);
-		scan_in_snapshot(state->run, state);
+		tsync_progress_run(state->scan->run_id, state->scan->table->relid);
+		tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(state->scan->chunks), state->expected_rows);
+		scan_in_snapshot(state);
 	}
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
@@ -295,7 +300,7 @@ scan_snapshot(List *states)
 
 /* Did the source, or its connection, take longer than a snapshot may last? */
 static bool
-took_too_long(ErrorData *edata)
+took_too_long(ErrorData *edata, void *arg)
 {
 	return edata->sqlerrcode == ERRCODE_SNAPSHOT_TOO_OLD ||
 		(tsync_source_timed_out(edata) && tsync_snapshot_timeout() == tsync_max_snapshot_age);
@@ -306,90 +311,81 @@ took_too_long(ErrorData *edata)
  * too long, and a transaction for each chunk will do.
  */
 static bool
-try_scan_snapshot(TsyncRun *run, ScanState *state)
+try_scan_snapshot(ScanState *state)
 {
-	MemoryContext caller = CurrentMemoryContext;
-	volatile bool done = true;
+	bool		done = tsync_try(scan_snapshot, list_make1(state), took_too_long, NULL);
 
-	PG_TRY();
-	{
-		scan_snapshot(list_make1(state));
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(caller);
-		if (!took_too_long(CopyErrorData()))
-			PG_RE_THROW();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
-		clear_state(run, state);
-		done = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(caller);
-	if (!done && strcmp(run->replica->consistency, "auto") != 0)
-		tsync_snapshot_too_old(run);
-	return done;
+	if (done)
+		return true;
+	clear_state(state);
+	if (strcmp(state->scan->pace->consistency, "auto") != 0)
+		tsync_snapshot_too_old(state->scan->pace);
+	return false;
 }
 
 /* Rows in the stage, also those of a statement that did not get to its end. */
 static int64
-staged_rows(TsyncRun *run)
+stored_rows(TsyncStage *stage)
 {
-	return tuplestore_tuple_count(run->stage->inserted.rows) +
-		tuplestore_tuple_count(run->stage->updated.rows) +
-		tuplestore_tuple_count(run->stage->deleted.rows);
+	return tuplestore_tuple_count(stage->inserted.rows) +
+		tuplestore_tuple_count(stage->updated.rows) +
+		tuplestore_tuple_count(stage->deleted.rows);
 }
 
-/* What an error of the source means for a chunk; CHUNK_DONE: nothing we can mend. */
-static ChunkOutcome
-judge_error(ScanState *state, ErrorData *edata)
+/* A chunk that is being tried. */
+typedef struct ChunkTry
 {
+	ScanState  *state;
+	TsyncChunk *chunk;
+	ChunkOutcome outcome;
+} ChunkTry;
+
+/* Scan a chunk in a transaction of its own. */
+static void
+scan_chunk_alone(void *arg)
+{
+	ChunkTry   *attempt = arg;
+	MemoryContext caller = CurrentMemoryContext;
+
+	tsync_begin();
+	MemoryContextSwitchTo(caller);
+	scan_chunk(attempt->state, attempt->chunk);
+	tsync_commit();
+	attempt->state->locked_since = 0;
+}
+
+/* What an error of the source means for a chunk; false: nothing that we can mend. */
+static bool
+judge_error(ErrorData *edata, void *arg)
+{
+	ChunkTry   *attempt = arg;
 	TimestampTz now = GetCurrentTimestamp();
 
 	if (tsync_source_timed_out(edata))
-		return CHUNK_TOO_LARGE;
-	if (edata->sqlerrcode == ERRCODE_SNAPSHOT_TOO_OLD)
-		return CHUNK_TOO_MANY;
-	if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
-		return CHUNK_DONE;
-	if (state->locked_since == 0)
-		state->locked_since = now;
-	return tsync_lock_timeout > 0 && TimestampDifferenceExceeds(state->locked_since, now, tsync_lock_timeout)
-		? CHUNK_DONE : CHUNK_LOCKED;
+		attempt->outcome = CHUNK_TOO_LARGE;
+	else if (edata->sqlerrcode == ERRCODE_SNAPSHOT_TOO_OLD)
+		attempt->outcome = CHUNK_TOO_MANY;
+	else if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+		return false;
+	else
+	{
+		if (attempt->state->locked_since == 0)
+			attempt->state->locked_since = now;
+		attempt->outcome = CHUNK_LOCKED;
+		return tsync_lock_timeout <= 0 ||
+			!TimestampDifferenceExceeds(attempt->state->locked_since, now, tsync_lock_timeout);
+	}
+	return true;
 }
 
-/* Scan a chunk in a transaction of its own. */
 static ChunkOutcome
-try_scan_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
+try_scan_chunk(ScanState *state, TsyncChunk *chunk)
 {
-	MemoryContext caller = CurrentMemoryContext;
-	volatile ChunkOutcome outcome = CHUNK_DONE;
+	ChunkTry	attempt = {.state = state,.chunk = chunk,.outcome = CHUNK_DONE};
 
-	PG_TRY();
-	{
-		tsync_begin();
-		MemoryContextSwitchTo(caller);
-		scan_chunk(run, state, chunk);
-		tsync_commit();
-		state->locked_since = 0;
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-
-		MemoryContextSwitchTo(caller);
-		edata = CopyErrorData();
-		outcome = judge_error(state, edata);
-		if (outcome == CHUNK_DONE)
-			PG_RE_THROW();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
-		clear_state(run, state);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(caller);
-	return outcome;
+	if (!tsync_try(scan_chunk_alone, &attempt, judge_error, NULL))
+		clear_state(state);
+	return attempt.outcome;
 }
 
 /*
@@ -397,25 +393,27 @@ try_scan_chunk(TsyncRun *run, ScanState *state, TsyncChunk *chunk)
  * smaller chunks when the source is slow.  Returns false to start over.
  */
 static bool
-scan_chunks(TsyncRun *run, ScanState *state)
+scan_chunks(ScanState *state)
 {
+	TsyncScan  *scan = state->scan;
 	int			position = 0;
 
-	while (position < list_length(run->chunks))
+	while (position < list_length(scan->chunks))
 	{
-		TsyncChunk *chunk = tsync_fit_chunk(run, position);
-		int64		staged = staged_rows(run);
-		int64		before = run->source_time;
-		ChunkOutcome outcome = try_scan_chunk(run, state, chunk);
+		TsyncChunk *chunk = tsync_fit_chunk(scan, position);
+		int64		stored = stored_rows(scan->stage);
+		int64		before = scan->table->waited;
+		ChunkOutcome outcome = try_scan_chunk(state, chunk);
 
 		if (outcome == CHUNK_TOO_MANY || outcome == CHUNK_TOO_LARGE)
-			tsync_halve_chunk(run, position, outcome == CHUNK_TOO_LARGE);
-		if (outcome != CHUNK_DONE && staged_rows(run) != staged)
+			tsync_halve_chunk(scan, position, outcome == CHUNK_TOO_LARGE);
+		/* rows of a chunk that failed can't be told from the others: all of them go */
+		if (outcome != CHUNK_DONE && stored_rows(scan->stage) != stored)
 			return false;
 		if (outcome != CHUNK_DONE)
 			continue;
-		finish_chunk(run, chunk);
-		tsync_rest(run, run->source_time - before, chunk->source.rows);
+		finish_chunk(scan, chunk);
+		tsync_rest(scan->pace, scan->table->waited - before, chunk->source.rows);
 		position++;
 	}
 	return true;
@@ -423,79 +421,82 @@ scan_chunks(TsyncRun *run, ScanState *state)
 
 /* Where to look for the newest version: a watermark is only a hint. */
 static const char *
-sample_of_replica(TsyncRun *run)
+sample_of_replica(TsyncScan *scan)
 {
 	int64		rows = 0;
 	ListCell   *lc;
 
-	foreach(lc, run->chunks)
+	foreach(lc, scan->chunks)
 		rows += ((TsyncChunk *) lfirst(lc))->expected_rows;
-	return rows < SAMPLED_ROWS ? run->replica->replica_sql
-		: psprintf("%s TABLESAMPLE SYSTEM (1)", run->replica->replica_sql);
+	return rows < SAMPLED_ROWS ? scan->table->replica_sql
+		: psprintf("%s TABLESAMPLE SYSTEM (1)", scan->table->replica_sql);
 }
 
-/* Plan the chunks of a run, and make sure that the replica's side is known. */
+/*
+ * Plan the chunks of a run, and make sure that the replica's side is known.  The
+ * notes of others' writes are consumed, and the chunks marked as stale, before
+ * any digest: a write that comes later leaves a note for APPLY.
+ */
 static void
-prepare_scan(TsyncRun *run)
+prepare_scan(TsyncScan *scan)
 {
-	MemoryContext run_context = CurrentMemoryContext;
+	MemoryContext caller = CurrentMemoryContext;
+	TsyncTable *table = scan->table;
+	bool		whole = scan->verify->whole;
 
-	tsync_stage_clear(run->stage);
-	run->source = (TsyncDigest) {0, 0};
-	run->drifted = 0;
+	tsync_stage_clear(scan->stage);
+	scan->digest = (TsyncDigest) {0, 0};
+	scan->drifted = 0;
+	scan->verify->differences = scan->verify->drifted_rows = 0;
 	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	tsync_clear_memory(run);
-	tsync_open_memory(run, run->verify ? NULL : tsync_sql_memory_key(run->replica, run->source_version));
-	if (run->verify)
-		tsync_plan_verify(run);
-	else
-		tsync_plan_chunks(run);
-	tsync_choose_chunks(run);
+	MemoryContextSwitchTo(caller);
+	tsync_clear_memory(&scan->memory);
+	scan->watched = tsync_open_memory(table->relid, whole ? NULL : tsync_sql_memory_key(table, scan->fingerprint));
+	scan->chunks = whole ? tsync_plan_verify(table, scan->verify) : tsync_plan_chunks(table, scan->pace);
+	if (!whole)
+		tsync_choose_chunks(scan->replica, scan->verify, scan->chunks);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
-	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(run->chunks), 0);
-	tsync_know_replica(run);
-	tsync_know_rows(run);
-	if (run->replica->version && !run->replica->watermark)
+	MemoryContextSwitchTo(caller);
+	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(scan->chunks), 0);
+	scan->drifted += tsync_know_replica(table, scan->fingerprint, scan->chunks, !whole);
+	tsync_know_rows(table, scan->source->version, scan->chunks);
+	if (table->version && !table->watermark)
 	{
 		tsync_begin();
-		MemoryContextSwitchTo(run_context);
-		tsync_advance_watermark(run, sample_of_replica(run), NULL);
+		MemoryContextSwitchTo(caller);
+		tsync_advance_watermark(table, sample_of_replica(scan), NULL);
 		tsync_commit();
-		MemoryContextSwitchTo(run_context);
+		MemoryContextSwitchTo(caller);
 	}
 }
 
-/* Plan a run's scan, and make what it needs. */
+/* Plan a scan, and make what it needs. */
 static ScanState *
-scan_state_create(TsyncRun *run)
+scan_state_create(TsyncScan *scan)
 {
-	MemoryContext run_context = CurrentMemoryContext;
+	MemoryContext caller = CurrentMemoryContext;
 	ScanState  *state = palloc0(sizeof(ScanState));
+	TsyncSettings *settings = &scan->replica->settings;
 	ListCell   *lc;
 
-	state->run = run;
-	prepare_scan(run);
-	foreach(lc, run->chunks)
+	state->scan = scan;
+	prepare_scan(scan);
+	foreach(lc, scan->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
 		state->expected_rows += chunk->expected_rows;
-		state->weighted_rows += chunk->expected_rows * (chunk->differed ? TSYNC_BUCKET_COST : 1.0);
+		state->weighted_rows += chunk->differed ? tsync_weigh_rows(0, chunk->expected_rows)
+			: tsync_weigh_rows(chunk->expected_rows, 0);
 	}
 	tsync_begin();
-	MemoryContextSwitchTo(run_context);
-	state->resolver = tsync_resolver_create(run->replica);
-	if (run->replica->verify_fraction > 0 && !run->replica->row_fingerprint)
-	{
-		tsync_use_row_fingerprint(run, true);
-		state->row_resolver = tsync_resolver_create(run->replica);
-		tsync_use_row_fingerprint(run, false);
-	}
+	MemoryContextSwitchTo(caller);
+	state->resolver = tsync_resolver_create(scan->table, scan->fingerprint, scan->stage);
+	if (settings->verify_fraction > 0 && !scan->fingerprint.all_columns)
+		state->row_resolver = tsync_resolver_create(scan->table, tsync_every_column(scan->source->version), scan->stage);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
-	state->chunk_context = AllocSetContextCreate(run_context, "tablesync chunk", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(caller);
+	state->chunk_context = AllocSetContextCreate(caller, "tablesync chunk", ALLOCSET_DEFAULT_SIZES);
 	return state;
 }
 
@@ -510,82 +511,76 @@ scan_state_destroy(ScanState *state)
 }
 
 /*
- * Has the load found the source to hold what the replica does (index.c)?  Then
- * its snapshot is this scan's.
+ * Has the load found the source to hold what the replica does (load/indexes.c)?
+ * Then its snapshot is this scan's.
  */
 static bool
-is_settled_by_load(TsyncRun *run)
+is_settled_by_load(TsyncScan *scan)
 {
-	TsyncDigest replica = {0, 0};
 	ListCell   *lc;
 
-	foreach(lc, run->chunks)
-	{
-		TsyncChunk *chunk = lfirst(lc);
-
-		if (!tsync_is_quiet(chunk))
+	foreach(lc, scan->chunks)
+		if (!tsync_is_quiet(lfirst(lc)))
 			return false;
-		tsync_add_digest(&replica, chunk->replica);
-	}
-	if (!run->load_compared || !tsync_digest_equal(run->load_source, replica))
+	if (!scan->load_compared || !tsync_digest_equal(scan->load_digest, tsync_add_up_replica(scan->chunks)))
 		return false;
-	foreach(lc, run->chunks)
+	foreach(lc, scan->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
 		chunk->source = chunk->replica;
-		finish_chunk(run, chunk);
+		finish_chunk(scan, chunk);
 	}
 	return true;
 }
 
 /* One attempt to scan a source in one transaction, or one for each chunk; false to start over. */
 static bool
-try_scan(TsyncRun *run)
+try_scan(TsyncScan *scan)
 {
-	ScanState  *state = scan_state_create(run);
-	int64		busy = run->source_time;
+	ScanState  *state = scan_state_create(scan);
+	int64		busy = scan->table->waited;
 	bool		done;
 
-	tsync_learn_speed(run, state->weighted_rows);
-	run->snapshot = !run->snapshot_expired && tsync_use_snapshot(run->replica, state->weighted_rows);
-	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(run->chunks), state->expected_rows);
-	if (run->snapshot && is_settled_by_load(run))
+	tsync_learn_speed(scan->table, scan->fingerprint, scan->source, scan->pace, state->weighted_rows);
+	scan->snapshot = !scan->snapshot_expired && tsync_use_snapshot(scan->pace, state->weighted_rows);
+	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(scan->chunks), state->expected_rows);
+	if (scan->snapshot && is_settled_by_load(scan))
 		done = true;
-	else if (run->snapshot)
+	else if (scan->snapshot)
 	{
-		tsync_limit_source(run, tsync_snapshot_timeout());
-		done = try_scan_snapshot(run, state);
-		run->snapshot_expired = !done;
+		tsync_limit_source(scan->table, tsync_snapshot_timeout());
+		done = try_scan_snapshot(state);
+		scan->snapshot_expired = !done;
 		/* not earlier: the source would be idle in a transaction of ours */
-		tsync_rest(run, run->source_time - busy, 0);
+		tsync_rest(scan->pace, scan->table->waited - busy, 0);
 	}
 	else
 	{
-		tsync_limit_source(run, tsync_chunk_timeout(run->replica));
-		done = scan_chunks(run, state);
+		tsync_limit_source(scan->table, tsync_chunk_timeout(scan->table->nrange > 0));
+		done = scan_chunks(state);
 	}
 	scan_state_destroy(state);
-	run->load_compared = false;
+	scan->load_compared = false;
 	return done;
 }
 
 /* Scan the sources of a group in one transaction. */
 static void
-scan_group(List *runs)
+scan_group(List *scans)
 {
 	List	   *states = NIL;
 	ListCell   *lc;
 
-	foreach(lc, runs)
+	foreach(lc, scans)
 	{
-		TsyncRun   *run = lfirst(lc);
+		TsyncScan  *scan = lfirst(lc);
 
-		tsync_progress_run(run);
-		states = lappend(states, scan_state_create(run));
-		run->snapshot = true;
+		tsync_progress_run(scan->run_id, scan->table->relid);
+		states = lappend(states, scan_state_create(scan));
+		scan->snapshot = true;
 	}
-	tsync_limit_source(linitial(runs), tsync_snapshot_timeout());
+	tsync_limit_source(((TsyncScan *) linitial(scans))->table, tsync_snapshot_timeout());
 	scan_snapshot(states);
 	foreach(lc, states)
 		scan_state_destroy(lfirst(lc));
@@ -597,11 +592,12 @@ scan_group(List *runs)
  * a group see one for all.
  */
 void
-tsync_scan(List *runs)
+tsync_scan(List *scans)
 {
-	if (list_length(runs) > 1)
-		scan_group(runs);
+	Assert(!IsTransactionState());
+	if (list_length(scans) > 1)
+		scan_group(scans);
 	else
-		while (!try_scan(linitial(runs)))
+		while (!try_scan(linitial(scans)))
 			;					/* with smaller chunks */
 }

@@ -10,7 +10,9 @@
 
 #include "tablesync.h"
 
-#include "execute/execute.h"
+#include "catalog/tables.h"
+#include "source/source.h"
+#include "verify/verify.h"
 
 typedef enum TsyncVerdict
 {
@@ -22,30 +24,55 @@ typedef enum TsyncVerdict
 /* Finds the rows that differ in a chunk; private to resolve.c. */
 typedef struct TsyncResolver TsyncResolver;
 
-/* in blocks.c */
-extern bool tsync_can_read_blocks(TsyncRun *run);
-extern bool tsync_next_blocks(TsyncRun *run, TsyncChunk *range, int64 rows);
-extern TsyncAllBuckets *tsync_read_all_buckets(TsyncRun *run);
-extern TsyncDigest tsync_digest_by_blocks(TsyncRun *run, List *excluded);
-extern void tsync_learn_speed(TsyncRun *run, double weighted_rows);
-extern TsyncVerdict tsync_compare_quiet_chunks(TsyncRun *run);
-
-/* in confirm.c */
-extern void tsync_confirm(TsyncRun *run);
-
-/* in plan.c */
-extern void tsync_plan_chunks(TsyncRun *run);
-extern TsyncChunk *tsync_fit_chunk(TsyncRun *run, int position);
-extern void tsync_halve_chunk(TsyncRun *run, int position, bool must);
-
-/* in resolve.c */
-extern TsyncResolver *tsync_resolver_create(TsyncReplica *replica);
-extern void tsync_resolver_destroy(TsyncResolver *resolver);
-extern void tsync_resolver_clear(TsyncResolver *resolver);
-extern bool tsync_resolve(TsyncRun *run, TsyncResolver *resolver, TsyncChunk *chunk,
-						  TsyncBuckets *source, TsyncBuckets *replica);
+/* What SCAN looks at, and what it has found. */
+typedef struct TsyncScan
+{
+	int64		run_id;			/* as far as progress shows it */
+	TsyncReplica *replica;
+	TsyncTable *table;			/* of it */
+	TsyncFingerprint fingerprint;	/* that chunks are compared by */
+	TsyncSource *source;
+	TsyncPace  *pace;
+	TsyncVerify *verify;
+	TsyncStage *stage;			/* rows that differ */
+	TsyncRowSet memory;			/* what to remember of chunks after APPLY */
+	bool		watched;		/* no write to the replica goes unnoticed */
+	List	   *chunks;			/* of TsyncChunk, in the order of their keys */
+	int			drifted;		/* chunks that somebody else has changed */
+	TsyncDigest digest;			/* of the source */
+	bool		snapshot;		/* one for the whole scan */
+	bool		snapshot_expired;	/* it took too long */
+	bool		load_compared;	/* the load has found "load_digest" at the source, in a snapshot of its own */
+	TsyncDigest load_digest;
+} TsyncScan;
 
 /* in scan.c */
-extern void tsync_scan(List *runs);
+extern void tsync_scan(List *scans);
+
+/* in plan.c */
+extern List *tsync_plan_chunks(TsyncTable *table, TsyncPace *pace);
+extern TsyncChunk *tsync_fit_chunk(TsyncScan *scan, int position);
+extern void tsync_halve_chunk(TsyncScan *scan, int position, bool must);
+
+/* in blocks.c */
+extern bool tsync_can_read_blocks(TsyncSource *source);
+extern TsyncAllBuckets *tsync_read_all_buckets(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSource *source,
+											   TsyncPace *pace);
+extern TsyncDigest tsync_digest_by_blocks(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSource *source,
+										  TsyncPace *pace, List *excluded);
+extern void tsync_learn_speed(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSource *source, TsyncPace *pace,
+							  double weighted_rows);
+extern TsyncVerdict tsync_compare_quiet_chunks(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSource *source,
+											   TsyncPace *pace, List *chunks);
+
+/* in resolve.c */
+extern TsyncResolver *tsync_resolver_create(TsyncTable *table, TsyncFingerprint fingerprint, TsyncStage *stage);
+extern void tsync_resolver_destroy(TsyncResolver *resolver);
+extern void tsync_resolver_clear(TsyncResolver *resolver);
+extern bool tsync_resolve(TsyncResolver *resolver, TsyncChunk *chunk, TsyncBuckets *source, TsyncBuckets *replica,
+						  bool whatever_it_takes);
+
+/* in confirm.c */
+extern void tsync_confirm(TsyncTable *table, TsyncStage *stage);
 
 #endif							/* TABLESYNC_SCAN_H */

@@ -19,7 +19,6 @@
 #include "mb/pg_wchar.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "source/source.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -40,16 +39,16 @@ typedef enum Outcome
 
 typedef struct Search
 {
-	TsyncRun   *run;
+	TsyncTable *table;
 	TimestampTz until;
 } Search;
 
 /* What a statement of a search reads: rows by key, or the keys of a range or of a page. */
 typedef struct Probe
 {
-	TsyncReplica *replica;
+	TsyncTable *table;
 	List	   *keys;
-	TsyncChunk *range;
+	TsyncRange *range;
 	char	  **after;
 	int64		limit;
 	TsyncRowSet *into;			/* for keys */
@@ -74,12 +73,15 @@ copy_bound(char **bound, int n)
 	return copy;
 }
 
+/* What was being read when the last error about a value came; NULL: nothing. */
+static TsyncReading *kept = NULL;
+
 void
-tsync_forget_reading(TsyncRun *run)
+tsync_forget_reading(void)
 {
-	if (run->reading != NULL)
-		MemoryContextDelete(GetMemoryChunkContext(run->reading));
-	run->reading = NULL;
+	if (kept != NULL)
+		MemoryContextDelete(GetMemoryChunkContext(kept));
+	kept = NULL;
 }
 
 /* Keep, beyond the transaction that the error ends, what was being read. */
@@ -87,37 +89,36 @@ static void
 keep_reading(void *arg)
 {
 	TsyncReading *reading = arg;
-	TsyncReplica *replica = reading->run->replica;
+	TsyncTable *table = reading->table;
 	MemoryContext caller = CurrentMemoryContext;
-	TsyncReading *kept;
 	ListCell   *lc;
 
 	if (!is_about_value(geterrcode()))
 		return;
-	tsync_forget_reading(reading->run);
-	MemoryContextSwitchTo(AllocSetContextCreate(GetMemoryChunkContext(reading->run), "tablesync reading",
+	tsync_forget_reading();
+	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "tablesync reading",
 												ALLOCSET_DEFAULT_SIZES));
 	kept = palloc0(sizeof(TsyncReading));
+	kept->table = table;
 	kept->limit = reading->limit;
-	kept->after = copy_bound(reading->after, replica->nkeys);
+	kept->after = copy_bound(reading->after, table->nkeys);
 	foreach(lc, reading->keys)
-		kept->keys = lappend(kept->keys, copy_bound(lfirst(lc), replica->nkeys));
+		kept->keys = lappend(kept->keys, copy_bound(lfirst(lc), table->nkeys));
 	if (reading->range)
 	{
-		kept->range = palloc(sizeof(TsyncChunk));
+		kept->range = palloc(sizeof(TsyncRange));
 		*kept->range = *reading->range;
-		kept->range->lower = copy_bound(reading->range->lower, replica->nrange);
-		kept->range->upper = copy_bound(reading->range->upper, replica->nrange);
+		kept->range->lower = copy_bound(reading->range->lower, table->nrange);
+		kept->range->upper = copy_bound(reading->range->upper, table->nrange);
 	}
-	reading->run->reading = kept;
 	MemoryContextSwitchTo(caller);
 }
 
 /* From here to tsync_end_reading() rows are read as "reading" says; the caller's variable. */
 void
-tsync_start_reading(TsyncReading *reading, TsyncRun *run)
+tsync_start_reading(TsyncReading *reading, TsyncTable *table)
 {
-	reading->run = run;
+	reading->table = table;
 	reading->callback.callback = keep_reading;
 	reading->callback.arg = reading;
 	reading->callback.previous = error_context_stack;
@@ -143,22 +144,22 @@ read_probe(Search *search, Probe *probe)
 
 	if (probe->range != NULL)
 	{
-		tsync_select_into(search->run, TSYNC_SOURCE, tsync_sql_keys_of_range(probe->replica, probe->range), probe->into);
+		tsync_select_into(search->table, TSYNC_SOURCE, tsync_sql_keys_of_range(probe->table, probe->range), probe->into);
 		return READABLE;
 	}
 	if (probe->keys == NIL)
 	{
-		for (int prefix = probe->after ? probe->replica->nkeys - 1 : 0; prefix >= 0 && probe->into->count < probe->limit; prefix--)
-			tsync_select_into(search->run, TSYNC_SOURCE,
-							  tsync_sql_page(probe->replica, probe->after, prefix, true, probe->limit - probe->into->count),
+		for (int prefix = probe->after ? probe->table->nkeys - 1 : 0; prefix >= 0 && probe->into->count < probe->limit; prefix--)
+			tsync_select_into(search->table, TSYNC_SOURCE,
+							  tsync_sql_page(probe->table, probe->after, prefix, true, probe->limit - probe->into->count),
 							  probe->into);
 		return READABLE;
 	}
-	sql = probe->replica->wide && list_length(probe->keys) > 1 ?
-		tsync_sql_bytes_of_keys(probe->replica, probe->keys) : NULL;
-	if (sql != NULL && tsync_select_digest(search->run, TSYNC_SOURCE, sql).sum > TSYNC_GROUP_BYTES)
+	sql = probe->table->wide && list_length(probe->keys) > 1 ?
+		tsync_sql_bytes_of_keys(probe->table, probe->keys) : NULL;
+	if (sql != NULL && tsync_select_digest(search->table, TSYNC_SOURCE, sql).sum > TSYNC_GROUP_BYTES)
 		return TOO_LARGE;
-	tsync_select_each(search->run, TSYNC_SOURCE, tsync_sql_fetch(probe->replica, probe->keys),
+	tsync_select_each(search->table, TSYNC_SOURCE, tsync_sql_fetch(probe->table, probe->keys),
 					  NULL, ignore_row, NULL);
 	return READABLE;
 }
@@ -198,14 +199,14 @@ try_probe(Search *search, Probe *probe)
 static char **
 search_keys(Search *search, List *keys)
 {
-	Probe		probe = {.replica = search->run->replica,.keys = keys};
+	Probe		probe = {.table = search->table,.keys = keys};
 	int			half = list_length(keys) / 2;
 	Outcome		outcome;
 	char	  **found;
 
 	if (keys == NIL)
 		return NULL;
-	outcome = list_length(keys) > (search->run->replica->nkeys == 1 ? SEARCH_KEYS : SEARCH_COMPOSITE_KEYS) ?
+	outcome = list_length(keys) > (search->table->nkeys == 1 ? SEARCH_KEYS : SEARCH_COMPOSITE_KEYS) ?
 		TOO_LARGE : try_probe(search, &probe);
 	if (outcome == READABLE)
 		return NULL;
@@ -227,7 +228,7 @@ list_of_keys(Search *search, TsyncRowSet *set)
 	MemoryContextSwitchTo(caller);
 	tsync_rowset_start(set);
 	while (tsync_rowset_next(set, slot))
-		keys = lappend(keys, tsync_key_of_slot(search->run->replica, slot));
+		keys = lappend(keys, tsync_key_of_slot(search->table, slot));
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
 	ExecDropSingleTupleTableSlot(slot);
@@ -238,7 +239,7 @@ list_of_keys(Search *search, TsyncRowSet *set)
 static Outcome
 try_page(Search *search, char **after, int64 limit, TsyncRowSet *into)
 {
-	Probe		probe = {.replica = search->run->replica,.after = after,.limit = limit,.into = into};
+	Probe		probe = {.table = search->table,.after = after,.limit = limit,.into = into};
 
 	tsync_rowset_clear(into);
 	return try_probe(search, &probe);
@@ -287,14 +288,14 @@ only_valid(char *text)
 
 /* A key as PostgreSQL's messages show it. */
 static char *
-show_key(TsyncReplica *replica, char **key)
+show_key(TsyncTable *table, char **key)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	for (int i = 0; i < replica->nkeys; i++)
-		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "(", replica->keys[i]->quoted);
-	for (int i = 0; i < replica->nkeys; i++)
+	for (int i = 0; i < table->nkeys; i++)
+		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "(", table->keys[i]->quoted);
+	for (int i = 0; i < table->nkeys; i++)
 		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : ")=(", only_valid(key[i]));
 	appendStringInfoChar(&buf, ')');
 	return buf.data;
@@ -307,24 +308,24 @@ show_key(TsyncReplica *replica, char **key)
 static char *
 search_columns(Search *search, char **key)
 {
-	TsyncReplica *replica = search->run->replica;
-	Probe		only_key = {.replica = tsync_only_keys(replica),.keys = list_make1(key)};
+	TsyncTable *table = search->table;
+	Probe		only_key = {.table = tsync_only_keys(table),.keys = list_make1(key)};
 	StringInfoData columns;
 	int			count = 0;
 
 	if (try_probe(search, &only_key) == UNREADABLE)
 		return "the key";
 	initStringInfo(&columns);
-	for (int i = 0; i < replica->ncolumns && count < TSYNC_MAX_SHOWN; i++)
+	for (int i = 0; i < table->ncolumns && count < TSYNC_MAX_SHOWN; i++)
 	{
-		TsyncReplica *part = tsync_only_keys(replica);
-		Probe		probe = {.replica = part,.keys = list_make1(key)};
+		TsyncTable *part = tsync_only_keys(table);
+		Probe		probe = {.table = part,.keys = list_make1(key)};
 
-		if (tsync_is_key(replica, &replica->columns[i]))
+		if (tsync_is_key(table, &table->columns[i]))
 			continue;
-		part->columns[part->ncolumns++] = replica->columns[i];
+		part->columns[part->ncolumns++] = table->columns[i];
 		if (try_probe(search, &probe) == UNREADABLE)
-			appendStringInfo(&columns, "%s\"%s\"", count++ > 0 ? ", " : "", replica->columns[i].name);
+			appendStringInfo(&columns, "%s\"%s\"", count++ > 0 ? ", " : "", table->columns[i].name);
 	}
 	return count == 0 ? "more than one message can hold" :
 		psprintf("a value of column%s %s", count > 1 ? "s" : "", columns.data);
@@ -335,30 +336,30 @@ static char *
 search(Search *search, TsyncReading *reading)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	TsyncReplica *replica = search->run->replica;
-	char	  **start = reading->range == NULL ? reading->after : replica->nrange == replica->nkeys ? reading->range->lower : NULL;
+	TsyncTable *table = search->table;
+	char	  **start = reading->range == NULL ? reading->after : table->nrange == table->nkeys ? reading->range->lower : NULL;
 	TsyncRowSet set;
-	Probe		probe = {.replica = replica,.range = reading->range,.after = reading->after,.limit = reading->limit,.into = &set};
+	Probe		probe = {.table = table,.range = reading->range,.after = reading->after,.limit = reading->limit,.into = &set};
 	List	   *keys = reading->keys;
 	char	  **key;
 
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
-	tsync_rowset_init(&set, "tsync_search", tsync_key_desc(replica, 0));
+	tsync_rowset_init(&set, "tsync_search", tsync_key_desc(table, 0));
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
 	if (keys == NIL && try_probe(search, &probe) == UNREADABLE)
 	{
 		key = search_page(search, start, &set);
-		return psprintf("It was a key of foreign table %s, %s.", replica->source_sql,
-						key ? psprintf("in the row that follows key %s in the source's order", show_key(replica, key)) :
+		return psprintf("It was a key of foreign table %s, %s.", table->source_sql,
+						key ? psprintf("in the row that follows key %s in the source's order", show_key(table, key)) :
 						"in the first row in the source's order");
 	}
 	key = search_keys(search, keys == NIL ? list_of_keys(search, &set) : keys);
 	if (key == NULL)
 		return NULL;
 	return psprintf("It was %s of foreign table %s, in the row with key %s.", search_columns(search, key),
-					replica->source_sql, show_key(replica, key));
+					table->source_sql, show_key(table, key));
 }
 
 /*
@@ -384,15 +385,15 @@ where_it_was(const char *context)
 
 /* As search(), but whatever goes wrong, and be it that the run is cancelled, only means that nothing is found. */
 static char *
-try_search(TsyncRun *run)
+try_search(TsyncReading *reading)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	Search		state = {.run = run,.until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SEARCH_MS)};
+	Search		state = {.table = reading->table,.until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SEARCH_MS)};
 	char	   *volatile found = NULL;
 
 	PG_TRY();
 	{
-		found = search(&state, run->reading);
+		found = search(&state, reading);
 	}
 	PG_CATCH();
 	{
@@ -406,24 +407,15 @@ try_search(TsyncRun *run)
 	return found;
 }
 
-/*
- * Add to the error that has ended some runs which row and column it came of,
- * if it did.  Not in a transaction.
- */
+/* Add to an error that has ended a run which row and column it came of, if it did.  Not in a transaction. */
 void
-tsync_explain_error(List *runs, ErrorData *edata)
+tsync_explain_error(ErrorData *edata)
 {
 	char	   *where = where_it_was(edata->context);
 	char	   *found = NULL;
-	ListCell   *lc;
 
-	foreach(lc, runs)
-	{
-		TsyncRun   *run = lfirst(lc);
-
-		if (found == NULL && run->reading != NULL && is_about_value(edata->sqlerrcode))
-			found = try_search(run);
-	}
+	if (kept != NULL && is_about_value(edata->sqlerrcode))
+		found = try_search(kept);
 	if (found != NULL && where != NULL && strncmp(where, "It", 2) != 0)
 		found = psprintf("%s %s", where, found);
 	if (edata->detail != NULL)

@@ -19,7 +19,6 @@
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "run/run.h"
 #include "source/source.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
@@ -82,23 +81,9 @@ tsync_restrict_source_session(const char *label, int timeout)
 					PGC_SUSET, PGC_S_OVERRIDE);
 }
 
-/* Let no statement at the source take longer; reconnects where that is news. */
-void
-tsync_limit_source(TsyncRun *run, int timeout)
-{
-	static int	current = -1;
-
-	if (current == timeout)
-		return;
-	tsync_restrict_source_session(run->replica->label, timeout);
-	if (current >= 0)
-		tsync_disconnect_source(run);
-	current = timeout;
-}
-
 /* End the connection to the source; the next statement opens a new one. */
-void
-tsync_disconnect_source(TsyncRun *run)
+static void
+disconnect(TsyncTable *table)
 {
 	MemoryContext caller = CurrentMemoryContext;
 
@@ -109,9 +94,23 @@ tsync_disconnect_source(TsyncRun *run)
 								  " pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'"
 								  " JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'postgres_fdw'"
 								  " WHERE t.ftrelid = $1 AND p.proname = 'postgres_fdw_disconnect'",
-								  run->replica->source) != 1)
+								  table->source) != 1)
 		elog(ERROR, "postgres_fdw has no function to end a connection");
 	tsync_catalog_execute(tsync_result_text(0, 1), 0, NULL, NULL, NULL);
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
+}
+
+/* Let no statement at the source take longer; reconnects where that is news. */
+void
+tsync_limit_source(TsyncTable *table, int timeout)
+{
+	static int	current = -1;
+
+	if (current == timeout)
+		return;
+	tsync_restrict_source_session(table->label, timeout);
+	if (current >= 0)
+		disconnect(table);
+	current = timeout;
 }

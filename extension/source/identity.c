@@ -13,7 +13,6 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "process/process.h"
-#include "run/run.h"
 #include "source/source.h"
 #include "storage/lock.h"
 #include "utils/array.h"
@@ -30,65 +29,65 @@
  * the session there is not restricted as it must be.
  */
 void
-tsync_read_source(TsyncRun *run)
+tsync_read_source(TsyncTable *table, TsyncSource *source)
 {
 	/* the replica may have got another owner, who has to be able to read the source's catalogs */
 	tsync_catalog_execute_oid("SELECT tablesync.prepare_server(s.srvname) FROM pg_foreign_table t"
-							  " JOIN pg_foreign_server s ON s.oid = t.ftserver WHERE t.ftrelid = $1", run->replica->source);
+							  " JOIN pg_foreign_server s ON s.oid = t.ftserver WHERE t.ftrelid = $1", table->source);
 	tsync_expect_source(true);
 	tsync_catalog_execute_oid("SELECT server_version, estimated_rows, new_shape, unreadable"
-						" FROM tablesync.open_source($1::regclass)", run->replica->relid);
+						" FROM tablesync.open_source($1::regclass)", table->relid);
 	tsync_expect_source(false);
-	run->source_version = (int) tsync_result_int64(0, 1);
-	run->source_estimate = tsync_result_double(0, 2);
-	if (!(run->source_estimate >= 0))
-		run->source_estimate = 0;	/* NaN, too */
-	run->source_estimate = Min(run->source_estimate, MAX_ESTIMATED_ROWS);
-	run->new_shape = tsync_result_text(0, 3);
-	run->unreadable = tsync_result_texts(0, 4, &run->nunreadable);
+	source->version = (int) tsync_result_int64(0, 1);
+	source->estimate = tsync_result_double(0, 2);
+	if (!(source->estimate >= 0))
+		source->estimate = 0;	/* NaN, too */
+	source->estimate = Min(source->estimate, MAX_ESTIMATED_ROWS);
+	source->new_shape = tsync_result_text(0, 3);
+	source->unreadable = tsync_result_texts(0, 4, &source->nunreadable);
 	SPI_freetuptable(SPI_tuptable);
 }
 
 /* Which files hold the source's rows; a rewrite of the table changes it. */
 char *
-tsync_source_identity(TsyncRun *run)
+tsync_source_identity(TsyncTable *table)
 {
 	char	   *identity;
 
 	tsync_expect_source(true);
-	tsync_catalog_execute_oid("SELECT tablesync.source_identity($1::regclass)", run->replica->source);
+	tsync_catalog_execute_oid("SELECT tablesync.source_identity($1::regclass)", table->source);
 	tsync_expect_source(false);
 	identity = tsync_result_text(0, 1);
 	if (identity == NULL)
-		elog(ERROR, "source of %s has no identity", run->replica->label);
+		elog(ERROR, "source of %s has no identity", table->label);
 	SPI_freetuptable(SPI_tuptable);
 	return identity;
 }
 
 /* Where a large source keeps its rows; for the order in which to read them. */
 void
-tsync_read_layout(TsyncRun *run)
+tsync_read_layout(TsyncTable *table, TsyncSource *source)
 {
 	tsync_expect_source(true);
 	tsync_catalog_execute_oid("SELECT blocks, clustered FROM tablesync.source_layout($1::regclass)",
-							  run->replica->relid);
+							  table->relid);
 	tsync_expect_source(false);
-	run->source_blocks = Max(Min(tsync_result_int64(0, 1), MaxBlockNumber), 0);
-	run->source_clustered = tsync_result_bool(0, 2);
+	source->blocks = Max(Min(tsync_result_int64(0, 1), MaxBlockNumber), 0);
+	source->clustered = tsync_result_bool(0, 2);
 	SPI_freetuptable(SPI_tuptable);
 }
 
 /* Ask the source how far it has come; part of the transaction that opens it. */
 void
-tsync_read_source_time(TsyncRun *run)
+tsync_read_horizon(TsyncTable *table, TsyncSource *source)
 {
 	tsync_expect_source(true);
 	tsync_catalog_execute_oid("SELECT horizon, newest_version, went_back"
-							  " FROM tablesync.source_time($1::regclass)", run->replica_oid);
+							  " FROM tablesync.source_time($1::regclass)", table->relid);
 	tsync_expect_source(false);
-	run->source_horizon = tsync_result_int64(0, 1);
-	run->newest_version = tsync_result_text(0, 2);
-	run->went_back = tsync_result_bool(0, 3);
+	source->horizon = tsync_result_int64(0, 1);
+	source->newest_version = tsync_result_text(0, 2);
+	source->went_back = tsync_result_bool(0, 3);
 	SPI_freetuptable(SPI_tuptable);
 }
 
@@ -99,28 +98,26 @@ tsync_read_source_time(TsyncRun *run)
  * remembered with, so a change that the scan may have missed moves them.
  */
 bool
-tsync_source_unmoved(TsyncRun *run)
+tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id)
 {
 	MemoryContext run_context = CurrentMemoryContext;
 	Oid			types[] = {OIDOID, TEXTOID, INT8OID, INT8OID};
 	bool		unmoved = false;
 
-	if (!run->replica->trust_counters)
-		return false;
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
-	run->counters_at = GetCurrentTimestamp();
+	source->counters_at = GetCurrentTimestamp();
 	tsync_expect_source(true);
-	tsync_catalog_execute_oid("SELECT tablesync.source_counters($1::regclass)", run->replica->source);
+	tsync_catalog_execute_oid("SELECT tablesync.source_counters($1::regclass)", table->source);
 	tsync_expect_source(false);
-	run->counters = tsync_result_text(0, 1);
-	if (run->counters != NULL)
+	source->counters = tsync_result_text(0, 1);
+	if (source->counters != NULL)
 	{
 		Datum		values[] = {
-			ObjectIdGetDatum(run->replica->relid),
-			CStringGetTextDatum(run->counters),
-			Int64GetDatum(run->run_id),
-			Int64GetDatum(run->source_time)
+			ObjectIdGetDatum(table->relid),
+			CStringGetTextDatum(source->counters),
+			Int64GetDatum(run_id),
+			Int64GetDatum(table->waited)
 		};
 
 		tsync_record("SELECT tablesync.skip_scan($1::regclass, $2::jsonb, $3, $4)",

@@ -13,7 +13,6 @@
 #include "miscadmin.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "source/source.h"
 #include "storage/latch.h"
 #include "utils/guc.h"
@@ -59,11 +58,18 @@ limited_timeout(void)
 	return tsync_statement_timeout > 0 ? Min(timeout, tsync_statement_timeout) : timeout;
 }
 
-/* Longest time for a statement in chunk mode, ms; a single chunk may take long. */
-int
-tsync_chunk_timeout(TsyncReplica *replica)
+/* Rows of a scan by what they cost: buckets are asked for where chunks are likely to differ. */
+double
+tsync_weigh_rows(int64 quiet, int64 differing)
 {
-	return replica->nrange == 0 ? tsync_statement_timeout : limited_timeout();
+	return quiet + differing * TSYNC_BUCKET_COST;
+}
+
+/* Longest time for a statement in chunk mode, ms; a chunk that nothing can divide may take long. */
+int
+tsync_chunk_timeout(bool divisible)
+{
+	return divisible ? limited_timeout() : tsync_statement_timeout;
 }
 
 /* Longest time for a statement of a scan in one snapshot, ms. */
@@ -79,49 +85,49 @@ tsync_snapshot_timeout(void)
  * of the replica are not known yet.
  */
 int
-tsync_first_timeout(TsyncReplica *replica)
+tsync_first_timeout(TsyncPace *pace, bool loaded, double weighted_rows)
 {
-	if (!replica->loaded)
+	if (!loaded)
 		return tsync_statement_timeout;
-	return tsync_use_snapshot(replica, replica->weighted_rows) ? tsync_snapshot_timeout()
+	return tsync_use_snapshot(pace, weighted_rows) ? tsync_snapshot_timeout()
 		: limited_timeout();
 }
 
 static int64
-rows_in(TsyncReplica *replica, double milliseconds, int64 at_most)
+rows_in(TsyncPace *pace, double milliseconds, int64 at_most)
 {
-	double		rows = replica->scan_rate * milliseconds / 1000;
+	double		rows = pace->scan_rate * milliseconds / 1000;
 
 	return (int64) Min(Max(rows, MIN_TARGET_ROWS), at_most);
 }
 
 /* Rows that a chunk should have: its buckets in tablesync.chunk_time. */
 int64
-tsync_chunk_target(TsyncReplica *replica)
+tsync_chunk_target(TsyncPace *pace)
 {
-	if (replica->chunk_rows > 0)
-		return replica->chunk_rows;
-	if (replica->scan_rate <= 0)
+	if (pace->chunk_rows > 0)
+		return pace->chunk_rows;
+	if (pace->scan_rate <= 0)
 		return DEFAULT_CHUNK_ROWS;
-	return rows_in(replica, tsync_chunk_time / TSYNC_BUCKET_COST, MAX_TARGET_ROWS);
+	return rows_in(pace, tsync_chunk_time / TSYNC_BUCKET_COST, MAX_TARGET_ROWS);
 }
 
 /* Rows that one statement should read in the order of blocks. */
 int64
-tsync_statement_rows(TsyncReplica *replica)
+tsync_statement_rows(TsyncPace *pace)
 {
-	if (replica->chunk_rows > 0 || replica->scan_rate <= 0)
-		return tsync_chunk_target(replica);
-	return rows_in(replica, tsync_chunk_time, MAX_STATEMENT_ROWS);
+	if (pace->chunk_rows > 0 || pace->scan_rate <= 0)
+		return tsync_chunk_target(pace);
+	return rows_in(pace, tsync_chunk_time, MAX_STATEMENT_ROWS);
 }
 
 /* Rows that a chunk should have right now. */
 int64
-tsync_current_target(TsyncRun *run)
+tsync_current_target(TsyncPace *pace)
 {
-	int64		target = tsync_chunk_target(run->replica);
+	int64		target = tsync_chunk_target(pace);
 
-	return run->chunk_target > 0 ? Min(run->chunk_target, target) : target;
+	return pace->chunk_target > 0 ? Min(pace->chunk_target, target) : target;
 }
 
 /*
@@ -129,66 +135,66 @@ tsync_current_target(TsyncRun *run)
  * their buckets, if these will be asked for, cost more than their digest.
  */
 bool
-tsync_use_snapshot(TsyncReplica *replica, double weighted_rows)
+tsync_use_snapshot(TsyncPace *pace, double weighted_rows)
 {
-	double		rate = replica->scan_rate > 0 ? replica->scan_rate : CAUTIOUS_ROWS_PER_SECOND;
+	double		rate = pace->scan_rate > 0 ? pace->scan_rate : CAUTIOUS_ROWS_PER_SECOND;
 	double		seconds = weighted_rows / rate;
 
-	if (strcmp(replica->consistency, "auto") != 0)
-		return strcmp(replica->consistency, "snapshot") == 0;
+	if (strcmp(pace->consistency, "auto") != 0)
+		return strcmp(pace->consistency, "snapshot") == 0;
 	return seconds * 1000 < tsync_max_snapshot_age &&
-		(replica->max_source_load >= 1 || seconds < MAX_BUSY_SECONDS);
+		(pace->max_source_load >= 1 || seconds < MAX_BUSY_SECONDS);
 }
 
 /* Stop a scan whose snapshot has become too old. */
 void
-tsync_snapshot_too_old(TsyncRun *run)
+tsync_snapshot_too_old(TsyncPace *pace)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_SNAPSHOT_TOO_OLD),
 			 errmsg("scan of the source of %s takes longer than tablesync.max_snapshot_age",
-					run->replica->label),
+					pace->label),
 			 errdetail("After %d ms the source must be free to vacuum again.", tsync_max_snapshot_age),
 			 errhint("Increase tablesync.max_snapshot_age, or set consistency to auto or chunk.")));
 }
 
 /* Look at the age of a scan's snapshot before its next statement. */
 void
-tsync_check_snapshot_age(TsyncRun *run)
+tsync_check_snapshot_age(TsyncPace *pace)
 {
-	if (TimestampDifferenceExceeds(run->snapshot_taken, GetCurrentTimestamp(), tsync_max_snapshot_age))
-		tsync_snapshot_too_old(run);
+	if (TimestampDifferenceExceeds(pace->snapshot_taken, GetCurrentTimestamp(), tsync_max_snapshot_age))
+		tsync_snapshot_too_old(pace);
 }
 
 /* Note how long a digest of so many rows took, or buckets, which cost more. */
 void
-tsync_note_speed(TsyncRun *run, int64 rows, double cost, int64 usec)
+tsync_note_speed(TsyncPace *pace, int64 rows, double cost, int64 usec)
 {
-	run->rated_rows += rows * cost;
-	run->rated_time += usec;
-	if (run->replica->scan_rate > 0)
-		run->usual_time += rows * cost / run->replica->scan_rate * USECS_PER_SEC;
-	run->actual_time += usec;
+	pace->rated_rows += rows * cost;
+	pace->rated_time += usec;
+	if (pace->scan_rate > 0)
+		pace->usual_time += rows * cost / pace->scan_rate * USECS_PER_SEC;
+	pace->actual_time += usec;
 }
 
 /* Rows per second that the source digests, as far as known; 0 if it is not. */
 double
-tsync_learned_rate(TsyncRun *run)
+tsync_learned_rate(TsyncPace *pace)
 {
-	double		usual = run->replica->scan_rate;
+	double		usual = pace->scan_rate;
 	double		rate;
 
-	if (run->rated_rows < MIN_RATED_ROWS || run->rated_time <= 0)
+	if (pace->rated_rows < MIN_RATED_ROWS || pace->rated_time <= 0)
 		return usual;
-	rate = run->rated_rows / run->rated_time * USECS_PER_SEC;
+	rate = pace->rated_rows / pace->rated_time * USECS_PER_SEC;
 	return usual > 0 ? usual + (rate - usual) * RATE_WEIGHT : rate;
 }
 
 /* Ask the source for fewer rows at a time. */
 void
-tsync_source_is_slow(TsyncRun *run, int64 target)
+tsync_source_is_slow(TsyncPace *pace, int64 target)
 {
-	run->chunk_target = Max(target, MIN_SLOW_ROWS);
+	pace->chunk_target = Max(target, MIN_SLOW_ROWS);
 }
 
 /*
@@ -196,20 +202,20 @@ tsync_source_is_slow(TsyncRun *run, int64 target)
  * microseconds to stay away from a source that is busy or cold.
  */
 static int64
-judge_speed(TsyncRun *run, int64 rows)
+judge_speed(TsyncPace *pace, int64 rows)
 {
-	double		factor = run->usual_time > 0 ? run->actual_time / run->usual_time : 0;
+	double		factor = pace->usual_time > 0 ? pace->actual_time / pace->usual_time : 0;
 	int64		backoff = 0;
 
-	if (factor >= SLOW_FACTOR && run->actual_time >= MIN_RATED_USEC)
+	if (factor >= SLOW_FACTOR && pace->actual_time >= MIN_RATED_USEC)
 	{
-		run->slowness = Max(run->slowness, factor);
-		tsync_source_is_slow(run, (int64) (rows / factor));
-		backoff = (int64) Min(run->actual_time * (factor - 1), (double) MAX_BACKOFF_USEC);
+		pace->slowness = Max(pace->slowness, factor);
+		tsync_source_is_slow(pace, (int64) (rows / factor));
+		backoff = (int64) Min(pace->actual_time * (factor - 1), (double) MAX_BACKOFF_USEC);
 	}
-	else if (run->chunk_target > 0)
-		run->chunk_target = run->chunk_target * 2 >= tsync_chunk_target(run->replica) ? 0 : run->chunk_target * 2;
-	run->usual_time = run->actual_time = 0;
+	else if (pace->chunk_target > 0)
+		pace->chunk_target = pace->chunk_target * 2 >= tsync_chunk_target(pace) ? 0 : pace->chunk_target * 2;
+	pace->usual_time = pace->actual_time = 0;
 	return backoff;
 }
 
@@ -218,15 +224,15 @@ judge_speed(TsyncRun *run, int64 rows)
  * been busy with us for so many microseconds, or longer if it is slow.
  */
 void
-tsync_rest(TsyncRun *run, int64 busy_usec, int64 rows)
+tsync_rest(TsyncPace *pace, int64 busy_usec, int64 rows)
 {
-	double		wanted = busy_usec * (1.0 / run->replica->max_source_load - 1.0);
-	int64		backoff = judge_speed(run, rows);
+	double		wanted = busy_usec * (1.0 / pace->max_source_load - 1.0);
+	int64		backoff = judge_speed(pace, rows);
 	int64		rest = Max((int64) Min(wanted, (double) MAX_REST_USEC), backoff);
 	TimestampTz until = GetCurrentTimestamp() + rest;
 	long		left;
 
-	tsync_progress_throttled(rest, backoff > 0 ? run->slowness : 0);
+	tsync_progress_throttled(rest, backoff > 0 ? pace->slowness : 0);
 	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until)) > 0)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -238,11 +244,18 @@ tsync_rest(TsyncRun *run, int64 busy_usec, int64 rows)
 
 /* Run a digest query at the source and learn how fast it is. */
 TsyncDigest
-tsync_digest_source(TsyncRun *run, char *sql)
+tsync_digest_source(TsyncTable *table, TsyncPace *pace, char *sql)
 {
-	int64		before = run->source_time;
-	TsyncDigest digest = tsync_select_digest(run, TSYNC_SOURCE, sql);
+	int64		before = table->waited;
+	TsyncDigest digest = tsync_select_digest(table, TSYNC_SOURCE, sql);
 
-	tsync_note_speed(run, digest.rows, 1.0, run->source_time - before);
+	tsync_note_speed(pace, digest.rows, 1.0, table->waited - before);
 	return digest;
+}
+
+/* A snapshot of the source begins to grow old. */
+void
+tsync_note_snapshot(TsyncPace *pace)
+{
+	pace->snapshot_taken = GetCurrentTimestamp();
 }

@@ -21,52 +21,88 @@
 /* Bytes of rows without bound (TsyncReplica.wide) fetched by one statement. */
 #define TSYNC_GROUP_BYTES (8 * 1024 * 1024)
 
+/* What the source is, before its rows are read. */
+typedef struct TsyncSource
+{
+	int			version;		/* server_version_num */
+	char	   *identity;		/* which files hold its rows, and its columns */
+	char	   *new_shape;		/* NULL while it is the one known */
+	char	  **unreadable;		/* its new columns that we may not read */
+	int			nunreadable;
+	double		estimate;		/* rows, by its catalog */
+	int64		blocks;			/* likewise; 0 when unknown */
+	bool		clustered;		/* rows lie about in the order of their keys */
+	int64		horizon;		/* its transaction counter, 0 if unknown */
+	bool		went_back;		/* that was further in the last successful run */
+	char	   *newest_version; /* seen there so far, NULL if none */
+	char	   *counters;		/* before the scan, NULL: don't matter */
+	TimestampTz counters_at;
+} TsyncSource;
+
+/* How fast a source is, and how gently it is to be asked. */
+typedef struct TsyncPace
+{
+	const char *label;			/* of the replica, for messages */
+	const char *consistency;	/* snapshot, chunk or auto */
+	int			chunk_rows;		/* 0: by speed */
+	double		max_source_load;	/* share of the time that it may be busy with us */
+	double		scan_rate;		/* rows digested per second lately, 0: unknown */
+	double		rated_rows;		/* digested in this run, to learn its speed */
+	double		rated_time;		/* microseconds, likewise */
+	double		actual_time;	/* of the current chunk, microseconds */
+	double		usual_time;		/* what it would usually take; 0: unknown */
+	int64		chunk_target;	/* rows, while the source is slow; 0: it is not */
+	double		slowness;		/* most times longer per row than usual */
+	TimestampTz snapshot_taken;
+} TsyncPace;
+
 /* Rows of the source that a statement reads: those of a list of keys, of a range, or a page. */
 typedef struct TsyncReading
 {
-	TsyncRun   *run;
+	TsyncTable *table;
 	List	   *keys;			/* arrays of nkeys texts */
-	TsyncChunk *range;			/* where there are no keys */
+	TsyncRange *range;			/* where there are no keys */
 	char	  **after;			/* where there is neither: NULL is the beginning */
 	int64		limit;
 	ErrorContextCallback callback;
 } TsyncReading;
 
 /* in bad_value.c */
-extern void tsync_forget_reading(TsyncRun *run);
-extern void tsync_start_reading(TsyncReading *reading, TsyncRun *run);
+extern void tsync_forget_reading(void);
+extern void tsync_start_reading(TsyncReading *reading, TsyncTable *table);
 extern void tsync_end_reading(TsyncReading *reading);
-extern void tsync_explain_error(List *runs, ErrorData *edata);
+extern void tsync_explain_error(ErrorData *edata);
 
 /* in connection.c */
 extern void tsync_restrict_source_session(const char *label, int timeout);
-extern void tsync_limit_source(TsyncRun *run, int timeout);
-extern void tsync_disconnect_source(TsyncRun *run);
+extern void tsync_limit_source(TsyncTable *table, int timeout);
 
 /* in fetch.c */
-extern void tsync_fetch_rows(TsyncRun *run, TsyncRowSet *keys, TsyncRowSet *into);
+extern void tsync_fetch_rows(TsyncTable *table, TsyncRowSet *keys, TsyncRowSet *into);
 
 /* in identity.c */
-extern void tsync_read_source(TsyncRun *run);
-extern char *tsync_source_identity(TsyncRun *run);
-extern void tsync_read_layout(TsyncRun *run);
-extern void tsync_read_source_time(TsyncRun *run);
-extern bool tsync_source_unmoved(TsyncRun *run);
+extern void tsync_read_source(TsyncTable *table, TsyncSource *source);
+extern char *tsync_source_identity(TsyncTable *table);
+extern void tsync_read_layout(TsyncTable *table, TsyncSource *source);
+extern void tsync_read_horizon(TsyncTable *table, TsyncSource *source);
+extern bool tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id);
 
 /* in pace.c */
-extern int	tsync_chunk_timeout(TsyncReplica *replica);
+extern double tsync_weigh_rows(int64 quiet, int64 differing);
+extern int	tsync_chunk_timeout(bool divisible);
 extern int	tsync_snapshot_timeout(void);
-extern int	tsync_first_timeout(TsyncReplica *replica);
-extern int64 tsync_chunk_target(TsyncReplica *replica);
-extern int64 tsync_statement_rows(TsyncReplica *replica);
-extern int64 tsync_current_target(TsyncRun *run);
-extern bool tsync_use_snapshot(TsyncReplica *replica, double weighted_rows);
-extern void tsync_snapshot_too_old(TsyncRun *run);
-extern void tsync_check_snapshot_age(TsyncRun *run);
-extern void tsync_note_speed(TsyncRun *run, int64 rows, double cost, int64 usec);
-extern double tsync_learned_rate(TsyncRun *run);
-extern void tsync_source_is_slow(TsyncRun *run, int64 target);
-extern void tsync_rest(TsyncRun *run, int64 busy_usec, int64 rows);
-extern TsyncDigest tsync_digest_source(TsyncRun *run, char *sql);
+extern int	tsync_first_timeout(TsyncPace *pace, bool loaded, double weighted_rows);
+extern int64 tsync_chunk_target(TsyncPace *pace);
+extern int64 tsync_statement_rows(TsyncPace *pace);
+extern int64 tsync_current_target(TsyncPace *pace);
+extern bool tsync_use_snapshot(TsyncPace *pace, double weighted_rows);
+extern void tsync_snapshot_too_old(TsyncPace *pace) pg_attribute_noreturn();
+extern void tsync_check_snapshot_age(TsyncPace *pace);
+extern void tsync_note_speed(TsyncPace *pace, int64 rows, double cost, int64 usec);
+extern double tsync_learned_rate(TsyncPace *pace);
+extern void tsync_source_is_slow(TsyncPace *pace, int64 target);
+extern void tsync_rest(TsyncPace *pace, int64 busy_usec, int64 rows);
+extern TsyncDigest tsync_digest_source(TsyncTable *table, TsyncPace *pace, char *sql);
+extern void tsync_note_snapshot(TsyncPace *pace);
 
 #endif							/* TABLESYNC_SOURCE_H */

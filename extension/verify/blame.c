@@ -18,7 +18,6 @@
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "utils/memutils.h"
 #include "verify/verify.h"
 
@@ -81,7 +80,7 @@ find_subset(Suspects *suspects, TsyncDigest change)
 
 /* Copy the keys in a subset to those that somebody has touched. */
 static void
-blame_subset(TsyncRun *run, Suspects *suspects, uint32 subset)
+blame_subset(Suspects *suspects, uint32 subset, TsyncRowSet *touched_keys)
 {
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(suspects->keys->tupdesc, &TTSOpsMinimalTuple);
 
@@ -89,8 +88,8 @@ blame_subset(TsyncRun *run, Suspects *suspects, uint32 subset)
 	for (int i = 0; tsync_rowset_next(suspects->keys, slot); i++)
 		if ((subset >> i) & 1)
 		{
-			tuplestore_puttupleslot(run->touched_keys.rows, slot);
-			run->touched_keys.count++;
+			tuplestore_puttupleslot(touched_keys->rows, slot);
+			touched_keys->count++;
 		}
 	ExecDropSingleTupleTableSlot(slot);
 }
@@ -101,20 +100,20 @@ blame_subset(TsyncRun *run, Suspects *suspects, uint32 subset)
  * stage, with the fingerprint that the remembered digest is made of.
  */
 bool
-tsync_blame(TsyncRun *run, TsyncChunk *chunk, TsyncDigest now)
+tsync_blame(TsyncTable *table, TsyncFingerprint fingerprint, TsyncChunk *chunk, TsyncDigest now, TsyncRowSet *touched_keys)
 {
 	TsyncRowSet keys;
 	Suspects	suspects = {.keys = &keys};
 	TsyncDigest change = {now.rows - chunk->remembered.rows, now.sum - chunk->remembered.sum};
 	uint32		subset = 0;
 
-	tsync_rowset_init(&keys, "tsync_suspects", tsync_key_desc(run->replica, 0));
-	tsync_select_each(run, TSYNC_REPLICA,
-					  tsync_sql_suspects(run, chunk, MAX_SUSPECTS + 1), NULL, take_suspect, &suspects);
+	tsync_rowset_init(&keys, "tsync_suspects", tsync_key_desc(table, 0));
+	tsync_select_each(table, TSYNC_REPLICA,
+					  tsync_sql_suspects(table, &chunk->range, fingerprint, MAX_SUSPECTS + 1), NULL, take_suspect, &suspects);
 	if (suspects.count <= MAX_SUSPECTS)
 		subset = find_subset(&suspects, change);
 	if (subset != 0)
-		blame_subset(run, &suspects, subset);
+		blame_subset(&suspects, subset, touched_keys);
 	tuplestore_end(keys.rows);
 	return subset != 0;
 }

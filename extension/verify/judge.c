@@ -11,26 +11,25 @@
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "verify/verify.h"
 
+/* Fingerprints as those that a remembered digest may be made of. */
+static TsyncFingerprint
+usual_fingerprint(bool all_columns, int source_version)
+{
+	return (TsyncFingerprint) {.all_columns = all_columns,.source_version = source_version};
+}
+
 /* Are the remembered digests made of this kind of fingerprint? */
 static bool
-memory_is_by(TsyncRun *run, const char *memory_key, bool all_columns)
+memory_is_by(TsyncTable *table, TsyncVerify *verify, const char *memory_key, TsyncFingerprint fingerprint)
 {
-	TsyncReplica *replica = run->replica;
-	bool		same;
-
-	if (all_columns ? run->opaque.rows != NULL : replica->version == NULL)
+	if (fingerprint.all_columns ? verify->opaque.rows != NULL : table->version == NULL)
 		return false;
-	replica->row_fingerprint = all_columns;
-	replica->opaque_apart = false;
-	same = strcmp(tsync_sql_memory_key(replica, run->source_version), memory_key) == 0;
-	tsync_use_row_fingerprint(run, false);
-	return same;
+	return strcmp(tsync_sql_memory_key(table, fingerprint), memory_key) == 0;
 }
 
 /*
@@ -39,7 +38,7 @@ memory_is_by(TsyncRun *run, const char *memory_key, bool all_columns)
  * digests do not add up to that proof.
  */
 static bool
-is_memory_proved(TsyncRun *run)
+is_memory_proved(TsyncTable *table, TsyncVerify *verify, int source_version)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	TsyncDigest remembered = {0, 0};
@@ -50,57 +49,82 @@ is_memory_proved(TsyncRun *run)
 
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
-	proved = tsync_read_proof(run, &proof, &memory_key);
-	run->memory_by_row = memory_key && memory_is_by(run, memory_key, true);
-	run->memory_usable = run->memory_by_row || (memory_key && memory_is_by(run, memory_key, false));
+	proved = tsync_read_proof(table->relid, &proof, &memory_key);
+	verify->memory_by_row = memory_key && memory_is_by(table, verify, memory_key, usual_fingerprint(true, source_version));
+	verify->memory_usable = verify->memory_by_row ||
+		(memory_key && memory_is_by(table, verify, memory_key, usual_fingerprint(false, source_version)));
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
-	foreach(lc, run->remembered)
-	{
-		remembered.rows += ((TsyncChunk *) lfirst(lc))->remembered.rows;
-		remembered.sum += ((TsyncChunk *) lfirst(lc))->remembered.sum;
-	}
-	return run->memory_usable && (run->memory_by_row || !run->rules_by_row) &&
+	foreach(lc, verify->remembered)
+		tsync_add_digest(&remembered, ((TsyncChunk *) lfirst(lc))->remembered);
+	return verify->memory_usable && (verify->memory_by_row || !verify->by_row) &&
 		(proved || tsync_digest_equal(remembered, proof));
 }
 
 /* Digest a remembered chunk of the replica the way it is remembered. */
 TsyncDigest
-tsync_digest_as_remembered(TsyncRun *run, TsyncChunk *chunk)
+tsync_digest_as_remembered(TsyncTable *table, TsyncVerify *verify, int source_version, TsyncRange *range)
 {
-	TsyncDigest digest;
-
-	run->replica->row_fingerprint = run->memory_by_row;
-	run->replica->opaque_apart = false;
-	digest = tsync_select_digest(run, TSYNC_REPLICA,
-								 tsync_sql_digest(run->replica, TSYNC_REPLICA, chunk, run->source_version));
-	tsync_use_row_fingerprint(run, false);
-	return digest;
+	return tsync_select_digest(table, TSYNC_REPLICA,
+							   tsync_sql_digest(table, TSYNC_REPLICA, range,
+												usual_fingerprint(verify->memory_by_row, source_version)));
 }
 
 /* Has somebody touched a chunk that differs, and if so, which of its rows? */
 static void
-judge_chunk(TsyncRun *run, TsyncChunk *chunk)
+judge_chunk(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, int source_version, TsyncChunk *chunk)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	TsyncDigest now;
 
 	tsync_begin();
-	now = run->verify ? tsync_digest_as_remembered(run, chunk) : chunk->replica;
+	now = verify->whole ? tsync_digest_as_remembered(table, verify, source_version, &chunk->range) : chunk->replica;
 	chunk->touched = !tsync_digest_equal(now, chunk->remembered);
 	if (chunk->touched)
 	{
-		tsync_register_stage(run->stage);
+		bool		by_row = verify->whole ? verify->memory_by_row : verify->by_row;
+
+		tsync_register_stage(stage);
 		MemoryContextSwitchTo(caller);
-		if (run->touched_keys.rows == NULL)
-			tsync_rowset_init(&run->touched_keys, "tsync_touched", tsync_key_desc(run->replica, 0));
-		run->replica->row_fingerprint = run->verify ? run->memory_by_row : run->rules_by_row;
-		run->replica->opaque_apart = false;
-		chunk->blamed = tsync_blame(run, chunk, now);
-		tsync_use_row_fingerprint(run, false);
+		if (verify->touched_keys.rows == NULL)
+			tsync_rowset_init(&verify->touched_keys, TSYNC_TOUCHED, tsync_key_desc(table, 0));
+		chunk->blamed = tsync_blame(table, usual_fingerprint(by_row, source_version), chunk, now, &verify->touched_keys);
 	}
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
+}
+
+/* Judge the remembered chunks in which a run that has verified everything found something. */
+static void
+judge_remembered(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, List *chunks, int source_version)
+{
+	bool		proved = is_memory_proved(table, verify, source_version);
+	ListCell   *lc;
+
+	foreach(lc, chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		chunk->touched = true;	/* nobody can tell, unless somebody does below */
+		if (chunk->differs && verify->remembered != NIL)
+			((TsyncChunk *) list_nth(verify->remembered, chunk->number))->differs = true;
+	}
+	foreach(lc, verify->remembered)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		chunk->touched = true;
+		if (chunk->differs && chunk->proved && proved)
+			judge_chunk(table, verify, stage, source_version, chunk);
+	}
+	foreach(lc, chunks)			/* pieces of them, where they were cut */
+	{
+		TsyncChunk *chunk = lfirst(lc);
+		TsyncChunk *whole = verify->remembered ? list_nth(verify->remembered, chunk->number) : chunk;
+
+		chunk->touched = whole->touched;
+		chunk->blamed = whole->blamed;
+	}
 }
 
 /*
@@ -108,43 +132,18 @@ judge_chunk(TsyncRun *run, TsyncChunk *chunk)
  * usual run proved.
  */
 void
-tsync_judge_chunks(TsyncRun *run)
+tsync_judge_chunks(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, List *chunks, int source_version)
 {
-	bool		proved;
 	ListCell   *lc;
 
-	if (run->touched_keys.rows != NULL)
-		tsync_rowset_clear(&run->touched_keys);
-	if (!run->verify)
+	if (verify->touched_keys.rows != NULL)
+		tsync_rowset_clear(&verify->touched_keys);
+	if (verify->whole)
 	{
-		foreach(lc, run->chunks)
-			if (((TsyncChunk *) lfirst(lc))->touched && ((TsyncChunk *) lfirst(lc))->differs)
-				judge_chunk(run, lfirst(lc));
+		judge_remembered(table, verify, stage, chunks, source_version);
 		return;
 	}
-	proved = is_memory_proved(run);
-	foreach(lc, run->chunks)
-	{
-		TsyncChunk *chunk = lfirst(lc);
-
-		chunk->touched = true;
-		if (chunk->differs && run->remembered != NIL)
-			((TsyncChunk *) list_nth(run->remembered, chunk->number))->differs = true;
-	}
-	foreach(lc, run->remembered)
-	{
-		TsyncChunk *chunk = lfirst(lc);
-
-		chunk->touched = true;
-		if (chunk->differs && chunk->proved && proved)
-			judge_chunk(run, chunk);
-	}
-	foreach(lc, run->chunks)
-	{
-		TsyncChunk *chunk = lfirst(lc);
-		TsyncChunk *whole = run->remembered ? list_nth(run->remembered, chunk->number) : chunk;
-
-		chunk->touched = whole->touched;
-		chunk->blamed = whole->blamed;
-	}
+	foreach(lc, chunks)
+		if (((TsyncChunk *) lfirst(lc))->touched && ((TsyncChunk *) lfirst(lc))->differs)
+			judge_chunk(table, verify, stage, source_version, lfirst(lc));
 }

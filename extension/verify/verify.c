@@ -26,7 +26,6 @@
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "query/query.h"
-#include "run/run.h"
 #include "source/source.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -35,73 +34,65 @@
 
 /* Prepare for comparing columns that have no hash, as far as there are any. */
 static void
-prepare_opaque(TsyncRun *run)
+prepare_opaque(TsyncTable *table, TsyncVerify *verify)
 {
-	TsyncReplica *replica = run->replica;
 	int			nopaque = 0;
-	int			attnum = replica->nkeys;
+	int			attnum = table->nkeys;
 	TupleDesc	desc;
 
-	for (int i = 0; i < replica->ncolumns; i++)
-		nopaque += replica->columns[i].opaque;
-	if (run->opaque.rows != NULL)
-		tuplestore_end(run->opaque.rows);	/* of an attempt with other columns */
-	run->opaque.rows = NULL;
+	for (int i = 0; i < table->ncolumns; i++)
+		nopaque += table->columns[i].opaque;
+	if (verify->opaque.rows != NULL)
+		tuplestore_end(verify->opaque.rows);	/* of an attempt with other columns */
+	verify->opaque.rows = NULL;
 	if (nopaque == 0)
 		return;
-	desc = tsync_key_desc(replica, nopaque);
-	for (int i = 0; i < replica->ncolumns; i++)
+	desc = tsync_key_desc(table, nopaque);
+	for (int i = 0; i < table->ncolumns; i++)
 	{
-		TsyncColumn *column = &replica->columns[i];
+		TsyncColumn *column = &table->columns[i];
 
 		if (column->opaque)
 			TupleDescInitEntry(desc, ++attnum, column->name, column->type, column->typmod, 0);
 	}
-	tsync_rowset_init(&run->opaque, "tsync_opaque", desc);
+	tsync_rowset_init(&verify->opaque, TSYNC_OPAQUE, desc);
 }
 
 /* A run that verifies leaves it to others to follow a change of the source's columns. */
 void
-tsync_check_may_evolve(TsyncRun *run)
+tsync_refuse_to_evolve(const char *label)
 {
-	if (run->verify)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the columns of the source of %s have changed", run->replica->label),
-				 errdetail("Replica and source can't be compared before a run has followed the change."),
-				 errhint("SELECT * FROM tablesync_run(%s);", quote_literal_cstr(run->replica->label))));
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the columns of the source of %s have changed", label),
+			 errdetail("Replica and source can't be compared before a run has followed the change."),
+			 errhint("SELECT * FROM tablesync_run(%s);", quote_literal_cstr(label))));
 }
 
-/* Let a run that verifies look at all columns; nothing to do for others. */
+/*
+ * Prepare a run that verifies everything, once the columns are known; an error
+ * if there is nothing to compare.  All columns of a row cost the source more
+ * than its version: the speed that is known counts for less.
+ */
 void
-tsync_prepare_verify(TsyncRun *run)
+tsync_prepare_verify(TsyncReplica *replica, TsyncVerify *verify, TsyncPace *pace)
 {
-	TsyncReplica *replica = run->replica;
+	TsyncTable *table = &replica->table;
 
-	if (!run->verify || replica->opaque_apart)
-		return;
-	if (!replica->loaded)
+	Assert(verify->whole);
+	if (!replica->state.loaded)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("replica %s has not been loaded yet", replica->label),
+				 errmsg("replica %s has not been loaded yet", table->label),
 				 errdetail("There is nothing to verify before the first run has succeeded."),
-				 errhint("SELECT * FROM tablesync_run(%s);", quote_literal_cstr(replica->label))));
-	for (int i = 0; i < replica->ncolumns; i++)
-		if (replica->columns[i].refetch)
-			tsync_check_may_evolve(run);
-	run->rules_by_row = replica->row_fingerprint;
-	if (!replica->row_fingerprint)
-		replica->scan_rate /= TSYNC_ROW_COST;
-	replica->row_fingerprint = replica->opaque_apart = true;
-	prepare_opaque(run);
-}
-
-/* Use fingerprints of all columns, or again those that the run uses else. */
-void
-tsync_use_row_fingerprint(TsyncRun *run, bool all_columns)
-{
-	run->replica->row_fingerprint = all_columns || run->verify || run->rules_by_row;
-	run->replica->opaque_apart = all_columns || run->verify;
+				 errhint("SELECT * FROM tablesync_run(%s);", quote_literal_cstr(table->label))));
+	for (int i = 0; i < table->ncolumns; i++)
+		if (table->columns[i].refetch)
+			tsync_refuse_to_evolve(table->label);
+	verify->by_row = replica->settings.all_columns;
+	if (!verify->by_row)
+		pace->scan_rate /= TSYNC_ROW_COST;
+	prepare_opaque(table, verify);
 }
 
 /* A chunk of which nothing is known but its bounds. */
@@ -111,28 +102,27 @@ tsync_forget_chunk(TsyncChunk *remembered)
 	TsyncChunk *chunk = palloc0(sizeof(TsyncChunk));
 
 	chunk->number = remembered->number;
-	chunk->lower = remembered->lower;
-	chunk->upper = remembered->upper;
+	chunk->range = remembered->range;
 	chunk->expected_rows = remembered->expected_rows;
 	return chunk;
 }
 
 /*
- * Plan a run that verifies, in a transaction of the caller: the chunks are the
- * remembered ones, but what they hold is not, and nothing is written back.
+ * Plan a run that verifies everything, in a transaction of the caller: the chunks
+ * are the remembered ones, but what they hold is not, and nothing is written
+ * back.
  */
-void
-tsync_plan_verify(TsyncRun *run)
+List *
+tsync_plan_verify(TsyncTable *table, TsyncVerify *verify)
 {
+	List	   *chunks = NIL;
 	ListCell   *lc;
 
-	run->chunks = NIL;
-	run->verified_at = GetCurrentTimestamp();
-	run->remembered = tsync_read_chunks(run->replica);
-	foreach(lc, run->remembered)
-		run->chunks = lappend(run->chunks, tsync_forget_chunk(lfirst(lc)));
-	if (run->chunks == NIL)
-		run->chunks = list_make1(palloc0(sizeof(TsyncChunk)));
+	verify->verified_at = GetCurrentTimestamp();
+	verify->remembered = tsync_read_chunks(table);
+	foreach(lc, verify->remembered)
+		chunks = lappend(chunks, tsync_forget_chunk(lfirst(lc)));
+	return chunks ? chunks : list_make1(palloc0(sizeof(TsyncChunk)));
 }
 
 /* Those that were never verified first, then by the time since. */
@@ -148,26 +138,25 @@ compare_verified(const ListCell *a, const ListCell *b)
 }
 
 /*
- * Choose the chunks that a usual run verifies, at least one.  What is
- * remembered of them must stand the comparison with what they hold.
+ * Choose the chunks that a usual run verifies, at least one where it verifies
+ * any.  What is remembered of them must stand the comparison with what they
+ * hold.
  */
 void
-tsync_choose_chunks(TsyncRun *run)
+tsync_choose_chunks(TsyncReplica *replica, TsyncVerify *verify, List *chunks)
 {
-	double		wanted = list_length(run->chunks) * run->replica->verify_fraction;
+	double		wanted = list_length(chunks) * replica->settings.verify_fraction;
 	List	   *by_age;
 	ListCell   *lc;
 
-	run->differences = run->drifted_rows = 0;
-	if (run->verify)
-		return;
-	run->rules_by_row = run->replica->row_fingerprint;
+	Assert(!verify->whole);
+	verify->by_row = replica->settings.all_columns;
 	if (wanted <= 0)
 		return;
-	run->verified_at = GetCurrentTimestamp();
-	if (!run->rules_by_row)
-		prepare_opaque(run);
-	by_age = list_copy(run->chunks);
+	verify->verified_at = GetCurrentTimestamp();
+	if (!verify->by_row)
+		prepare_opaque(&replica->table, verify);
+	by_age = list_copy(chunks);
 	list_sort(by_age, compare_verified);
 	foreach(lc, by_age)
 	{
@@ -176,7 +165,7 @@ tsync_choose_chunks(TsyncRun *run)
 		if (foreach_current_index(lc) >= wanted)
 			break;
 		chunk->verifying = true;
-		chunk->by_row = !run->rules_by_row;
+		chunk->by_row = !verify->by_row;
 		chunk->stale |= chunk->known;
 		chunk->known = false;
 	}
@@ -188,26 +177,25 @@ tsync_choose_chunks(TsyncRun *run)
  * the source is read, and see whether somebody has touched them.
  */
 void
-tsync_know_rows(TsyncRun *run)
+tsync_know_rows(TsyncTable *table, int source_version, List *chunks)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	ListCell   *lc;
 
-	foreach(lc, run->chunks)
+	foreach(lc, chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
 		if (!chunk->verifying)
 			continue;
+		Assert(chunk->known);
 		chunk->touched = chunk->proved && !tsync_digest_equal(chunk->replica, chunk->remembered);
 		if (!chunk->by_row)
 			continue;
 		tsync_begin();
-		tsync_use_row_fingerprint(run, true);
-		chunk->row_replica = tsync_select_digest(run, TSYNC_REPLICA,
-												 tsync_sql_digest(run->replica, TSYNC_REPLICA, chunk,
-																  run->source_version));
-		tsync_use_row_fingerprint(run, false);
+		chunk->row_replica = tsync_select_digest(table, TSYNC_REPLICA,
+												 tsync_sql_digest(table, TSYNC_REPLICA, &chunk->range,
+																  tsync_every_column(source_version)));
 		tsync_commit();
 		MemoryContextSwitchTo(caller);
 		chunk->rows_known = true;
@@ -219,29 +207,28 @@ tsync_know_rows(TsyncRun *run)
  * and stage the rows that differ in nothing else.
  */
 void
-tsync_compare_opaque(TsyncRun *run, TsyncChunk *chunk)
+tsync_compare_opaque(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, TsyncChunk *chunk)
 {
-	TsyncReplica *replica = run->replica;
-	TsyncReading reading = {.range = chunk};
+	TsyncReading reading = {.range = &chunk->range};
 	TsyncRowSet keys;
 
-	if (run->opaque.rows == NULL || !(run->verify || chunk->by_row))
+	if (verify->opaque.rows == NULL || !(verify->whole || chunk->by_row))
 		return;
-	tsync_rowset_clear(&run->opaque);
-	tsync_rowset_init(&keys, "tsync_opaque_keys", tsync_key_desc(replica, 0));
-	tsync_start_reading(&reading, run);
-	tsync_select_into(run, TSYNC_SOURCE, tsync_sql_list_opaque(replica, chunk), &run->opaque);
+	tsync_rowset_clear(&verify->opaque);
+	tsync_rowset_init(&keys, "tsync_opaque_keys", tsync_key_desc(table, 0));
+	tsync_start_reading(&reading, table);
+	tsync_select_into(table, TSYNC_SOURCE, tsync_sql_list_opaque(table, &chunk->range), &verify->opaque);
 	tsync_end_reading(&reading);
-	tsync_rowset_register(&run->opaque);
-	tsync_rowset_register(&run->stage->updated);
-	tsync_select_into(run, TSYNC_REPLICA, tsync_sql_compare_opaque(run, chunk), &keys);
-	SPI_unregister_relation(run->stage->updated.name);
-	SPI_unregister_relation(run->opaque.name);
+	tsync_rowset_register(&verify->opaque);
+	tsync_rowset_register(&stage->updated);
+	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_compare_opaque(table, &chunk->range), &keys);
+	SPI_unregister_relation(stage->updated.name);
+	SPI_unregister_relation(verify->opaque.name);
 	if (keys.count > 0)
 	{
-		tsync_fetch_rows(run, &keys, &run->stage->updated);
+		tsync_fetch_rows(table, &keys, &stage->updated);
 		chunk->differs = true;
 	}
 	tuplestore_end(keys.rows);
-	tsync_rowset_clear(&run->opaque);
+	tsync_rowset_clear(&verify->opaque);
 }

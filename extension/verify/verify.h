@@ -10,27 +10,53 @@
 
 #include "tablesync.h"
 
-#include "execute/execute.h"
+#include "catalog/tables.h"
+#include "source/source.h"
 
-/* in blame.c */
-extern bool tsync_blame(TsyncRun *run, TsyncChunk *chunk, TsyncDigest now);
+/* What a run compares besides what every run does: everything, or a few chunks; lives as long as the run. */
+typedef struct TsyncVerify
+{
+	bool		whole;			/* every column of every row; the run does nothing else */
+	bool		repair;			/* and mends what differs */
+	bool		by_row;			/* a usual run sees a change of any column */
+	List	   *remembered;		/* whole: tablesync.chunk as it is */
+	bool		memory_usable;	/* whole: and we know what its digests are made of */
+	bool		memory_by_row;	/* all columns */
+	TimestampTz verified_at;	/* when the current scan began */
+	TsyncRowSet touched_keys;	/* of rows that somebody has changed here */
+	TsyncRowSet opaque;			/* columns without a hash of a chunk's source rows */
+	int64		differences;	/* rows that it has found */
+	int64		drifted_rows;	/* of them, those that are not just newer at the source */
+} TsyncVerify;
 
-/* in judge.c */
-extern TsyncDigest tsync_digest_as_remembered(TsyncRun *run, TsyncChunk *chunk);
-extern void tsync_judge_chunks(TsyncRun *run);
-
-/* in record.c */
-extern void tsync_record_differences(TsyncRun *run);
-extern void tsync_save_verified(TsyncRun *run);
+/* The fingerprint of all columns that have a hash. */
+static inline TsyncFingerprint
+tsync_every_column(int source_version)
+{
+	return (TsyncFingerprint) {.all_columns = true,.opaque_apart = true,.source_version = source_version};
+}
 
 /* in verify.c */
-extern void tsync_check_may_evolve(TsyncRun *run);
-extern void tsync_prepare_verify(TsyncRun *run);
-extern void tsync_use_row_fingerprint(TsyncRun *run, bool all_columns);
+extern void tsync_refuse_to_evolve(const char *label);
+extern void tsync_prepare_verify(TsyncReplica *replica, TsyncVerify *verify, TsyncPace *pace);
 extern TsyncChunk *tsync_forget_chunk(TsyncChunk *remembered);
-extern void tsync_plan_verify(TsyncRun *run);
-extern void tsync_choose_chunks(TsyncRun *run);
-extern void tsync_know_rows(TsyncRun *run);
-extern void tsync_compare_opaque(TsyncRun *run, TsyncChunk *chunk);
+extern List *tsync_plan_verify(TsyncTable *table, TsyncVerify *verify);
+extern void tsync_choose_chunks(TsyncReplica *replica, TsyncVerify *verify, List *chunks);
+extern void tsync_know_rows(TsyncTable *table, int source_version, List *chunks);
+extern void tsync_compare_opaque(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, TsyncChunk *chunk);
+
+/* in judge.c */
+extern TsyncDigest tsync_digest_as_remembered(TsyncTable *table, TsyncVerify *verify, int source_version,
+											  TsyncRange *range);
+extern void tsync_judge_chunks(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, List *chunks,
+							   int source_version);
+
+/* in blame.c */
+extern bool tsync_blame(TsyncTable *table, TsyncFingerprint fingerprint, TsyncChunk *chunk, TsyncDigest now,
+						TsyncRowSet *touched_keys);
+
+/* in record.c */
+extern void tsync_record_differences(TsyncTable *table, TsyncVerify *verify, List *chunks, int64 run_id);
+extern void tsync_save_verified(TsyncTable *table, TsyncVerify *verify, List *chunks, int source_version, bool spared);
 
 #endif							/* TABLESYNC_VERIFY_H */
