@@ -10,6 +10,7 @@
 
 #include "api/api.h"
 #include "catalog/pg_type.h"
+#include "execute/execute.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -30,7 +31,7 @@ return_differences(ReturnSetInfo *rsinfo, int64 run_id)
 		bool		nulls[DIFFERENCE_COLUMNS];
 
 		for (int column = 0; column < DIFFERENCE_COLUMNS; column++)
-			values[column] = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, column + 1, &nulls[column]);
+			values[column] = tsync_result_datum(i, column + 1, &nulls[column]);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	SPI_finish();

@@ -49,11 +49,10 @@ static int64
 next_run_id(void)
 {
 	int64		run_id;
-	bool		isnull;
 
 	SPI_connect();
 	tsync_record("SELECT nextval('tablesync.run_run_id_seq')", 0, NULL, NULL, NULL);
-	run_id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	run_id = tsync_result_int64(0, 1);
 	SPI_finish();
 	return run_id;
 }
@@ -129,10 +128,9 @@ tsync_cancel(PG_FUNCTION_ARGS)
 					   OIDOID, ObjectIdGetDatum(relid));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		bool		isnull;
-		Datum		pid = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		int			pid = (int) tsync_result_int64(i, 1);
 
-		cancelled |= !isnull && BackendPidGetProc(DatumGetInt32(pid)) != NULL && kill(DatumGetInt32(pid), SIGINT) == 0;
+		cancelled |= pid > 0 && BackendPidGetProc(pid) != NULL && kill(pid, SIGINT) == 0;
 	}
 	SPI_finish();
 	PG_RETURN_BOOL(cancelled);
@@ -224,6 +222,30 @@ run_one(Oid relid, bool wait, const TsyncStart *wanted)
 	return tsync_report_ended(relid, run_id);
 }
 
+/* A replica that is being run, as one of several. */
+typedef struct OneOfSeveral
+{
+	Oid			relid;
+	bool		wait;
+	const TsyncStart *wanted;
+	TsyncReport *report;
+} OneOfSeveral;
+
+static void
+run_one_of_several(void *arg)
+{
+	OneOfSeveral *one = arg;
+
+	one->report = run_one(one->relid, one->wait, one->wanted);
+}
+
+/* A cancel is for all of them. */
+static bool
+is_only_its_own(ErrorData *edata, void *arg)
+{
+	return edata->sqlerrcode != ERRCODE_QUERY_CANCELED;
+}
+
 /*
  * Run one of several replicas.  What would be an error for a single one, such
  * as an owner that may not log in, must not keep the others from being run.
@@ -231,38 +253,18 @@ run_one(Oid relid, bool wait, const TsyncStart *wanted)
 static TsyncReport *
 try_run_one(Oid relid, bool wait, const TsyncStart *wanted)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	TsyncReport  *volatile report = NULL;
+	OneOfSeveral one = {.relid = relid,.wait = wait,.wanted = wanted};
+	ErrorData  *edata;
+	TsyncReport *report;
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		report = run_one(relid, wait, wanted);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		report = tsync_make_report(relid, 0, "failed", edata->message);
-		report->sqlstate = pstrdup(unpack_sql_state(edata->sqlerrcode));
-		report->message = edata->message;
-		report->detail = edata->detail;
-		report->hint = edata->hint;
-		report->no_worker = edata->sqlerrcode == ERRCODE_INSUFFICIENT_RESOURCES;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
+	if (tsync_try_inside(run_one_of_several, &one, is_only_its_own, &edata))
+		return one.report;
+	report = tsync_make_report(relid, 0, "failed", edata->message);
+	report->sqlstate = pstrdup(unpack_sql_state(edata->sqlerrcode));
+	report->message = edata->message;
+	report->detail = edata->detail;
+	report->hint = edata->hint;
+	report->no_worker = edata->sqlerrcode == ERRCODE_INSUFFICIENT_RESOURCES;
 	return report;
 }
 
@@ -304,12 +306,11 @@ enabled_replicas(void)
 				 " ORDER BY added_at, replica", OIDOID, ObjectIdGetDatum(InvalidOid));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		bool		isnull;
-		Datum		relid = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		Oid			relid = (Oid) tsync_result_int64(i, 1);
 		MemoryContext spi = MemoryContextSwitchTo(caller);
 
-		if (tsync_acts_for_owner(DatumGetObjectId(relid)))
-			replicas = lappend_oid(replicas, DatumGetObjectId(relid));
+		if (tsync_acts_for_owner(relid))
+			replicas = lappend_oid(replicas, relid);
 		MemoryContextSwitchTo(spi);
 	}
 	SPI_finish();

@@ -17,6 +17,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "execute/execute.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -62,7 +63,7 @@ tsync_query_latest(const char *sql, Oid type, Datum argument)
 char *
 tsync_latest_text(MemoryContext context, int column)
 {
-	char	   *value = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column);
+	char	   *value = tsync_result_text(0, column);
 
 	return value ? MemoryContextStrdup(context, value) : NULL;
 }
@@ -72,14 +73,13 @@ int64
 tsync_live_run(Oid relid)
 {
 	int64		run_id = 0;
-	bool		isnull;
 
 	if (tsync_query_latest("SELECT coalesce(max(r.run_id), -1)"
 					 " FROM tablesync.live_runs() l LEFT JOIN tablesync.all_runs r"
 					 " ON r.replica = l.replica AND r.pid = l.pid AND r.status = 'running'"
 					 " WHERE l.replica = $1::regclass HAVING count(*) > 0",
 					 OIDOID, ObjectIdGetDatum(relid)))
-		run_id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		run_id = tsync_result_int64(0, 1);
 	SPI_finish();
 	return run_id;
 }
@@ -105,7 +105,7 @@ read_report(int64 run_id)
 		report->hint = tsync_latest_text(caller, 12);
 		for (int i = 0; i < RESULT_COLUMNS; i++)
 		{
-			Datum		value = SPI_getbinval(SPI_tuptable->vals[0], desc, i + 1, &report->nulls[i]);
+			Datum		value = tsync_result_datum(0, i + 1, &report->nulls[i]);
 			MemoryContext spi = MemoryContextSwitchTo(caller);
 
 			if (!report->nulls[i])
@@ -253,12 +253,11 @@ tsync_group_reports(Oid relid, int64 run_id)
 				 " WHERE group_run_id = $1 AND run_id <> $1 ORDER BY run_id", INT8OID, Int64GetDatum(run_id));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		bool		isnull;
-		Datum		replica = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
-		int64		member_run = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull));
+		Oid			replica = (Oid) tsync_result_int64(i, 1);
+		int64		member_run = tsync_result_int64(i, 2);
 		MemoryContext spi = MemoryContextSwitchTo(caller);
 
-		replicas = lappend_oid(replicas, DatumGetObjectId(replica));
+		replicas = lappend_oid(replicas, replica);
 		run_ids = lappend(run_ids, memcpy(palloc(sizeof(int64)), &member_run, sizeof(int64)));
 		MemoryContextSwitchTo(spi);
 	}

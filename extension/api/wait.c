@@ -10,6 +10,7 @@
 #include "api/api.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "execute/execute.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -32,17 +33,14 @@ recorded_status(int64 run_id, bool (*may_ask) (Oid replica), bool *live)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	char	   *status = NULL;
-	bool		isnull;
 
 	if (tsync_query_latest("SELECT status, EXISTS (SELECT FROM tablesync.live_runs() l"
 					 " WHERE l.replica = r.replica AND l.pid = r.pid), replica::oid"
 					 " FROM tablesync.all_runs r WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
 	{
-		Datum		replica = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull);
-
-		if (may_ask(DatumGetObjectId(replica)))
+		if (may_ask((Oid) tsync_result_int64(0, 3)))
 			status = tsync_latest_text(caller, 1);
-		*live = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+		*live = tsync_result_bool(0, 2);
 	}
 	SPI_finish();
 	return status;

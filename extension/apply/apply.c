@@ -36,7 +36,7 @@
 
 /* Fill in what is known of a run now that it has succeeded, and record it. */
 static void
-finish(TsyncApply *apply)
+finish_run(TsyncApply *apply)
 {
 	TsyncRecord *record = apply->record;
 	ListCell   *lc;
@@ -83,7 +83,7 @@ apply_once(List *applies)
 
 		if (!apply->verify->whole)
 			tsync_save_memory(apply->table, apply->chunks, apply->memory, apply->stage->reappeared.count > 0);
-		finish(apply);
+		finish_run(apply);
 	}
 	/* readers see all runs of a group, or none; and the source has not waited for any of it */
 	Assert(!tsync_source_asked);
@@ -190,7 +190,7 @@ tsync_end_without_apply(TsyncApply *apply)
 	if (apply->table->wide)
 		tsync_avoid_large_joins();
 	tsync_record_differences(apply->table, apply->verify, apply->chunks, apply->record->run_id);
-	finish(apply);
+	finish_run(apply);
 	tsync_commit();
 	MemoryContextSwitchTo(caller);
 }

@@ -35,41 +35,21 @@ lock_replica(TsyncTable *table)
 	tsync_hold_nothing();
 }
 
-/*
- * Update rows in place.  Returns false, with nothing done, when rows would
- * collide on the way: those that swap a unique value can't be updated one
- * after the other.
- */
-static bool
-update_in_place(TsyncApply *apply, TsyncDigest *changed)
+/* Rows that are being updated, and the digest of what they became. */
+typedef struct InPlace
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool done = false;
+	TsyncApply *apply;
+	TsyncDigest changed;
+} InPlace;
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		*changed = tsync_modify(apply->table, tsync_sql_update(apply->table, TSYNC_UPDATED, apply->fingerprint));
-		ReleaseCurrentSubTransaction();
-		done = true;
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
+/* Update rows in place. */
+static void
+update_in_place(void *arg)
+{
+	InPlace    *rows = arg;
+	TsyncTable *table = rows->apply->table;
 
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		if (!tsync_is_uniqueness_violation(edata, NULL))
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return done;
+	rows->changed = tsync_modify(table, tsync_sql_update(table, TSYNC_UPDATED, rows->apply->fingerprint));
 }
 
 /*
@@ -98,18 +78,20 @@ expect_rows(TsyncTable *table, const char *verb, int64 expected, int64 actual)
 				 errhint("Run again. If it happens every time, look for a trigger on the replica that interferes.")));
 }
 
-/* Update the staged rows; where that can't be done in place, replace them. */
+/*
+ * Update the staged rows.  Those that swap a unique value can't be updated one
+ * after the other: where rows collide on the way, all of them are replaced.
+ */
 static TsyncDigest
 update_rows(TsyncApply *apply)
 {
-	TsyncDigest changed;
+	TsyncTable *table = apply->table;
+	InPlace		rows = {.apply = apply};
 
-	if (!update_in_place(apply, &changed))
-	{
-		tsync_modify(apply->table, tsync_sql_delete(apply->table, TSYNC_UPDATED, NULL, apply->fingerprint));
-		changed = tsync_modify(apply->table, tsync_sql_insert(apply->table, TSYNC_UPDATED, apply->fingerprint));
-	}
-	return changed;
+	if (tsync_try_inside(update_in_place, &rows, tsync_is_uniqueness_violation, NULL))
+		return rows.changed;
+	tsync_modify(table, tsync_sql_delete(table, TSYNC_UPDATED, NULL, apply->fingerprint));
+	return tsync_modify(table, tsync_sql_insert(table, TSYNC_UPDATED, apply->fingerprint));
 }
 
 /*
@@ -181,6 +163,8 @@ tsync_merge(TsyncApply *apply)
 	TsyncStage *stage = apply->stage;
 	TsyncRecord *record = apply->record;
 
+	Assert(IsTransactionState());
+	Assert(stage->reappeared.count <= stage->deleted.count);
 	record->deleted = record->updated = record->inserted = 0;
 	record->replica = tsync_add_up_replica(apply->chunks);
 	if (tsync_staged_rows(stage) == 0)

@@ -64,7 +64,7 @@ select_text(TsyncTable *table, const char *sql, MemoryContext context)
 
 	if (tsync_select(table, TSYNC_REPLICA, sql, NULL) != 1)
 		elog(ERROR, "query for a text did not return one row");
-	text = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	text = tsync_result_text(0, 1);
 	if (text != NULL)
 		text = MemoryContextStrdup(context, text);
 	SPI_freetuptable(SPI_tuptable);

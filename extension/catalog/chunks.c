@@ -103,14 +103,24 @@ compare_bounds(TsyncTable *table, Datum *a, Datum *b)
 	return 0;
 }
 
-/* Are the bounds of chunks values of the key, in ascending order?  An error of an input function if not values. */
-static bool
-are_ascending(TsyncTable *table, List *chunks)
+/* Chunks whose bounds are being looked at. */
+typedef struct Bounds
 {
+	TsyncTable *table;
+	List	   *chunks;
+	bool		ascending;
+} Bounds;
+
+/* Are the bounds of chunks values of the key, in ascending order?  An error of an input function if not values. */
+static void
+compare_all_bounds(void *arg)
+{
+	Bounds	   *bounds = arg;
+	TsyncTable *table = bounds->table;
 	Datum	   *previous = NULL;
 	ListCell   *lc;
 
-	foreach(lc, chunks)
+	foreach(lc, bounds->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 		Datum	   *bound = palloc(Max(table->nrange, 1) * sizeof(Datum));
@@ -124,41 +134,26 @@ are_ascending(TsyncTable *table, List *chunks)
 			bound[i] = OidInputFunctionCall(input, chunk->range.lower[i], parameter, -1);
 		}
 		if (previous && compare_bounds(table, previous, bound) >= 0)
-			return false;
+			return;
 		previous = chunk->range.lower ? bound : NULL;
 	}
-	return true;
+	bounds->ascending = true;
+}
+
+static bool
+is_no_value(ErrorData *edata, void *arg)
+{
+	return ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_DATA_EXCEPTION;
 }
 
 /* Can the chunks be what a run has written?  Nobody promises it. */
 static bool
 are_plausible(TsyncTable *table, List *chunks)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool plausible = false;
+	Bounds		bounds = {.table = table,.chunks = chunks};
 
-	if (list_length(chunks) < 2)
-		return true;
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		plausible = are_ascending(table, chunks);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		if (ERRCODE_TO_CATEGORY(CopyErrorData()->sqlerrcode) != ERRCODE_DATA_EXCEPTION)
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return plausible;
+	return list_length(chunks) < 2 ||
+		(tsync_try_inside(compare_all_bounds, &bounds, is_no_value, NULL) && bounds.ascending);
 }
 
 /* The chunks of the last run in key order; NIL if there are none, not all, or none that could be true. */

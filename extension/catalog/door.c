@@ -46,7 +46,7 @@ static Datum
 copy_result(MemoryContext context, bool *isnull)
 {
 	Form_pg_attribute column = TupleDescAttr(SPI_tuptable->tupdesc, 0);
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, isnull);
+	Datum		value = tsync_result_datum(0, 1, isnull);
 	MemoryContext spi = MemoryContextSwitchTo(context);
 
 	if (!*isnull)

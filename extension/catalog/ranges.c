@@ -73,6 +73,7 @@ tsync_finish_range(TsyncTable *table, TsyncChunk *range, TsyncDigest digest)
 	Datum		values[] = {ObjectIdGetDatum(table->relid), Int32GetDatum(range->number),
 	Int64GetDatum(digest.rows), Int64GetDatum((int64) digest.sum)};
 
+	Assert(digest.rows >= 0);
 	tsync_record("UPDATE tablesync.all_chunks SET rows = $3, digest = $4"
 						  " WHERE replica = $1::regclass AND chunk_no = $2",
 						  lengthof(types), types, values, NULL);

@@ -151,6 +151,7 @@ tsync_finish_run(TsyncRecord *record)
 		(Datum) 0
 	};
 
+	Assert(record->run_id > 0);
 	memset(nulls, ' ', lengthof(types));
 	nulls[lengthof(types)] = '\0';
 	values[12] = run_message(record, &nulls[12]);

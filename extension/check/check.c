@@ -151,13 +151,9 @@ tsync_check_in_worker(PG_FUNCTION_ARGS)
 static char *
 find_answer(Oid relid)
 {
-	Oid			type = OIDOID;
-	Datum		value = ObjectIdGetDatum(relid);
-
-	if (SPI_execute_with_args("SELECT jsonb_agg(c) FROM tablesync.preflight_source($1::regclass) c",
-							  1, &type, &value, NULL, true, 0) != SPI_OK_SELECT)
+	if (tsync_catalog_execute_oid("SELECT jsonb_agg(c) FROM tablesync.preflight_source($1::regclass) c", relid) != 1)
 		elog(ERROR, "could not check replica with OID %u", relid);
-	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	return tsync_result_text(0, 1);
 }
 
 /* The worker: the session of a run, except that nothing can be written. */

@@ -37,6 +37,7 @@ tsync_evolve(TsyncTable *table, int64 run_id, const char *new_shape, bool *pause
 	char	   *problem;
 	char	   *hint;
 
+	Assert(!IsTransactionState());
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
 	*paused = !tsync_evolve_catalog(table->relid, run_id, new_shape, &problem, &hint);
@@ -62,36 +63,6 @@ only_refetched(TsyncTable *table)
 	return part->ncolumns > part->nkeys ? part : NULL;
 }
 
-/* List the keys that follow a key in the source's order, from the longest key prefix to none. */
-static void
-list_keys(TsyncTable *table, char **after, TsyncRowSet *keys)
-{
-	TsyncReading reading = {.after = after,.limit = PAGE_ROWS};
-
-	tsync_start_reading(&reading, table);
-	for (int prefix = after ? table->nkeys - 1 : 0;
-		 prefix >= 0 && keys->count < PAGE_ROWS; prefix--)
-		tsync_select_at_most(table, TSYNC_SOURCE,
-							 tsync_sql_page(table, after, prefix, true, PAGE_ROWS - keys->count),
-							 keys, PAGE_ROWS - keys->count);
-	tsync_end_reading(&reading);
-}
-
-/* The last key of a page, NULL if it is empty. */
-static char **
-last_key(TsyncTable *table, TsyncRowSet *keys)
-{
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(keys->tupdesc, &TTSOpsMinimalTuple);
-	char	  **key = NULL;
-
-	tsync_rowset_start(keys);
-	for (int64 left = keys->count; left > 0 && tsync_rowset_next(keys, slot); left--)
-		if (left == 1)
-			key = tsync_key_of_slot(table, slot);
-	ExecDropSingleTupleTableSlot(slot);
-	return key;
-}
-
 static bool
 is_same_key(TsyncTable *table, char **a, char **b)
 {
@@ -110,8 +81,8 @@ refetch_page(TsyncTable *table, char **after, TsyncRowSet *keys, TsyncRowSet *ro
 
 	tsync_begin();
 	MemoryContextSwitchTo(page_context);
-	list_keys(table, after, keys);
-	reached = last_key(table, keys);
+	tsync_read_page(table, after, true, PAGE_ROWS, keys);
+	reached = tsync_last_key(table, keys, true);
 	if (reached != NULL && after != NULL && is_same_key(table, reached, after))
 		tsync_refuse_answer(table, "a page of keys that ends where it had to begin");
 	tsync_fetch_rows(table, keys, rows);
@@ -173,6 +144,7 @@ tsync_refetch(TsyncTable *table, TsyncPace *pace, double estimate)
 	MemoryContext caller = CurrentMemoryContext;
 	TsyncTable *part = only_refetched(table);
 
+	Assert(!IsTransactionState());
 	if (part == NULL)
 		return;
 	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) estimate);

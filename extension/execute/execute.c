@@ -24,6 +24,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/plancache.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -32,6 +33,7 @@
 void
 tsync_begin(void)
 {
+	Assert(!IsTransactionState());
 	CHECK_FOR_INTERRUPTS();
 	tsync_source_asked = false;
 	tsync_pin_session();
@@ -45,12 +47,13 @@ tsync_begin(void)
 void
 tsync_commit(void)
 {
+	Assert(IsTransactionState());
 	SPI_finish();
 	PopActiveSnapshot();
 	if (tsync_source_asked)
-		tsync_expect_source(true);	/* its transaction ends too */
+		tsync_await_source();	/* its transaction ends too */
 	CommitTransactionCommand();
-	tsync_expect_source(false);
+	tsync_source_answered();
 	pgstat_report_stat(false);
 }
 
@@ -69,6 +72,7 @@ tsync_select(TsyncTable *table, TsyncSide side, const char *sql, DestReceiver *d
 	uint64		processed;
 	int			rc;
 
+	Assert(IsTransactionState());
 	CHECK_FOR_INTERRUPTS();
 	tsync_hold(table, side);
 	if (side == TSYNC_SOURCE)
@@ -77,9 +81,9 @@ tsync_select(TsyncTable *table, TsyncSide side, const char *sql, DestReceiver *d
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 
 	if (side == TSYNC_SOURCE)
-		tsync_expect_source(true);
+		tsync_await_source();
 	rc = SPI_execute_plan_extended(plan, &options);
-	tsync_expect_source(false);
+	tsync_source_answered();
 	tsync_hold_nothing();
 	if (rc != SPI_OK_SELECT)
 		elog(ERROR, "unexpected SPI result %s", SPI_result_code_string(rc));
@@ -219,12 +223,51 @@ tsync_try(void (*function) (void *), void *arg, bool (*judge) (ErrorData *, void
 			PG_RE_THROW();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();	/* subtransactions too */
-		tsync_expect_source(false);
+		tsync_source_answered();
 		if (error)
 			*error = edata;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
+	return done;
+}
+
+/*
+ * As tsync_try(), inside of a transaction: the function runs in a subtransaction,
+ * which is undone if it fails.
+ */
+bool
+tsync_try_inside(void (*function) (void *), void *arg, bool (*judge) (ErrorData *, void *), ErrorData **error)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool done = false;
+
+	Assert(IsTransactionState());
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(caller);
+	PG_TRY();
+	{
+		function(arg);
+		ReleaseCurrentSubTransaction();
+		done = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(caller);
+		edata = CopyErrorData();
+		if (!judge(edata, arg))
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		if (error)
+			*error = edata;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	CurrentResourceOwner = owner;
 	return done;
 }
 
@@ -258,11 +301,10 @@ tsync_select_digest(TsyncTable *table, TsyncSide side, const char *sql)
 
 	if (tsync_select(table, side, sql, NULL) != 1 || SPI_gettypeid(SPI_tuptable->tupdesc, 1) != INT8OID)
 		elog(ERROR, "digest query did not return one row");
-	digest.rows = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-											  1, &isnull));
+	digest.rows = DatumGetInt64(tsync_result_datum(0, 1, &isnull));
 	if (isnull || digest.rows < 0)
 		tsync_refuse_answer(table, "a number of rows that is negative or NULL");
-	sum = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+	sum = tsync_result_text(0, 2);
 	if (sum != NULL)
 		digest.sum = tsync_sum_to_uint64(sum);
 	SPI_freetuptable(SPI_tuptable);
@@ -278,8 +320,8 @@ tsync_modify(TsyncTable *table, const char *sql)
 {
 	TsyncDigest changed;
 
-	tsync_expect_write(table->relid, 1);
+	tsync_begin_own_write(table->relid);
 	changed = tsync_select_digest(table, TSYNC_REPLICA, sql);
-	tsync_expect_write(table->relid, 0);
+	tsync_end_own_write();
 	return changed;
 }

@@ -10,6 +10,7 @@
 
 #include "tablesync.h"
 
+#include "access/xact.h"
 #include "executor/tuptable.h"
 #include "nodes/pg_list.h"
 #include "query/query.h"
@@ -52,6 +53,8 @@ extern uint64 tsync_select_at_most(TsyncTable *table, TsyncSide side, const char
 								   uint64 limit);
 extern uint64 tsync_select_into(TsyncTable *table, TsyncSide side, const char *sql, TsyncRowSet *into);
 extern bool tsync_try(void (*function) (void *), void *arg, bool (*judge) (ErrorData *, void *), ErrorData **error);
+extern bool tsync_try_inside(void (*function) (void *), void *arg, bool (*judge) (ErrorData *, void *),
+							 ErrorData **error);
 extern bool tsync_is_uniqueness_violation(ErrorData *edata, void *arg);
 extern void tsync_refuse_answer(TsyncTable *table, const char *answer) pg_attribute_noreturn();
 extern TsyncDigest tsync_select_digest(TsyncTable *table, TsyncSide side, const char *sql);
@@ -72,6 +75,7 @@ extern bool tsync_rowset_next(TsyncRowSet *set, TupleTableSlot *slot);
 extern Datum tsync_integer_datum(Oid type, int64 value);
 extern char *tsync_value_to_text(Oid type, Datum value);
 extern char **tsync_key_of_slot(TsyncTable *table, TupleTableSlot *slot);
+extern char **tsync_key_of_row(TsyncTable *table, TupleTableSlot *slot);
 extern int64 tsync_slot_integer(TupleTableSlot *slot, int attnum);
 extern uint64 tsync_slot_sum(TupleTableSlot *slot, int attnum);
 extern void tsync_for_keys(TsyncTable *table, TsyncRowSet *keys, TsyncKeysFunction function, void *arg);
@@ -103,6 +107,7 @@ extern void tsync_unregister_stage(TsyncStage *stage);
 extern int64 tsync_staged_rows(TsyncStage *stage);
 
 /* in stray_write.c */
-extern void tsync_expect_write(Oid replica, int statements);
+extern void tsync_begin_own_write(Oid replica);
+extern void tsync_end_own_write(void);
 
 #endif							/* TABLESYNC_EXECUTE_H */

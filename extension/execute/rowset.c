@@ -27,7 +27,6 @@
 #include "utils/resowner.h"
 
 #define ROWSET_KB 4096			/* in memory, per row set */
-#define GROUP_KEYS 5000			/* single-column keys in one statement */
 #define GROUP_COMPOSITE_KEYS 200
 
 /* Make an empty row set that lives until the process ends or clears it. */
@@ -116,22 +115,42 @@ tsync_value_to_text(Oid type, Datum value)
 	return OidOutputFunctionCall(output, value);
 }
 
+/* A value of a key column, as text. */
+static char *
+key_value(TsyncTable *table, int i, TupleTableSlot *slot, int attnum)
+{
+	bool		isnull;
+	Datum		value = slot_getattr(slot, attnum, &isnull);
+
+	if (isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("key column %s of the source of %s is NULL",
+						table->keys[i]->quoted, table->label)));
+	return tsync_value_to_text(table->keys[i]->type, value);
+}
+
 /* The key in the first columns of a slot, as texts in the current context. */
 char	  **
 tsync_key_of_slot(TsyncTable *table, TupleTableSlot *slot)
 {
 	char	  **key = palloc(table->nkeys * sizeof(char *));
 
-	slot_getsomeattrs(slot, table->nkeys);
+	Assert(slot->tts_tupleDescriptor->natts >= table->nkeys);
 	for (int i = 0; i < table->nkeys; i++)
-	{
-		if (slot->tts_isnull[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("key column %s of the source of %s is NULL",
-							table->keys[i]->quoted, table->label)));
-		key[i] = tsync_value_to_text(table->keys[i]->type, slot->tts_values[i]);
-	}
+		key[i] = key_value(table, i, slot, i + 1);
+	return key;
+}
+
+/* The key of a whole row in a slot, likewise. */
+char	  **
+tsync_key_of_row(TsyncTable *table, TupleTableSlot *slot)
+{
+	char	  **key = palloc(table->nkeys * sizeof(char *));
+
+	Assert(slot->tts_tupleDescriptor->natts == table->ncolumns);
+	for (int i = 0; i < table->nkeys; i++)
+		key[i] = key_value(table, i, slot, table->keys[i] - table->columns + 1);
 	return key;
 }
 
@@ -191,7 +210,7 @@ tsync_slot_sum(TupleTableSlot *slot, int attnum)
 static int
 group_keys(TsyncTable *table)
 {
-	return table->nkeys == 1 ? GROUP_KEYS : GROUP_COMPOSITE_KEYS;
+	return table->nkeys == 1 ? TSYNC_GROUP_KEYS : GROUP_COMPOSITE_KEYS;
 }
 
 /* Read the next group of keys, no larger than one statement should take. */

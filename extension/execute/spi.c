@@ -78,12 +78,14 @@ tsync_record_oid(const char *sql, Oid oid)
 char *
 tsync_result_text(uint64 row, int column)
 {
+	Assert(SPI_tuptable != NULL && row < SPI_tuptable->numvals);
 	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
 }
 
 Datum
 tsync_result_datum(uint64 row, int column, bool *isnull)
 {
+	Assert(SPI_tuptable != NULL && row < SPI_tuptable->numvals);
 	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
 }
 

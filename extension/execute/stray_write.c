@@ -25,10 +25,17 @@ PG_FUNCTION_INFO_V1(tsync_note_write);
 
 /* The next statement that writes to the replica is the run's own. */
 void
-tsync_expect_write(Oid replica, int statements)
+tsync_begin_own_write(Oid replica)
 {
 	own_replica = replica;
-	own_statements = statements;
+	own_statements = 1;
+}
+
+/* It has ended, whether it wrote or not. */
+void
+tsync_end_own_write(void)
+{
+	own_statements = 0;
 }
 
 /*

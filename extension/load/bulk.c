@@ -355,10 +355,10 @@ begin_bulk_load(TsyncLoad *load, int64 range_rows)
 	possible = tsync_result_bool(0, 1);
 	if (possible)
 	{
-		tsync_expect_source(true);
+		tsync_await_source();
 		tsync_catalog_execute("SELECT b FROM tablesync.source_bounds($1::regclass, $3, $4) b",
 							  lengthof(types), types, values, " n  ");
-		tsync_expect_source(false);
+		tsync_source_answered();
 		bounds = tsync_result_texts(0, 1, &nbounds);
 	}
 	tsync_commit();

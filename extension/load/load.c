@@ -51,47 +51,6 @@ load_state_create(TsyncLoad *load)
 	return state;
 }
 
-/* Read the next page after the position, from the longest key prefix to none. */
-static void
-read_page(TsyncLoad *load, LoadState *state, bool keys_only, TsyncRowSet *into)
-{
-	TsyncReading reading = {.after = state->position,.limit = state->limit};
-	int			prefix = state->position ? load->table->nkeys - 1 : 0;
-
-	tsync_start_reading(&reading, load->table);
-	tsync_rowset_clear(into);
-	for (; prefix >= 0 && into->count < state->limit; prefix--)
-		tsync_select_at_most(load->table, TSYNC_SOURCE,
-							 tsync_sql_page(load->table, state->position, prefix, keys_only,
-											state->limit - into->count), into, state->limit - into->count);
-	tsync_end_reading(&reading);
-}
-
-/* Key of the last row of a page, which holds keys or whole rows. */
-static char **
-last_key(TsyncTable *table, TsyncRowSet *set, bool keys_only)
-{
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(set->tupdesc, &TTSOpsMinimalTuple);
-	char	  **key = palloc(table->nkeys * sizeof(char *));
-	int64		left = set->count;
-
-	tsync_rowset_start(set);
-	while (left-- > 0 && tsync_rowset_next(set, slot))
-		;
-	for (int i = 0; i < table->nkeys; i++)
-	{
-		int			attnum = keys_only ? i + 1 : table->keys[i] - table->columns + 1;
-		bool		isnull;
-		Datum		value = slot_getattr(slot, attnum, &isnull);
-
-		if (isnull)
-			elog(ERROR, "key of a source row is NULL");
-		key[i] = tsync_value_to_text(table->keys[i]->type, value);
-	}
-	ExecDropSingleTupleTableSlot(slot);
-	return key;
-}
-
 /*
  * Make the next page of rows without bound small enough: list its keys and ask
  * how many bytes their rows take, until they are few.
@@ -105,11 +64,12 @@ limit_wide_page(TsyncLoad *load, LoadState *state)
 		char	   *sql;
 		TsyncDigest bytes;
 
-		read_page(load, state, true, &state->keys);
+		tsync_rowset_clear(&state->keys);
+		tsync_read_page(load->table, state->position, true, state->limit, &state->keys);
 		if (state->keys.count <= 1)
 			return;
 		sql = tsync_sql_bytes_of_page(load->table, state->position,
-									  last_key(load->table, &state->keys, true));
+									  tsync_last_key(load->table, &state->keys, true));
 		if (sql == NULL)
 		{
 			state->limit = PAGE_ROWS_UNKNOWN;
@@ -128,8 +88,9 @@ fetch_page(TsyncLoad *load, LoadState *state)
 {
 	if (load->table->wide)
 		limit_wide_page(load, state);
-	read_page(load, state, false, &state->rows);
-	return state->rows.count > 0 ? last_key(load->table, &state->rows, false) : NULL;
+	tsync_rowset_clear(&state->rows);
+	tsync_read_page(load->table, state->position, false, state->limit, &state->rows);
+	return tsync_last_key(load->table, &state->rows, false);
 }
 
 static char **
@@ -233,6 +194,8 @@ tsync_load(TsyncLoad *load)
 	MemoryContext run_context = CurrentMemoryContext;
 	bool		adopted = has_rows_of_others(load);
 
+	Assert(!IsTransactionState());
+	Assert(!load->replica->state.loaded);
 	MemoryContextSwitchTo(run_context);
 	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) load->source->estimate);
 	if (!adopted && !tsync_bulk_load(load))

@@ -70,19 +70,13 @@ tsync_collect_buckets(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSide
 void
 tsync_key_span(TsyncTable *table, TsyncRange *range, int64 *first, int64 *last)
 {
-	bool		isnull = true;
-	HeapTuple	tuple;
-
 	*first = *last = 0;
 	if (tsync_select(table, TSYNC_REPLICA, tsync_sql_key_span(table, range), NULL) != 1)
 		return;
-	tuple = SPI_tuptable->vals[0];
 	if (SPI_gettypeid(SPI_tuptable->tupdesc, 1) != INT8OID || SPI_gettypeid(SPI_tuptable->tupdesc, 2) != INT8OID)
 		elog(ERROR, "a span of keys is not two integers");
-	*first = DatumGetInt64(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 1, &isnull));
-	*last = DatumGetInt64(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 2, &isnull));
-	if (isnull)
-		*first = *last = 0;
+	*first = tsync_result_int64(0, 1);
+	*last = tsync_result_int64(0, 2);
 	SPI_freetuptable(SPI_tuptable);
 }
 
@@ -216,6 +210,7 @@ tsync_know_replica(TsyncTable *table, TsyncFingerprint fingerprint, List *chunks
 														ALLOCSET_DEFAULT_SIZES);
 	ListCell   *lc;
 
+	Assert(!IsTransactionState());
 	foreach(lc, chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
@@ -266,6 +261,7 @@ tsync_stage_memory(TsyncTable *table, TsyncRowSet *memory, TsyncChunk *chunk, Ts
 	};
 	bool		nulls[lengthof(values)] = {false};
 
+	Assert(!chunk->by_row);		/* what is remembered is made of the usual fingerprint */
 	tuplestore_putvalues(memory->rows, memory->tupdesc, values, nulls);
 	memory->count++;
 	pfree(packed);
@@ -296,6 +292,7 @@ tsync_save_memory(TsyncTable *table, List *chunks, TsyncRowSet *memory, bool spa
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(memory->tupdesc, &TTSOpsMinimalTuple);
 	ListCell   *lc;
 
+	Assert(IsTransactionState());	/* that of APPLY */
 	foreach(lc, chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);

@@ -26,12 +26,12 @@ tsync_advance_watermark(TsyncTable *table, const char *rows, const char *more)
 	char	   *watermark;
 	TsyncColumn *version = table->version;
 
-	if (version == NULL || !tsync_orders_alike(version->type) || version->type == UUIDOID)
+	if (version == NULL || !tsync_has_maximum(version))
 		return;					/* no order, or no maximum */
 	if (tsync_select(table, TSYNC_REPLICA,
 					 tsync_sql_watermark(table, rows, more), NULL) != 1)
 		return;
-	watermark = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	watermark = tsync_result_text(0, 1);
 	/* it outlives this attempt, which may fail */
 	if (watermark != NULL)
 		table->watermark = MemoryContextStrdup(GetMemoryChunkContext(table->columns), watermark);

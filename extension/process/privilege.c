@@ -97,6 +97,7 @@ tsync_assume_identity(Oid role)
 {
 	TsyncIdentity previous;
 
+	Assert(OidIsValid(role));
 	GetUserIdAndSecContext(&previous.role, &previous.security);
 	SetUserIdAndSecContext(role, previous.security |
 						   SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);

@@ -46,7 +46,7 @@ static int64 params[NPARAMS];
 PG_FUNCTION_INFO_V1(tsync_live_progress);
 
 static void
-publish(void)
+publish_values(void)
 {
 	static const int index[NPARAMS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
 
@@ -63,7 +63,7 @@ tsync_progress_start(int64 run_id, Oid replica)
 	params[PARAM_RUN_ID] = run_id;
 	params[PARAM_REPLICA] = (int64) replica;
 	params[PARAM_PHASE_STARTED] = GetCurrentTimestamp();
-	publish();
+	publish_values();
 }
 
 /* Show another run of this process's group. */
@@ -84,7 +84,7 @@ tsync_progress_phase(TsyncPhase phase, int64 chunks_total, int64 rows_estimated)
 	params[PARAM_ROWS_SCANNED] = 0;
 	params[PARAM_ROWS_ESTIMATED] = rows_estimated;
 	params[PARAM_PHASE_STARTED] = GetCurrentTimestamp();
-	publish();
+	publish_values();
 }
 
 /* Count chunks and rows that the current phase has completed. */
@@ -93,7 +93,7 @@ tsync_progress_step(int64 chunks, int64 rows)
 {
 	params[PARAM_CHUNKS_DONE] += chunks;
 	params[PARAM_ROWS_SCANNED] += rows;
-	publish();
+	publish_values();
 }
 
 /* Publish what several processes have completed of the current phase. */
@@ -103,7 +103,7 @@ tsync_progress_set(int64 chunks, int64 chunks_total, int64 rows)
 	params[PARAM_CHUNKS_DONE] = chunks;
 	params[PARAM_CHUNKS_TOTAL] = chunks_total;
 	params[PARAM_ROWS_SCANNED] = rows;
-	publish();
+	publish_values();
 }
 
 /* Count time slept to spare the source, which may be slow. */
@@ -112,7 +112,7 @@ tsync_progress_throttled(int64 usec, double slowness)
 {
 	params[PARAM_THROTTLED] += usec;
 	params[PARAM_SLOWNESS] = (int64) (slowness * 100);
-	publish();
+	publish_values();
 }
 
 /* tablesync.live_progress(): the published values of every live run that the caller may see. */

@@ -95,18 +95,22 @@ source_patience(void)
 }
 
 /*
- * Start (or stop) waiting for an answer of the source.  Its statement timeout
- * does not help against a backend that is frozen there.
+ * The source is being asked: give up when it does not answer.  Its statement
+ * timeout does not help against a backend that is frozen there.
  */
 void
-tsync_expect_source(bool waiting)
+tsync_await_source(void)
 {
-	tsync_source_asked |= waiting;
-	if (tsync_statement_timeout <= 0)
-		return;
-	if (waiting)
+	tsync_source_asked = true;
+	if (tsync_statement_timeout > 0)
 		enable_timeout_after(source_timeout, source_patience());
-	else
+}
+
+/* It has answered, or will not be waited for any more. */
+void
+tsync_source_answered(void)
+{
+	if (tsync_statement_timeout > 0)
 		disable_timeout(source_timeout, false);
 }
 
@@ -165,6 +169,7 @@ tsync_pin_session(void)
 	};
 	char		lock_timeout[32];
 
+	Assert(!IsTransactionState());	/* settings of a transaction would be undone with it */
 	if (!session_is_ours)
 		return;
 	ResetAllOptions();

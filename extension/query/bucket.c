@@ -181,7 +181,7 @@ tsync_unpack_buckets(bytea *packed, TsyncHint hint, TsyncBuckets *buckets)
 
 /* Make the array reach from the first to before the end bucket; false if it can't. */
 static bool
-reach(TsyncAllBuckets *all, int64 first, int64 end)
+reach_to(TsyncAllBuckets *all, int64 first, int64 end)
 {
 	TsyncPlainBucket *larger;
 
@@ -211,7 +211,7 @@ void
 tsync_expect_keys(TsyncAllBuckets *all, int64 first, int64 last)
 {
 	all->overflow = last < first ||
-		!reach(all, first >> TSYNC_BITMAP_SHIFT, (last >> TSYNC_BITMAP_SHIFT) + 1);
+		!reach_to(all, first >> TSYNC_BITMAP_SHIFT, (last >> TSYNC_BITMAP_SHIFT) + 1);
 }
 
 /* The bitmap of a number; NULL, and a note why, if there can be none. */
@@ -224,7 +224,7 @@ tsync_reach_bucket(TsyncAllBuckets *all, int64 number)
 	if (all->nonsense || all->overflow)
 		return NULL;
 	if (number < all->first || number >= all->first + all->count)
-		all->overflow = !reach(all, number, number + 1);
+		all->overflow = !reach_to(all, number, number + 1);
 	return all->overflow ? NULL : &all->buckets[number - all->first];
 }
 

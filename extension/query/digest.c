@@ -32,9 +32,9 @@ append_bit_number(StringInfo buf, TsyncTable *table)
 {
 	TsyncColumn *key = table->keys[0];
 
-	appendStringInfo(buf, "(%s%s OPERATOR(pg_catalog.&) 63%s)%s",
+	appendStringInfo(buf, "(%s%s OPERATOR(pg_catalog.&) %d%s)%s",
 					 key->quoted, key->type == INT2OID ? "::pg_catalog.int4" : "",
-					 key->type == INT8OID ? "::pg_catalog.int8" : "",
+					 TSYNC_BITMAP_KEYS - 1, key->type == INT8OID ? "::pg_catalog.int8" : "",
 					 key->type == INT8OID ? "::pg_catalog.int4" : "");
 }
 

@@ -57,6 +57,8 @@ tsync_append_fingerprint(StringInfo buf, TsyncTable *table, TsyncFingerprint fin
 {
 	char	   *key = tsync_key_number(table, fingerprint.source_version);
 
+	Assert(fingerprint.source_version > 0);
+	Assert(fingerprint.all_columns || table->version != NULL);
 	if (!fingerprint.all_columns)
 	{
 		tsync_append_column_hash(buf, table->version, key,

@@ -72,6 +72,9 @@ typedef struct TsyncRange
 	int64		end_block;		/* negative: the end of the table */
 } TsyncRange;
 
+/* The watermark lies so far below the newest version applied: as long as transactions usually take. */
+#define TSYNC_WATERMARK_LAG "1 minute"
+
 /* Row sets that statements see by these names. */
 #define TSYNC_INSERTED "tsync_inserted"
 #define TSYNC_UPDATED "tsync_updated"
@@ -116,6 +119,7 @@ typedef struct TsyncBucketing
 
 /* A bucket of 64 neighbouring integer keys, whose rows are a bitmap. */
 #define TSYNC_BITMAP_SHIFT 6
+#define TSYNC_BITMAP_KEYS (1 << TSYNC_BITMAP_SHIFT)
 #define TSYNC_BITMAP_MASK (-1)
 
 typedef struct TsyncBucket
@@ -185,8 +189,11 @@ typedef struct TsyncAllBuckets
 	TsyncHint	hint;
 } TsyncAllBuckets;
 
+/* Single-column keys that one statement lists. */
+#define TSYNC_GROUP_KEYS 5000
+
 /* Bitmaps whose keys one statement lists, instead of looking at a whole chunk. */
-#define TSYNC_INDEXED_BUCKETS 78
+#define TSYNC_INDEXED_BUCKETS (TSYNC_GROUP_KEYS >> TSYNC_BITMAP_SHIFT)
 
 /* in columns.c */
 extern bool tsync_is_key(TsyncTable *table, TsyncColumn *column);
@@ -254,6 +261,7 @@ extern char *tsync_sql_delete(TsyncTable *table, const char *keys, const char *e
 
 /* in version.c */
 extern bool tsync_has_order(TsyncColumn *version);
+extern bool tsync_has_maximum(TsyncColumn *version);
 extern char *tsync_sql_newest_version(TsyncTable *table, const char *seen);
 extern char *tsync_sql_set_back(TsyncTable *table, const char *seen);
 

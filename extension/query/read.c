@@ -24,7 +24,7 @@ tsync_sql_watermark(TsyncTable *table, const char *rows, const char *more)
 
 	initStringInfo(&buf);
 	appendStringInfo(&buf, "SELECT (pg_catalog.max(v)%s)::pg_catalog.text FROM (SELECT %s AS v FROM %s",
-					 timestamp ? " OPERATOR(pg_catalog.-) '1 minute'::pg_catalog.interval" : "", column, rows);
+					 timestamp ? " OPERATOR(pg_catalog.-) '" TSYNC_WATERMARK_LAG "'::pg_catalog.interval" : "", column, rows);
 	if (more)
 		appendStringInfo(&buf, " UNION ALL SELECT %s FROM %s", column, more);
 	appendStringInfo(&buf, ") u%s", timestamp ? " WHERE pg_catalog.isfinite(v) AND v OPERATOR(pg_catalog.>) '0001-01-01'" : "");

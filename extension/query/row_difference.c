@@ -104,7 +104,7 @@ ordered_version(TsyncTable *table)
 {
 	TsyncColumn *version = table->version;
 
-	return version && tsync_orders_alike(version->type) && version->type != UUIDOID ? version : NULL;
+	return version && tsync_has_maximum(version) ? version : NULL;
 }
 
 /* Append what to call a row that both sides have. */
@@ -147,7 +147,7 @@ append_verdict_of_source(StringInfo buf, TsyncTable *table, bool touched)
 					 version->quoted, version->quoted, table->replica_sql);
 	if (table->watermark)			/* lies so far below the newest version applied */
 		appendStringInfo(buf, ", %s::%s%s", quote_literal_cstr(table->watermark), tsync_type_sql(version->type),
-						 timestamp ? " OPERATOR(pg_catalog.+) '1 minute'::pg_catalog.interval" : "");
+						 timestamp ? " OPERATOR(pg_catalog.+) '" TSYNC_WATERMARK_LAG "'::pg_catalog.interval" : "");
 	appendStringInfoString(buf, ") THEN " NEWER " ELSE 'missing here' END");
 }
 

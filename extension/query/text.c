@@ -116,6 +116,7 @@ tsync_append_range(StringInfo buf, TsyncTable *table, TsyncRange *range, bool ab
 {
 	int			first = 0;
 
+	Assert(range->blocks || table->nrange > 0 || (!range->lower && !range->upper));
 	if (range->blocks)
 	{
 		appendStringInfo(buf, "ctid OPERATOR(pg_catalog.>=) '(" INT64_FORMAT ",0)'::pg_catalog.tid",
@@ -172,6 +173,7 @@ tsync_append_key_list(StringInfo buf, TsyncTable *table, List *keys)
 {
 	ListCell   *lc;
 
+	Assert(keys != NIL);		/* of none, all rows would be read */
 	if (table->nkeys == 1)
 	{
 		append_key_array(buf, table, keys);

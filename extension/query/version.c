@@ -14,11 +14,22 @@
 #include "utils/memutils.h"
 #include "utils/typcache.h"
 
-/* Does the version column have an order, so that one version can be the newest? */
+/*
+ * Two questions about a version column.  Does it have an order here, so that one
+ * version is older than another (text has one, uuid too)?  And is that order the
+ * source's, with a maximum that means something, so that what is above it there
+ * is new?  That text has not: its order depends on a collation; nor has uuid.
+ */
 bool
 tsync_has_order(TsyncColumn *version)
 {
 	return OidIsValid(lookup_type_cache(version->type, TYPECACHE_LT_OPR)->lt_opr);
+}
+
+bool
+tsync_has_maximum(TsyncColumn *version)
+{
+	return tsync_orders_alike(version->type) && version->type != UUIDOID;
 }
 
 /* Append that a version is neither NULL nor infinite. */

@@ -342,7 +342,7 @@ record_failure(List *runs, ErrorData *edata)
 	MemoryContext run_context = CurrentMemoryContext;
 	ListCell   *lc;
 
-	tsync_expect_source(false);
+	tsync_source_answered();
 	tsync_name_silence(edata);
 	foreach(lc, runs)
 	{
@@ -385,7 +385,7 @@ run_in_envelope(List *runs)
 
 /* Help another worker with its load; an error is the server log's. */
 static void
-help(TsyncStart *start)
+help_with_load(TsyncStart *start)
 {
 	TsyncRun   *run = tsync_make_run(start);
 	MemoryContext run_context = CurrentMemoryContext;
@@ -422,7 +422,7 @@ tsync_worker_main(Datum main_arg)
 
 	if (start.help != TSYNC_HELP_NONE)
 	{
-		help(&start);
+		help_with_load(&start);
 		proc_exit(0);
 	}
 

@@ -37,6 +37,7 @@
 static double
 rows_per_block(TsyncSource *source)
 {
+	Assert(source->blocks > 0);
 	return Max(source->estimate / source->blocks, 1);
 }
 

@@ -34,6 +34,7 @@ tsync_confirm(TsyncTable *table, TsyncStage *stage)
 {
 	MemoryContext run_context = CurrentMemoryContext;
 
+	Assert(!IsTransactionState());	/* a look of its own: the snapshot of SCAN must have ended */
 	if (stage->deleted.count == 0)
 		return;
 	tsync_progress_phase(TSYNC_PHASE_CONFIRM, 0, stage->deleted.count);

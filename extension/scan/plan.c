@@ -63,7 +63,7 @@ align_boundary(TsyncTable *table, TsyncChunk *chunk, char **boundary)
 
 	if (table->nkeys != 1 || !tsync_is_integer(table->keys[0]->type))
 		return;
-	key = strtoll(boundary[0], NULL, 10) & ~INT64CONST(63);
+	key = strtoll(boundary[0], NULL, 10) & ~((int64) TSYNC_BITMAP_KEYS - 1);
 	if (chunk->range.lower == NULL || key > strtoll(chunk->range.lower[0], NULL, 10))
 		boundary[0] = psprintf(INT64_FORMAT, key);
 }
@@ -81,7 +81,7 @@ find_boundary(TsyncTable *table, TsyncSide side, TsyncChunk *chunk, int64 rows)
 		boundary = palloc(nrange * sizeof(char *));
 		for (int i = 0; i < nrange; i++)
 		{
-			boundary[i] = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, i + 1);
+			boundary[i] = tsync_result_text(0, i + 1);
 			if (boundary[i] == NULL)
 				elog(ERROR, "key column %s of %s is NULL",
 					 table->keys[i]->quoted, table->label);
@@ -122,9 +122,34 @@ append_split(TsyncTable *table, List *chunks, TsyncChunk *chunk, int64 target)
 	return lappend(chunks, chunk);
 }
 
+#ifdef USE_ASSERT_CHECKING
+/* Do chunks cover all keys, without a gap and none of them twice? */
+static bool
+are_aligned(TsyncTable *table, List *chunks)
+{
+	char	  **upper = NULL;
+	ListCell   *lc;
+
+	foreach(lc, chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		if ((chunk->range.lower == NULL) != (upper == NULL))
+			return false;
+		for (int i = 0; upper != NULL && i < table->nrange; i++)
+			if (strcmp(chunk->range.lower[i], upper[i]) != 0)
+				return false;
+		upper = chunk->range.upper;
+		if (upper == NULL && lnext(chunks, lc) != NULL)
+			return false;
+	}
+	return upper == NULL;
+}
+#endif
+
 /* Let a chunk take in the next one. */
 static void
-merge(TsyncChunk *chunk, TsyncChunk *next)
+take_in(TsyncChunk *chunk, TsyncChunk *next)
 {
 	chunk->range.upper = next->range.upper;
 	chunk->expected_rows += next->expected_rows;
@@ -150,7 +175,7 @@ merge_small(List *chunks, int64 target)
 		TsyncChunk *previous = merged ? llast(merged) : NULL;
 
 		if (previous && previous->expected_rows + chunk->expected_rows <= target)
-			merge(previous, chunk);
+			take_in(previous, chunk);
 		else
 			merged = lappend(merged, chunk);
 	}
@@ -182,6 +207,7 @@ tsync_plan_chunks(TsyncTable *table, TsyncPace *pace)
 		remembered = list_make1(whole_replica(table));
 	foreach(lc, merge_small(remembered, target))
 		chunks = append_split(table, chunks, lfirst(lc), target);
+	Assert(are_aligned(table, chunks));
 	if (is_new_plan(chunks, nremembered))
 		tsync_write_plan(table, chunks);
 	return chunks;
@@ -197,6 +223,7 @@ replace_chunk(TsyncScan *scan, int position, List *pieces)
 		return;
 	scan->chunks = list_concat(list_concat(list_copy_head(scan->chunks, position), pieces),
 							  list_copy_tail(scan->chunks, position + 1));
+	Assert(are_aligned(scan->table, scan->chunks));
 	tsync_begin();
 	MemoryContextSwitchTo(caller);
 	if (!scan->verify->whole)

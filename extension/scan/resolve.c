@@ -136,6 +136,18 @@ put_row(TsyncRowSet *set, Datum *values, bool *nulls)
 	set->count++;
 }
 
+#ifdef USE_ASSERT_CHECKING
+/* Are buckets in ascending order, none twice? */
+static bool
+are_ascending(TsyncBuckets *buckets)
+{
+	for (int i = 1; i < buckets->count; i++)
+		if (buckets->buckets[i - 1].number >= buckets->buckets[i].number)
+			return false;
+	return true;
+}
+#endif
+
 /* The buckets in which two sides of a chunk differ: a list of BucketPair. */
 static List *
 find_differences(TsyncBuckets *source, TsyncBuckets *replica)
@@ -144,6 +156,8 @@ find_differences(TsyncBuckets *source, TsyncBuckets *replica)
 	int			s = 0;
 	int			r = 0;
 
+	Assert(source->bucketing.mask == replica->bucketing.mask && source->bucketing.shift == replica->bucketing.shift);
+	Assert(are_ascending(source) && are_ascending(replica));
 	while (s < source->count || r < replica->count)
 	{
 		TsyncBucket *theirs = s < source->count ? &source->buckets[s] : NULL;

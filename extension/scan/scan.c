@@ -510,6 +510,20 @@ scan_state_destroy(ScanState *state)
 	pfree(state);
 }
 
+#ifdef USE_ASSERT_CHECKING
+/* Is the digest of a scan that of all its chunks? */
+static bool
+adds_up(TsyncScan *scan)
+{
+	TsyncDigest sum = {0, 0};
+	ListCell   *lc;
+
+	foreach(lc, scan->chunks)
+		tsync_add_digest(&sum, ((TsyncChunk *) lfirst(lc))->source);
+	return tsync_digest_equal(sum, scan->digest);
+}
+#endif
+
 /*
  * Has the load found the source to hold what the replica does (load/indexes.c)?
  * Then its snapshot is this scan's.
@@ -562,6 +576,7 @@ try_scan(TsyncScan *scan)
 	}
 	scan_state_destroy(state);
 	scan->load_compared = false;
+	Assert(!done || adds_up(scan));
 	return done;
 }
 
@@ -582,6 +597,8 @@ scan_group(List *scans)
 	}
 	tsync_limit_source(((TsyncScan *) linitial(scans))->table, tsync_snapshot_timeout());
 	scan_snapshot(states);
+	foreach(lc, scans)
+		Assert(adds_up(lfirst(lc)));
 	foreach(lc, states)
 		scan_state_destroy(lfirst(lc));
 }

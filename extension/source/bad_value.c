@@ -5,7 +5,7 @@
  *
  * A value may be at the source that can't travel: its text is no value here, or is
  * larger than a message may be.  The error names neither row nor, where the source
- * reports it, column.  So what was being read when it came is kept, and read again
+ * reports it, column.  So what was being read when it came is kept (reading.c), and read again
  * in halves until one row is left, and of that one column after the other.  That
  * takes about 30 small statements, of a run that has failed.
  *
@@ -27,7 +27,6 @@
 #define SEARCH_MS 30000
 
 /* Keys that one statement of a search lists. */
-#define SEARCH_KEYS 5000
 #define SEARCH_COMPOSITE_KEYS 200
 
 typedef enum Outcome
@@ -52,92 +51,17 @@ typedef struct Probe
 	char	  **after;
 	int64		limit;
 	TsyncRowSet *into;			/* for keys */
+	Search	   *search;
+	Outcome		outcome;
 } Probe;
-
-/* Is an error of this kind about a value? */
-static bool
-is_about_value(int sqlerrcode)
-{
-	return ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_DATA_EXCEPTION ||
-		ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_PROGRAM_LIMIT_EXCEEDED ||
-		sqlerrcode == ERRCODE_OUT_OF_MEMORY || sqlerrcode == ERRCODE_INTERNAL_ERROR;
-}
-
-static char **
-copy_bound(char **bound, int n)
-{
-	char	  **copy = bound ? palloc(n * sizeof(char *)) : NULL;
-
-	for (int i = 0; bound && i < n; i++)
-		copy[i] = pstrdup(bound[i]);
-	return copy;
-}
-
-/* What was being read when the last error about a value came; NULL: nothing. */
-static TsyncReading *kept = NULL;
-
-void
-tsync_forget_reading(void)
-{
-	if (kept != NULL)
-		MemoryContextDelete(GetMemoryChunkContext(kept));
-	kept = NULL;
-}
-
-/* Keep, beyond the transaction that the error ends, what was being read. */
-static void
-keep_reading(void *arg)
-{
-	TsyncReading *reading = arg;
-	TsyncTable *table = reading->table;
-	MemoryContext caller = CurrentMemoryContext;
-	ListCell   *lc;
-
-	if (!is_about_value(geterrcode()))
-		return;
-	tsync_forget_reading();
-	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "tablesync reading",
-												ALLOCSET_DEFAULT_SIZES));
-	kept = palloc0(sizeof(TsyncReading));
-	kept->table = table;
-	kept->limit = reading->limit;
-	kept->after = copy_bound(reading->after, table->nkeys);
-	foreach(lc, reading->keys)
-		kept->keys = lappend(kept->keys, copy_bound(lfirst(lc), table->nkeys));
-	if (reading->range)
-	{
-		kept->range = palloc(sizeof(TsyncRange));
-		*kept->range = *reading->range;
-		kept->range->lower = copy_bound(reading->range->lower, table->nrange);
-		kept->range->upper = copy_bound(reading->range->upper, table->nrange);
-	}
-	MemoryContextSwitchTo(caller);
-}
-
-/* From here to tsync_end_reading() rows are read as "reading" says; the caller's variable. */
-void
-tsync_start_reading(TsyncReading *reading, TsyncTable *table)
-{
-	reading->table = table;
-	reading->callback.callback = keep_reading;
-	reading->callback.arg = reading;
-	reading->callback.previous = error_context_stack;
-	error_context_stack = &reading->callback;
-}
-
-void
-tsync_end_reading(TsyncReading *reading)
-{
-	error_context_stack = reading->callback.previous;
-}
 
 static void
 ignore_row(TupleTableSlot *slot, void *arg)
 {
 }
 
-/* Read what a probe says, in a transaction of the caller. */
-static Outcome
+/* Read what a probe says, in a transaction of the caller; false if that are too many bytes at once. */
+static bool
 read_probe(Search *search, Probe *probe)
 {
 	char	   *sql;
@@ -145,54 +69,53 @@ read_probe(Search *search, Probe *probe)
 	if (probe->range != NULL)
 	{
 		tsync_select_into(search->table, TSYNC_SOURCE, tsync_sql_keys_of_range(probe->table, probe->range), probe->into);
-		return READABLE;
+		return true;
 	}
 	if (probe->keys == NIL)
 	{
-		for (int prefix = probe->after ? probe->table->nkeys - 1 : 0; prefix >= 0 && probe->into->count < probe->limit; prefix--)
-			tsync_select_into(search->table, TSYNC_SOURCE,
-							  tsync_sql_page(probe->table, probe->after, prefix, true, probe->limit - probe->into->count),
-							  probe->into);
-		return READABLE;
+		tsync_read_page(probe->table, probe->after, true, probe->limit, probe->into);
+		return true;
 	}
 	sql = probe->table->wide && list_length(probe->keys) > 1 ?
 		tsync_sql_bytes_of_keys(probe->table, probe->keys) : NULL;
 	if (sql != NULL && tsync_select_digest(search->table, TSYNC_SOURCE, sql).sum > TSYNC_GROUP_BYTES)
-		return TOO_LARGE;
+		return false;
 	tsync_select_each(search->table, TSYNC_SOURCE, tsync_sql_fetch(probe->table, probe->keys),
 					  NULL, ignore_row, NULL);
-	return READABLE;
+	return true;
 }
 
-/* Try to read what a probe says; only an error about a value is an answer. */
+/* Read what a probe says, in a transaction of its own. */
+static void
+perform_probe(void *arg)
+{
+	Probe	   *probe = arg;
+
+	tsync_begin();
+	probe->outcome = read_probe(probe->search, probe) ? READABLE : TOO_LARGE;
+	tsync_commit();
+}
+
+/* Only an error about a value is an answer. */
+static bool
+is_answer(ErrorData *edata, void *arg)
+{
+	Probe	   *probe = arg;
+
+	probe->outcome = UNREADABLE;
+	return tsync_is_about_value(edata->sqlerrcode);
+}
+
 static Outcome
 try_probe(Search *search, Probe *probe)
 {
-	MemoryContext caller = CurrentMemoryContext;
-	volatile Outcome outcome = UNREADABLE;
-
 	if (GetCurrentTimestamp() > search->until)
 		ereport(ERROR,
 				(errcode(ERRCODE_QUERY_CANCELED),
 				 errmsg("looking for the row took too long")));
-	PG_TRY();
-	{
-		tsync_begin();
-		outcome = read_probe(search, probe);
-		tsync_commit();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(caller);
-		if (!is_about_value(CopyErrorData()->sqlerrcode))
-			PG_RE_THROW();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
-		tsync_expect_source(false);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(caller);
-	return outcome;
+	probe->search = search;
+	(void) tsync_try(perform_probe, probe, is_answer, NULL);
+	return probe->outcome;
 }
 
 /* The first key of a list whose row can't be read; NULL if there is none. */
@@ -206,7 +129,7 @@ search_keys(Search *search, List *keys)
 
 	if (keys == NIL)
 		return NULL;
-	outcome = list_length(keys) > (search->table->nkeys == 1 ? SEARCH_KEYS : SEARCH_COMPOSITE_KEYS) ?
+	outcome = list_length(keys) > (search->table->nkeys == 1 ? TSYNC_GROUP_KEYS : SEARCH_COMPOSITE_KEYS) ?
 		TOO_LARGE : try_probe(search, &probe);
 	if (outcome == READABLE)
 		return NULL;
@@ -383,28 +306,27 @@ where_it_was(const char *context)
 	return NULL;
 }
 
-/* As search(), but whatever goes wrong, and be it that the run is cancelled, only means that nothing is found. */
-static char *
-try_search(TsyncReading *reading)
+/* A search, and what it has found. */
+typedef struct Finding
 {
-	MemoryContext caller = CurrentMemoryContext;
-	Search		state = {.table = reading->table,.until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SEARCH_MS)};
-	char	   *volatile found = NULL;
+	TsyncReading *reading;
+	char	   *text;
+} Finding;
 
-	PG_TRY();
-	{
-		found = search(&state, reading);
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(caller);
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
-		tsync_expect_source(false);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(caller);
-	return found;
+static void
+perform_search(void *arg)
+{
+	Finding    *finding = arg;
+	Search		state = {.table = finding->reading->table,.until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SEARCH_MS)};
+
+	finding->text = search(&state, finding->reading);
+}
+
+/* Whatever goes wrong, and be it that the run is cancelled, only means that nothing is found. */
+static bool
+does_not_matter(ErrorData *edata, void *arg)
+{
+	return true;
 }
 
 /* Add to an error that has ended a run which row and column it came of, if it did.  Not in a transaction. */
@@ -412,10 +334,13 @@ void
 tsync_explain_error(ErrorData *edata)
 {
 	char	   *where = where_it_was(edata->context);
-	char	   *found = NULL;
+	Finding		finding = {.reading = tsync_last_reading()};
+	char	   *found;
 
-	if (kept != NULL && is_about_value(edata->sqlerrcode))
-		found = try_search(kept);
+	Assert(!IsTransactionState());
+	if (finding.reading != NULL && tsync_is_about_value(edata->sqlerrcode))
+		(void) tsync_try(perform_search, &finding, does_not_matter, NULL);
+	found = finding.text;
 	if (found != NULL && where != NULL && strncmp(where, "It", 2) != 0)
 		found = psprintf("%s %s", where, found);
 	if (edata->detail != NULL)

@@ -107,6 +107,7 @@ tsync_limit_source(TsyncTable *table, int timeout)
 {
 	static int	current = -1;
 
+	Assert(!IsTransactionState());	/* it may end the connection */
 	if (current == timeout)
 		return;
 	tsync_restrict_source_session(table->label, timeout);

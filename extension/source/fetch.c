@@ -29,6 +29,7 @@ fetch_group(TsyncTable *table, List *keys, TsyncRowSet *into)
 	TsyncReading reading = {.keys = keys};
 	uint64		fetched;
 
+	Assert(keys != NIL);
 	tsync_start_reading(&reading, table);
 	fetched = tsync_select_at_most(table, TSYNC_SOURCE, tsync_sql_fetch(table, keys), into, list_length(keys));
 	tsync_end_reading(&reading);

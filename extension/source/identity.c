@@ -34,10 +34,10 @@ tsync_read_source(TsyncTable *table, TsyncSource *source)
 	/* the replica may have got another owner, who has to be able to read the source's catalogs */
 	tsync_catalog_execute_oid("SELECT tablesync.prepare_server(s.srvname) FROM pg_foreign_table t"
 							  " JOIN pg_foreign_server s ON s.oid = t.ftserver WHERE t.ftrelid = $1", table->source);
-	tsync_expect_source(true);
+	tsync_await_source();
 	tsync_catalog_execute_oid("SELECT server_version, estimated_rows, new_shape, unreadable"
 						" FROM tablesync.open_source($1::regclass)", table->relid);
-	tsync_expect_source(false);
+	tsync_source_answered();
 	source->version = (int) tsync_result_int64(0, 1);
 	source->estimate = tsync_result_double(0, 2);
 	if (!(source->estimate >= 0))
@@ -54,9 +54,9 @@ tsync_source_identity(TsyncTable *table)
 {
 	char	   *identity;
 
-	tsync_expect_source(true);
+	tsync_await_source();
 	tsync_catalog_execute_oid("SELECT tablesync.source_identity($1::regclass)", table->source);
-	tsync_expect_source(false);
+	tsync_source_answered();
 	identity = tsync_result_text(0, 1);
 	if (identity == NULL)
 		elog(ERROR, "source of %s has no identity", table->label);
@@ -68,10 +68,10 @@ tsync_source_identity(TsyncTable *table)
 void
 tsync_read_layout(TsyncTable *table, TsyncSource *source)
 {
-	tsync_expect_source(true);
+	tsync_await_source();
 	tsync_catalog_execute_oid("SELECT blocks, clustered FROM tablesync.source_layout($1::regclass)",
 							  table->relid);
-	tsync_expect_source(false);
+	tsync_source_answered();
 	source->blocks = Max(Min(tsync_result_int64(0, 1), MaxBlockNumber), 0);
 	source->clustered = tsync_result_bool(0, 2);
 	SPI_freetuptable(SPI_tuptable);
@@ -81,10 +81,10 @@ tsync_read_layout(TsyncTable *table, TsyncSource *source)
 void
 tsync_read_horizon(TsyncTable *table, TsyncSource *source)
 {
-	tsync_expect_source(true);
+	tsync_await_source();
 	tsync_catalog_execute_oid("SELECT horizon, newest_version, went_back"
 							  " FROM tablesync.source_time($1::regclass)", table->relid);
-	tsync_expect_source(false);
+	tsync_source_answered();
 	source->horizon = tsync_result_int64(0, 1);
 	source->newest_version = tsync_result_text(0, 2);
 	source->went_back = tsync_result_bool(0, 3);
@@ -107,9 +107,9 @@ tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id)
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
 	source->counters_at = GetCurrentTimestamp();
-	tsync_expect_source(true);
+	tsync_await_source();
 	tsync_catalog_execute_oid("SELECT tablesync.source_counters($1::regclass)", table->source);
-	tsync_expect_source(false);
+	tsync_source_answered();
 	source->counters = tsync_result_text(0, 1);
 	if (source->counters != NULL)
 	{

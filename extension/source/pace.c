@@ -162,6 +162,7 @@ tsync_snapshot_too_old(TsyncPace *pace)
 void
 tsync_check_snapshot_age(TsyncPace *pace)
 {
+	Assert(pace->snapshot_taken != 0);
 	if (TimestampDifferenceExceeds(pace->snapshot_taken, GetCurrentTimestamp(), tsync_max_snapshot_age))
 		tsync_snapshot_too_old(pace);
 }
@@ -232,6 +233,7 @@ tsync_rest(TsyncPace *pace, int64 busy_usec, int64 rows)
 	TimestampTz until = GetCurrentTimestamp() + rest;
 	long		left;
 
+	Assert(!IsTransactionState());	/* the source would be idle in a transaction of ours */
 	tsync_progress_throttled(rest, backoff > 0 ? pace->slowness : 0);
 	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until)) > 0)
 	{

@@ -69,10 +69,9 @@ create_source_catalogs(Oid server)
 	Oid			extension = get_extension_oid("tablesync", false);
 	uint64		ncreated = tsync_record_oid("SELECT t.t::pg_catalog.oid FROM tablesync.create_source_catalog($1) t", server);
 	Oid		   *created = palloc(Max(ncreated, 1) * sizeof(Oid));
-	bool		isnull;
 
 	for (uint64 i = 0; i < ncreated; i++)
-		created[i] = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+		created[i] = (Oid) tsync_result_int64(i, 1);
 	for (uint64 i = 0; i < ncreated; i++)
 		tie_to_server(created[i], server, extension);
 }

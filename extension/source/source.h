@@ -68,9 +68,6 @@ typedef struct TsyncReading
 } TsyncReading;
 
 /* in bad_value.c */
-extern void tsync_forget_reading(void);
-extern void tsync_start_reading(TsyncReading *reading, TsyncTable *table);
-extern void tsync_end_reading(TsyncReading *reading);
 extern void tsync_explain_error(ErrorData *edata);
 
 /* in connection.c */
@@ -104,5 +101,16 @@ extern void tsync_source_is_slow(TsyncPace *pace, int64 target);
 extern void tsync_rest(TsyncPace *pace, int64 busy_usec, int64 rows);
 extern TsyncDigest tsync_digest_source(TsyncTable *table, TsyncPace *pace, char *sql);
 extern void tsync_note_snapshot(TsyncPace *pace);
+
+/* in page.c */
+extern void tsync_read_page(TsyncTable *table, char **after, bool keys_only, int64 limit, TsyncRowSet *into);
+extern char **tsync_last_key(TsyncTable *table, TsyncRowSet *page, bool keys_only);
+
+/* in reading.c */
+extern bool tsync_is_about_value(int sqlerrcode);
+extern void tsync_forget_reading(void);
+extern void tsync_start_reading(TsyncReading *reading, TsyncTable *table);
+extern void tsync_end_reading(TsyncReading *reading);
+extern TsyncReading *tsync_last_reading(void);
 
 #endif							/* TABLESYNC_SOURCE_H */

@@ -136,6 +136,7 @@ tsync_judge_chunks(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, Li
 {
 	ListCell   *lc;
 
+	Assert(!IsTransactionState());
 	if (verify->touched_keys.rows != NULL)
 		tsync_rowset_clear(&verify->touched_keys);
 	if (verify->whole)

@@ -58,6 +58,7 @@ tsync_record_differences(TsyncTable *table, TsyncVerify *verify, List *chunks, i
 	List	   *blamed = differing_ranges(verify, chunks, true, true);
 	List	   *touched = differing_ranges(verify, chunks, true, false);
 
+	Assert(IsTransactionState());
 	verify->differences = verify->drifted_rows = 0;
 	if (untouched == NIL && blamed == NIL && touched == NIL)
 		return;

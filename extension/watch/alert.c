@@ -171,7 +171,7 @@ wait_for_transaction(TransactionId xid)
 
 /* Like tsync_commit(), for a process that has no source to watch. */
 static void
-commit(void)
+commit_alert(void)
 {
 	SPI_finish();
 	PopActiveSnapshot();
@@ -191,10 +191,10 @@ claim_alert(void)
 	tsync_begin();
 	if (tsync_record("SELECT tablesync.claim_alert($1)", lengthof(types), types, values, NULL) != 1)
 		elog(ERROR, "could not claim an alert");
-	payload = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	payload = tsync_result_text(0, 1);
 	if (payload)
 		payload = MemoryContextStrdup(caller, payload);
-	commit();
+	commit_alert();
 	MemoryContextSwitchTo(caller);
 	return payload;
 }
@@ -255,7 +255,7 @@ call_handler(char *payload)
 	fcinfo->args[0].value = DirectFunctionCall1(jsonb_in, CStringGetDatum(payload));
 	fcinfo->args[0].isnull = false;
 	(void) FunctionCallInvoke(fcinfo);	/* NULL is as good as anything */
-	commit();
+	commit_alert();
 	disable_timeout(STATEMENT_TIMEOUT, false);
 }
 
@@ -271,7 +271,7 @@ forget_session(void)
 	ResetPlanCache();
 	ResetTempTableNamespace();
 	ResetSequenceCaches();
-	commit();
+	commit_alert();
 }
 
 /* Call the handler; whatever it does wrong is only logged. */
