@@ -40,14 +40,18 @@ all install installcheck:
 	@echo "PostgreSQL's server headers are missing: install postgresql-server-dev-15, or set PG_CONFIG" >&2; false
 endif
 
-$(BUILT_SQL): $(SQL_PARTS) tablesync.control
-	cat $(SQL_PARTS) >$@
+# One description of the settings, which settings.pl puts where SQL asks for it.
+SETTINGS = extension/catalog/settings.txt extension/catalog/settings.pl
+WITH_SETTINGS = perl extension/catalog/settings.pl extension/catalog/settings.txt
+
+$(BUILT_SQL): $(SQL_PARTS) $(SETTINGS) tablesync.control
+	$(WITH_SETTINGS) $(SQL_PARTS) >$@
 
 # The last step of an update is what a fresh install is, around the old rows.
-$(UPDATE_SQL): $(SQL_PARTS) $(wildcard extension/updates/0.1.0--*.sql) tablesync.control
+$(UPDATE_SQL): $(SQL_PARTS) $(SETTINGS) $(wildcard extension/updates/0.1.0--*.sql) tablesync.control
 	{ cat extension/updates/0.1.0--$(EXTVERSION).sql; \
 	  grep -v '^CREATE SCHEMA\|^.echo Use' extension/catalog/catalog.sql; cat extension/updates/0.1.0--$(EXTVERSION)-rows.sql; \
-	  cat $(filter-out %/catalog.sql,$(SQL_PARTS)); } | sed 's/^CREATE FUNCTION/CREATE OR REPLACE FUNCTION/' >$@
+	  cat $(filter-out %/catalog.sql,$(SQL_PARTS)); } | sed 's/^CREATE FUNCTION/CREATE OR REPLACE FUNCTION/' | $(WITH_SETTINGS) >$@
 
 .PHONY: layers demo test test-assert test-sanitize fuzz fuzz-source bench bench-impact bench-plot pgspot sql-parts
 sql-parts:

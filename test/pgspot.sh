@@ -24,7 +24,8 @@ exceptions=(--proc-without-search-path "tablesync.run_scheduled(replica regclass
 failed=0
 without_bodies=
 for part in $(make -s -C "$root" sql-parts); do
-    { echo 'SET LOCAL search_path TO pg_catalog, pg_temp;'; sed 's/@extschema@/public/g' "$root/$part"; } >"$work/part.sql"
+    { echo 'SET LOCAL search_path TO pg_catalog, pg_temp;'
+      "$root/extension/catalog/settings.pl" "$root/extension/catalog/settings.txt" "$root/$part" | sed 's/@extschema@/public/g'; } >"$work/part.sql"
     if ! "$work/venv/bin/pgspot" "${exceptions[@]}" "$work/part.sql" >"$work/out" 2>&1 && ! grep -q "^PS" "$work/out"; then    # could not read it
         without_bodies="$without_bodies ${part##*/}"
         "$work/venv/bin/pgspot" "${exceptions[@]}" --no-plpgsql "$work/part.sql" >"$work/out" 2>&1 || true

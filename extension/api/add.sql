@@ -348,7 +348,7 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.set_source_options(regclass) IS 'gives a foreign table the options that runs need';
 
-/* Say what is wrong with settings that the table's constraints would refuse. */
+/* Say what is wrong with settings that the table's constraints would refuse: a condition that is NULL refuses nothing. */
 CREATE FUNCTION tablesync.check_settings(settings tablesync.replica)
 RETURNS void
 LANGUAGE plpgsql
@@ -360,25 +360,10 @@ DECLARE
     wanted text;
 BEGIN
     SELECT v.* INTO setting, value, wanted
-    FROM (VALUES
-        ('fingerprint', settings.fingerprint, 'version or row', settings.fingerprint IN ('version', 'row')),
-        ('consistency', settings.consistency, 'auto, snapshot or chunk', settings.consistency IN ('auto', 'snapshot', 'chunk')),
-        ('chunk_rows', settings.chunk_rows::text, 'greater than 0', coalesce(settings.chunk_rows > 0, true)),
-        ('max_source_load', settings.max_source_load::text, 'greater than 0 and at most 1',
-            settings.max_source_load > 0 AND settings.max_source_load <= 1),
-        ('max_delete_fraction', settings.max_delete_fraction::text, 'between 0 and 1', settings.max_delete_fraction BETWEEN 0 AND 1),
-        ('on_schema_change', settings.on_schema_change, 'apply, pause or ignore', settings.on_schema_change IN ('apply', 'pause', 'ignore')),
-        ('drop_columns', settings.drop_columns::text, 'true or false', settings.drop_columns IS NOT NULL),
-        ('freshness', settings.freshness::text, 'greater than 0 and at most 100 years',
-            coalesce(settings.freshness > '0' AND settings.freshness <= '100 years', true)),
-        ('trust_counters_for', settings.trust_counters_for::text, 'greater than 0 and at most 100 years',
-            coalesce(settings.trust_counters_for > '0' AND settings.trust_counters_for <= '100 years', true)),
-        ('verify_fraction', settings.verify_fraction::text, 'between 0 and 1', coalesce(settings.verify_fraction BETWEEN 0 AND 1, true)),
-        ('sync_group', settings.sync_group, 'of 1 to 200 characters', coalesce(length(settings.sync_group) BETWEEN 1 AND 200, true)),
-        ('workers', settings.workers::text, 'between 1 and 16', settings.workers BETWEEN 1 AND 16),
-        ('enabled', settings.enabled::text, 'true or false', settings.enabled IS NOT NULL)
+    FROM (SELECT (settings).*) s, LATERAL (VALUES
+        @settings must_be: ('{name}', {name}::text, '{must_be}', ({name} IS NOT NULL OR {nullable}) AND ({check}) IS NOT FALSE)@
     ) v (setting, value, wanted, valid)
-    WHERE v.valid IS NOT TRUE LIMIT 1;
+    WHERE NOT v.valid LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'invalid value for %: %', setting, coalesce(quote_literal(value), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = format('It must be %s.', wanted);
@@ -452,13 +437,10 @@ BEGIN
     END IF;
     wanted.replica := $1;
     PERFORM tablesync.check_settings(wanted);
-    INSERT INTO tablesync.all_replicas (replica, source, key_columns, version_column, fingerprint, consistency, chunk_rows,
-                                        max_source_load, max_delete_fraction, on_schema_change, drop_columns, freshness, workers, enabled,
-                                        trust_counters_for, sync_group, verify_fraction, shape, source_created, loaded, adopted)
-    VALUES (wanted.replica, wanted.source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.consistency,
-            wanted.chunk_rows, wanted.max_source_load, wanted.max_delete_fraction, wanted.on_schema_change, wanted.drop_columns,
-            wanted.freshness, wanted.workers, wanted.enabled, wanted.trust_counters_for, wanted.sync_group, wanted.verify_fraction,
-            wanted.shape, wanted.source_created, wanted.loaded, wanted.adopted);
+    INSERT INTO tablesync.all_replicas (replica, source, shape, source_created, loaded, adopted,
+                                        @settings all: {name}@)
+    VALUES (wanted.replica, wanted.source, wanted.shape, wanted.source_created, wanted.loaded, wanted.adopted,
+            @settings all: wanted.{name}@);
     PERFORM tablesync.grant_source_catalogs(f.ftserver, c.relowner)
     FROM pg_foreign_table f, pg_class c
     WHERE f.ftrelid = wanted.source AND c.oid = $1 AND has_server_privilege(c.relowner, f.ftserver, 'USAGE');
@@ -653,63 +635,29 @@ COMMENT ON FUNCTION tablesync.create_source(text, regclass, name, name, text) IS
 CREATE FUNCTION @extschema@.tablesync_add(
     replica text,
     source regclass,
-    key_columns name[] DEFAULT NULL,
-    version_column name DEFAULT NULL,
-    fingerprint text DEFAULT NULL,
-    consistency text DEFAULT 'auto',
-    chunk_rows integer DEFAULT NULL,
-    max_source_load double precision DEFAULT 1.0,
-    max_delete_fraction double precision DEFAULT 0.2,
-    on_schema_change text DEFAULT 'apply',
-    drop_columns boolean DEFAULT false,
-    freshness interval DEFAULT NULL,
-    workers integer DEFAULT 2,
-    enabled boolean DEFAULT true,
-    trust_counters_for interval DEFAULT NULL,
-    sync_group text DEFAULT NULL,
-    verify_fraction double precision DEFAULT NULL)
+    @settings add: {name} {type} DEFAULT {default}@)
 RETURNS regclass
 LANGUAGE sql
 BEGIN ATOMIC
     SELECT tablesync.add_replica(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(), source, false,
-        pg_catalog.jsonb_build_object('key_columns', key_columns, 'version_column', version_column, 'fingerprint', fingerprint,
-            'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
-            'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
-            'drop_columns', drop_columns, 'freshness', freshness, 'workers', workers, 'enabled', enabled,
-            'trust_counters_for', trust_counters_for, 'sync_group', sync_group, 'verify_fraction', verify_fraction));
+        pg_catalog.jsonb_build_object(
+            @settings add: '{name}', {name}@));
 END;
-COMMENT ON FUNCTION @extschema@.tablesync_add(text, regclass, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
+COMMENT ON FUNCTION @extschema@.tablesync_add(text, regclass, @settings add: {type}@)
     IS 'makes a table the replica of an existing foreign table; creates it if it does not exist';
 
 CREATE FUNCTION @extschema@.tablesync_add(
     replica text,
     server name,
     source text,
-    key_columns name[] DEFAULT NULL,
-    version_column name DEFAULT NULL,
-    fingerprint text DEFAULT NULL,
-    consistency text DEFAULT 'auto',
-    chunk_rows integer DEFAULT NULL,
-    max_source_load double precision DEFAULT 1.0,
-    max_delete_fraction double precision DEFAULT 0.2,
-    on_schema_change text DEFAULT 'apply',
-    drop_columns boolean DEFAULT false,
-    freshness interval DEFAULT NULL,
-    workers integer DEFAULT 2,
-    enabled boolean DEFAULT true,
-    trust_counters_for interval DEFAULT NULL,
-    sync_group text DEFAULT NULL,
-    verify_fraction double precision DEFAULT NULL)
+    @settings add: {name} {type} DEFAULT {default}@)
 RETURNS regclass
 LANGUAGE sql
 BEGIN ATOMIC
     SELECT tablesync.add_replica(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(),
         tablesync.create_source(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(), server, source), true,
-        pg_catalog.jsonb_build_object('key_columns', key_columns, 'version_column', version_column, 'fingerprint', fingerprint,
-            'consistency', consistency, 'chunk_rows', chunk_rows, 'max_source_load', max_source_load,
-            'max_delete_fraction', max_delete_fraction, 'on_schema_change', on_schema_change,
-            'drop_columns', drop_columns, 'freshness', freshness, 'workers', workers, 'enabled', enabled,
-            'trust_counters_for', trust_counters_for, 'sync_group', sync_group, 'verify_fraction', verify_fraction));
+        pg_catalog.jsonb_build_object(
+            @settings add: '{name}', {name}@));
 END;
-COMMENT ON FUNCTION @extschema@.tablesync_add(text, name, text, name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
+COMMENT ON FUNCTION @extschema@.tablesync_add(text, name, text, @settings add: {type}@)
     IS 'makes a table the replica of schema.table on a server; creates the foreign table <replica>_source too';

@@ -182,28 +182,14 @@ CREATE FUNCTION @extschema@.tablesync_add_schema(
     local_schema text,
     only_tables name[] DEFAULT NULL,
     except_tables name[] DEFAULT NULL,
-    version_column name DEFAULT NULL,
-    fingerprint text DEFAULT NULL,
-    consistency text DEFAULT 'auto',
-    chunk_rows integer DEFAULT NULL,
-    max_source_load double precision DEFAULT 1.0,
-    max_delete_fraction double precision DEFAULT 0.2,
-    on_schema_change text DEFAULT 'apply',
-    drop_columns boolean DEFAULT false,
-    freshness interval DEFAULT NULL,
-    workers integer DEFAULT 2,
-    enabled boolean DEFAULT true,
-    trust_counters_for interval DEFAULT NULL,
-    sync_group text DEFAULT NULL,
-    verify_fraction double precision DEFAULT NULL)
+    @settings add_schema: {name} {type} DEFAULT {default}@)
 RETURNS TABLE (source text, replica regclass, added boolean, reason text)
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT * FROM tablesync.add_schema($1, $2, $3, $4, $5,
-        jsonb_build_object('version_column', $6, 'fingerprint', $7, 'consistency', $8, 'chunk_rows', $9, 'max_source_load', $10,
-            'max_delete_fraction', $11, 'on_schema_change', $12, 'drop_columns', $13, 'freshness', $14, 'workers', $15, 'enabled', $16,
-            'trust_counters_for', $17, 'sync_group', $18, 'verify_fraction', $19));
+        jsonb_build_object(
+            @settings add_schema: '{name}', {name}@));
 $$;
-COMMENT ON FUNCTION @extschema@.tablesync_add_schema(name, text, text, name[], name[], name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
+COMMENT ON FUNCTION @extschema@.tablesync_add_schema(name, text, text, name[], name[], @settings add_schema: {type}@)
     IS 'adds every table of a schema of the source that has a usable key, and says why the others were not added';

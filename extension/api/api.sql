@@ -56,7 +56,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT jsonb_populate_record(current,
         (SELECT coalesce(jsonb_object_agg(w.key, w.value), '{}') FROM jsonb_each(wanted) w
-         WHERE w.key = ANY ('{version_column,fingerprint,consistency,chunk_rows,max_source_load,max_delete_fraction,on_schema_change,drop_columns,freshness,workers,enabled,trust_counters_for,sync_group,verify_fraction}')));
+         WHERE w.key IN (@settings alter: '{name}'@)));
 $$;
 COMMENT ON FUNCTION tablesync.with_settings(tablesync.replica, jsonb) IS 'a replica''s settings with those changed that a user may choose';
 
@@ -79,11 +79,8 @@ BEGIN
         UPDATE tablesync.all_runs r SET newest_version = NULL WHERE r.replica = $1 AND r.newest_version IS NOT NULL;
     END IF;
     UPDATE tablesync.all_replicas t
-    SET (version_column, fingerprint, consistency, chunk_rows, max_source_load, max_delete_fraction,
-         on_schema_change, drop_columns, freshness, workers, enabled, trust_counters_for, sync_group, verify_fraction)
-        = (changed.version_column, changed.fingerprint, changed.consistency, changed.chunk_rows, changed.max_source_load,
-           changed.max_delete_fraction, changed.on_schema_change, changed.drop_columns, changed.freshness,
-           changed.workers, changed.enabled, changed.trust_counters_for, changed.sync_group, changed.verify_fraction),
+    SET
+        @settings alter: {name} = changed.{name}@,
         watermark = CASE WHEN t.version_column = changed.version_column THEN t.watermark END,
         counters = CASE WHEN (t.version_column, t.fingerprint) IS NOT DISTINCT FROM (changed.version_column, changed.fingerprint) THEN t.counters END
     WHERE t.replica = $1;
@@ -99,20 +96,7 @@ COMMENT ON FUNCTION tablesync.alter(regclass, jsonb) IS 'door for tablesync_alte
 
 CREATE FUNCTION @extschema@.tablesync_alter(
     replica regclass,
-    version_column name DEFAULT NULL,
-    fingerprint text DEFAULT NULL,
-    consistency text DEFAULT NULL,
-    chunk_rows integer DEFAULT NULL,
-    max_source_load double precision DEFAULT NULL,
-    max_delete_fraction double precision DEFAULT NULL,
-    on_schema_change text DEFAULT NULL,
-    drop_columns boolean DEFAULT NULL,
-    freshness interval DEFAULT NULL,
-    workers integer DEFAULT NULL,
-    enabled boolean DEFAULT NULL,
-    trust_counters_for interval DEFAULT NULL,
-    sync_group text DEFAULT NULL,
-    verify_fraction double precision DEFAULT NULL)
+    @settings alter: {name} {type} DEFAULT NULL@)
 RETURNS SETOF tablesync.replica
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -122,29 +106,21 @@ DECLARE
 BEGIN
     PERFORM tablesync.check_replica($1);
     SELECT * INTO changed FROM tablesync.replica t WHERE t.replica = $1;
-    changed.version_column := coalesce($2, changed.version_column);
-    changed.fingerprint := coalesce($3, CASE WHEN $2 IS NOT NULL THEN 'version' END, changed.fingerprint);
-    changed.consistency := coalesce($4, changed.consistency);
-    changed.chunk_rows := coalesce($5, changed.chunk_rows);
-    changed.max_source_load := coalesce($6, changed.max_source_load);
-    changed.max_delete_fraction := coalesce($7, changed.max_delete_fraction);
-    changed.on_schema_change := coalesce($8, changed.on_schema_change);
-    changed.drop_columns := coalesce($9, changed.drop_columns);
-    changed.freshness := coalesce($10, changed.freshness);
-    changed.workers := coalesce($11, changed.workers);
-    changed.enabled := coalesce($12, changed.enabled);
-    changed.trust_counters_for := nullif(coalesce($13, changed.trust_counters_for), '0');
-    changed.sync_group := nullif(coalesce($14, changed.sync_group), '');
-    changed.verify_fraction := coalesce($15, changed.verify_fraction);
+    -- NULL leaves a setting as it is
+    IF version_column IS NOT NULL THEN
+        changed.fingerprint := 'version';    -- unless another one is named as well
+    END IF;
+    @settings alter: changed.{name} := coalesce({name}, changed.{name});@
+    @settings alter off: changed.{name} := nullif(changed.{name}, {off});@
     PERFORM tablesync.check_settings(changed);
-    IF $2 IS NOT NULL OR $3 IS NOT NULL THEN
+    IF version_column IS NOT NULL OR fingerprint IS NOT NULL THEN
         PERFORM tablesync.check_comparable(changed);
     END IF;
     PERFORM tablesync.alter($1, to_jsonb(changed));
     RETURN QUERY SELECT * FROM tablesync.replica t WHERE t.replica = $1;
 END
 $$;
-COMMENT ON FUNCTION @extschema@.tablesync_alter(regclass, name, text, text, integer, double precision, double precision, text, boolean, interval, integer, boolean, interval, text, double precision)
+COMMENT ON FUNCTION @extschema@.tablesync_alter(regclass, @settings alter: {type}@)
     IS 'changes settings of a replica; NULL leaves one as it is, 0 ends trust_counters_for, an empty text leaves a sync_group';
 
 CREATE FUNCTION tablesync.record_forget(replica regclass)

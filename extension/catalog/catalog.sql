@@ -10,6 +10,9 @@
  * else, from dumping them.  So each of them is a partitioned table, and all its
  * rows are in one partition, tablesync.all_replicas here, on which nobody has a
  * privilege and which has no policy: that one is dumped, and used by ourselves.
+ *
+ * The settings of a replica are described in settings.txt; make puts them where
+ * the parts of this script list them (settings.pl).
  */
 
 \echo Use "CREATE EXTENSION tablesync CASCADE" to load this file. \quit
@@ -34,21 +37,8 @@ COMMENT ON FUNCTION tablesync.home() IS 'system identifier and OID of this datab
 CREATE TABLE tablesync.replica (
     replica regclass PRIMARY KEY,
     source regclass NOT NULL,
-    key_columns name[] NOT NULL CHECK (cardinality(key_columns) BETWEEN 1 AND 32),
-    version_column name,
-    fingerprint text NOT NULL CHECK (fingerprint IN ('version', 'row')),
-    consistency text NOT NULL DEFAULT 'auto' CHECK (consistency IN ('auto', 'snapshot', 'chunk')),
-    chunk_rows integer CHECK (chunk_rows > 0),
-    max_source_load double precision NOT NULL DEFAULT 1.0 CHECK (max_source_load > 0 AND max_source_load <= 1),
-    max_delete_fraction double precision NOT NULL DEFAULT 0.2 CHECK (max_delete_fraction >= 0 AND max_delete_fraction <= 1),
-    on_schema_change text NOT NULL DEFAULT 'apply' CHECK (on_schema_change IN ('apply', 'pause', 'ignore')),
-    drop_columns boolean NOT NULL DEFAULT false,
-    freshness interval CHECK (freshness > '0' AND freshness <= '100 years'),
-    workers integer NOT NULL DEFAULT 2 CHECK (workers BETWEEN 1 AND 16),
-    trust_counters_for interval CHECK (trust_counters_for > '0' AND trust_counters_for <= '100 years'),
-    sync_group text CHECK (sync_group <> '' AND length(sync_group) <= 200),
-    verify_fraction double precision CHECK (verify_fraction >= 0 AND verify_fraction <= 1),
-    enabled boolean NOT NULL DEFAULT true,
+    @settings all -enabled: {column}@,
+    @settings enabled: {column}@,    -- where it has always been
     shape jsonb NOT NULL,
     source_created boolean NOT NULL DEFAULT false,
     loaded boolean NOT NULL DEFAULT false,
@@ -76,21 +66,7 @@ COMMENT ON TABLE tablesync.replica IS 'one row per replica: its source, its sett
 COMMENT ON TABLE tablesync.all_replicas IS 'the rows of tablesync.replica, of all roles';
 COMMENT ON COLUMN tablesync.replica.replica IS 'the local table';
 COMMENT ON COLUMN tablesync.replica.source IS 'the foreign table through which the source is read';
-COMMENT ON COLUMN tablesync.replica.key_columns IS 'primary key columns of the source, in key order';
-COMMENT ON COLUMN tablesync.replica.version_column IS 'column the source sets on every insert and update, if any';
-COMMENT ON COLUMN tablesync.replica.fingerprint IS 'what a row''s 64-bit fingerprint covers: version (key and version column) or row (all columns)';
-COMMENT ON COLUMN tablesync.replica.consistency IS 'snapshot: one source snapshot per run; chunk: one per chunk; auto: snapshot when the scan is short enough';
-COMMENT ON COLUMN tablesync.replica.chunk_rows IS 'rows per chunk; NULL lets tablesync choose';
-COMMENT ON COLUMN tablesync.replica.max_source_load IS 'fraction of the time the source may be busy with a run, in (0, 1]';
-COMMENT ON COLUMN tablesync.replica.max_delete_fraction IS 'a run that would delete more than this fraction of the replica (and at least 1000 rows) stops';
-COMMENT ON COLUMN tablesync.replica.on_schema_change IS 'what a run does when the source''s columns have changed: apply, pause or ignore';
-COMMENT ON COLUMN tablesync.replica.drop_columns IS 'whether on_schema_change apply drops a column that the source has dropped; false keeps it, with the values it has';
-COMMENT ON COLUMN tablesync.replica.freshness IS 'age of the last success after which the replica counts as stale';
-COMMENT ON COLUMN tablesync.replica.workers IS 'background workers, each with a connection to the source, that a load may use';
-COMMENT ON COLUMN tablesync.replica.sync_group IS 'replicas of the same group, server and owner are run together: one snapshot of the source, one transaction here';
-COMMENT ON COLUMN tablesync.replica.trust_counters_for IS 'how long after a scan a run may skip the next one while the source''s statistics counters have not moved; NULL never does';
-COMMENT ON COLUMN tablesync.replica.verify_fraction IS 'share of the key space that each run compares in every column, in turn, and repairs; NULL and 0 are none';
-COMMENT ON COLUMN tablesync.replica.enabled IS 'false while paused';
+@settings all: COMMENT ON COLUMN tablesync.replica.{name} IS '{comment}';@
 COMMENT ON COLUMN tablesync.replica.shape IS 'columns of the source that the replica was built for';
 COMMENT ON COLUMN tablesync.replica.source_created IS 'true when tablesync_add created the foreign table, which tablesync_remove then drops if it still belongs to the replica''s owner';
 COMMENT ON COLUMN tablesync.replica.loaded IS 'false until the first load is complete';

@@ -13,6 +13,7 @@
  */
 #include "tablesync.h"
 
+#include "catalog/pg_type.h"
 #include "commands/progress.h"
 #include "compat.h"
 #include "fmgr.h"
@@ -20,13 +21,15 @@
 #include "miscadmin.h"
 #include "process/process.h"
 #include "utils/backend_progress.h"
+#include "utils/builtins.h"
 #include "utils/timestamp.h"
 
 #define TSYNC_PROGRESS_MAGIC INT64CONST(0x7461626c6573796e)	/* "tablesyn" */
 
+/* What is published, in the order of the columns of tablesync.live_progress(). */
 enum
 {
-	PARAM_MAGIC,
+	PARAM_MAGIC,				/* the pid's column */
 	PARAM_RUN_ID,
 	PARAM_REPLICA,
 	PARAM_PHASE,
@@ -41,6 +44,8 @@ enum
 	NPARAMS
 };
 
+StaticAssertDecl(NPARAMS <= PGSTAT_NUM_PROGRESS_PARAM, "core's array is too short for our progress values");
+
 static int64 params[NPARAMS];
 
 PG_FUNCTION_INFO_V1(tsync_live_progress);
@@ -48,8 +53,10 @@ PG_FUNCTION_INFO_V1(tsync_live_progress);
 static void
 publish_values(void)
 {
-	static const int index[NPARAMS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+	int			index[NPARAMS];
 
+	for (int p = 0; p < NPARAMS; p++)
+		index[p] = p;
 	params[PARAM_PROGRESSED_AT] = GetCurrentTimestamp();
 	pgstat_progress_update_multi_param(NPARAMS, index, params);
 }
@@ -115,6 +122,53 @@ tsync_progress_throttled(int64 usec, double slowness)
 	publish_values();
 }
 
+/* The name of a phase, NULL for what is none; the compiler complains of a phase without a name. */
+static const char *
+phase_name(TsyncPhase phase)
+{
+	switch (phase)
+	{
+		case TSYNC_PHASE_SCHEMA:
+			return "schema";
+		case TSYNC_PHASE_LOAD:
+			return "load";
+		case TSYNC_PHASE_INDEX:
+			return "index";
+		case TSYNC_PHASE_SCAN:
+			return "scan";
+		case TSYNC_PHASE_CONFIRM:
+			return "confirm";
+		case TSYNC_PHASE_APPLY:
+			return "apply";
+	}
+	return NULL;				/* another command of the worker has written over it */
+}
+
+/* A published value as the type that tablesync.live_progress() declares for it; text is the phase's name. */
+static Datum
+as_declared(int64 value, Oid type, bool *isnull)
+{
+	const char *name;
+
+	switch (type)
+	{
+		case INT4OID:
+			return Int32GetDatum((int32) value);
+		case INT8OID:
+			return Int64GetDatum(value);
+		case OIDOID:
+			return ObjectIdGetDatum((Oid) value);
+		case TIMESTAMPTZOID:
+			return TimestampTzGetDatum(value);
+		case TEXTOID:
+			name = phase_name((TsyncPhase) value);
+			*isnull = (name == NULL);
+			return name ? CStringGetTextDatum(name) : (Datum) 0;
+		default:
+			elog(ERROR, "no progress value has type %u", type);
+	}
+}
+
 /* tablesync.live_progress(): the published values of every live run that the caller may see. */
 Datum
 tsync_live_progress(PG_FUNCTION_ARGS)
@@ -123,6 +177,8 @@ tsync_live_progress(PG_FUNCTION_ARGS)
 	int			nbackends = pgstat_fetch_stat_numbackends();
 
 	InitMaterializedSRF(fcinfo, 0);
+	if (rsinfo->setDesc->natts != NPARAMS)
+		elog(ERROR, "tablesync.live_progress() has %d columns for %d values", rsinfo->setDesc->natts, NPARAMS);
 
 	for (int i = 1; i <= nbackends; i++)
 	{
@@ -136,16 +192,12 @@ tsync_live_progress(PG_FUNCTION_ARGS)
 			!tsync_may_see((Oid) status->st_progress_param[PARAM_REPLICA]))
 			continue;
 
-		values[0] = Int32GetDatum(status->st_procpid);
-		values[1] = Int64GetDatum(status->st_progress_param[PARAM_RUN_ID]);
-		values[2] = ObjectIdGetDatum((Oid) status->st_progress_param[PARAM_REPLICA]);
-		for (int p = PARAM_PHASE; p < NPARAMS; p++)
-			values[p] = Int64GetDatum(status->st_progress_param[p]);
-		values[PARAM_PHASE] = Int32GetDatum((int32) status->st_progress_param[PARAM_PHASE]);
-		values[PARAM_PHASE_STARTED] =
-			TimestampTzGetDatum(status->st_progress_param[PARAM_PHASE_STARTED]);
-		values[PARAM_PROGRESSED_AT] =
-			TimestampTzGetDatum(status->st_progress_param[PARAM_PROGRESSED_AT]);
+		for (int p = 0; p < NPARAMS; p++)
+		{
+			int64		value = p == PARAM_MAGIC ? status->st_procpid : status->st_progress_param[p];
+
+			values[p] = as_declared(value, TupleDescAttr(rsinfo->setDesc, p)->atttypid, &nulls[p]);
+		}
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

@@ -5,14 +5,6 @@
  * tablesync.sees() lets the current user see.
  */
 
-CREATE FUNCTION tablesync.live_progress()
-RETURNS TABLE (pid integer, run_id bigint, replica oid, phase integer, chunks_done bigint, chunks_total bigint,
-               rows_scanned bigint, rows_estimated bigint, phase_started timestamptz, throttled_usec bigint,
-               slowness bigint, progressed_at timestamptz)
-LANGUAGE C STRICT
-AS 'MODULE_PATHNAME', 'tsync_live_progress';
-COMMENT ON FUNCTION tablesync.live_progress() IS 'what live workers publish about their progress';
-
 CREATE VIEW @extschema@.tablesync_runs WITH (security_barrier = true) AS
 SELECT r.run_id,
        r.replica,
@@ -49,10 +41,19 @@ COMMENT ON COLUMN @extschema@.tablesync_runs.rows_scanned IS 'rows of the source
 COMMENT ON COLUMN @extschema@.tablesync_runs.source_time IS 'time spent waiting for statements at the source';
 COMMENT ON COLUMN @extschema@.tablesync_runs.proof IS 'rows and digest of both sides after the run, and whether they are equal';
 
+/* The columns are the values of progress.c, in its order, as what they are. */
+CREATE FUNCTION tablesync.live_progress()
+RETURNS TABLE (pid integer, run_id bigint, replica oid, phase text, chunks_done bigint, chunks_total bigint,
+               rows_scanned bigint, rows_estimated bigint, phase_started timestamptz, throttled_usec bigint,
+               slowness bigint, progressed_at timestamptz)
+LANGUAGE C STRICT
+AS 'MODULE_PATHNAME', 'tsync_live_progress';
+COMMENT ON FUNCTION tablesync.live_progress() IS 'what live workers publish about their progress';
+
 CREATE VIEW @extschema@.tablesync_progress WITH (security_barrier = true) AS
 SELECT p.run_id,
        r.replica,
-       ('{schema,load,index,scan,confirm,apply}'::pg_catalog.text[])[p.phase + 1] AS phase,
+       p.phase,
        p.chunks_done,
        nullif(p.chunks_total, 0) AS chunks_total,
        p.rows_scanned,
