@@ -10,11 +10,11 @@
 
 failed=
 
-# Is there something to check with?  Else get it, or say why not.
-have() {    # check package
-    dpkg-query -W -f '${Status}' "$2" 2>/dev/null | grep -q 'ok installed' ||
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >"$TSYNC_WORK/apt.log" 2>&1 ||
-        { as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2"; } >"$TSYNC_WORK/apt.log" 2>&1 ||
+# Get what a check needs, unless it is there, or say that it is left out.
+have() {    # program package
+    dpkg-query -W -f '${Status}' "$2" 2>/dev/null | grep -q 'ok installed' && return
+    as_root apt-get update -qq >/dev/null 2>&1 || true    # a broken third-party list is no reason to stop
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >"$TSYNC_WORK/apt.log" 2>&1 ||
         command -v "$1" >/dev/null || { echo "$1: skipped, $2 can't be installed"; return 1; }
 }
 
