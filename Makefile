@@ -53,11 +53,17 @@ $(UPDATE_SQL): $(SQL_PARTS) $(SETTINGS) $(wildcard extension/updates/0.1.0--*.sq
 	  grep -v '^CREATE SCHEMA\|^.echo Use' extension/catalog/catalog.sql; cat extension/updates/0.1.0--$(EXTVERSION)-rows.sql; \
 	  cat $(filter-out %/catalog.sql,$(SQL_PARTS)); } | sed 's/^CREATE FUNCTION/CREATE OR REPLACE FUNCTION/' | $(WITH_SETTINGS) >$@
 
-.PHONY: layers demo test test-assert test-sanitize fuzz fuzz-source bench bench-impact bench-plot pgspot sql-parts
+.PHONY: layers lint typedefs format format-check demo test test-assert test-sanitize fuzz fuzz-source bench bench-impact bench-plot pgspot sql-parts
 sql-parts:
 	@echo $(SQL_PARTS)
 layers: all
 	@test/layers.pl '$(LAYERS_LIST)' $(FLOORS)
+lint:
+	@test/lint.sh
+typedefs: all
+	@test/typedefs.sh
+format format-check:
+	@test/format.sh $@
 pgspot:
 	@test/pgspot.sh
 demo:

@@ -6,6 +6,8 @@ export PGPASSFILE=$TSYNC_WORK/pgpass PGCONNECT_TIMEOUT=10
 touch "$PGPASSFILE"
 chmod 600 "$PGPASSFILE"
 
+source_port= target_port=    # start_cluster sets them
+
 free_port() {
     perl -MIO::Socket::INET -e 'my $s = IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1") or die; print $s->sockport'
 }

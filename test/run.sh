@@ -42,7 +42,9 @@ tap() {
     perl_lib=$pgxs/src/test/perl
     cd "$TSYNC_WORK/src"
     # what takes longest begins first
-    [ -n "${TESTS:-}" ] || TESTS="test/t/011_schedule.pl test/t/027_untrusted.pl $(ls test/t/*.pl | grep -v -e 011_ -e 027_)"
+    local first="test/t/011_schedule.pl test/t/027_untrusted.pl"
+    [ -n "${TESTS:-}" ] || TESTS="$first $(printf '%s\n' test/t/*.pl | grep -vxF "${first/ /$'\n'}")"
+    # shellcheck disable=SC2086
     as_user env PATH="$BINDIR:$TSYNC_TOOLS:$PATH" PG_REGRESS="$pgxs/src/test/regress/pg_regress" TESTDIR="$TSYNC_WORK/src" \
         TMPDIR="$TSYNC_WORK" prove ${PROVE_FLAGS:--j3} -I test/perl -I "$perl_lib" $TESTS
 }

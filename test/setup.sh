@@ -21,8 +21,9 @@ install_packages() {
         dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || echo "$p"
     done)
     [ -n "$missing" ] || return 0
-    echo "installing packages:" $missing
+    echo "installing packages: ${missing//$'\n'/ }"
     as_root apt-get update -qq >/dev/null 2>&1 || true    # a broken third-party list is no reason to stop
+    # shellcheck disable=SC2086
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >"$TSYNC_WORK/apt.log" 2>&1 ||
         { cat "$TSYNC_WORK/apt.log"; exit 1; }
 }

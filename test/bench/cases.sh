@@ -58,6 +58,7 @@ new_replica() {
 
 report_load() {
     report "load" "1.3 x copy"
+    # shellcheck disable=SC2034    # for peers.sh
     load=$seconds
     target_sql -c "VACUUM ANALYZE media"
     run    # whatever the first run after a load has to do is not part of the other cases

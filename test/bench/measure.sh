@@ -34,7 +34,7 @@ observe_times() {    # times preparation command
     local i
     for ((i = 0; i < $1; i++)); do
         $2
-        observe $3
+        observe "$3"
     done
 }
 
@@ -72,12 +72,14 @@ start_csv() {    # file names [comment ...]
     echo "$names" >>"$CSV"
 }
 
+# shellcheck disable=SC2034    # for bench.sh and sizes.sh
 COST_NAMES=case,seconds,x_digest,x_copy,at_most,source_cpu_seconds,buffers_hit,buffers_read,oldest_snapshot_seconds,worker_mb
 TABLE_FORMAT='%-36s %9s %9s %8s %-14s %9s %10s %9s %8s %7s\n'
 
 print_heading() {
     # shellcheck disable=SC2059
     printf "\n$TABLE_FORMAT" case seconds 'x digest' 'x copy' 'at most' 'source' buffers buffers oldest worker
+    # shellcheck disable=SC2059
     printf "$TABLE_FORMAT" '' '' '' '' '' 'CPU s' hit read 'snap s' MB
 }
 
