@@ -359,7 +359,7 @@ DECLARE
     value text;
     wanted text;
 BEGIN
-    SELECT v.* INTO setting, value, wanted
+    SELECT v.setting, v.value, v.wanted INTO setting, value, wanted
     FROM (SELECT (settings).*) s, LATERAL (VALUES
         @settings must_be: ('{name}', {name}::text, '{must_be}', ({name} IS NOT NULL OR {nullable}) AND ({check}) IS NOT FALSE)@
     ) v (setting, value, wanted, valid)
@@ -466,7 +466,6 @@ DECLARE
     name_parts text[] := parse_ident(replica_name);
     wanted tablesync.replica;
     suggestion text;
-    first_row record;
     has_rows boolean := false;
 BEGIN
     IF replica_name IS NULL OR source IS NULL THEN
@@ -537,7 +536,7 @@ BEGIN
     PERFORM tablesync.check_permanent(wanted.replica);
     PERFORM tablesync.check_owner_access((SELECT relowner FROM pg_class WHERE oid = wanted.replica), source);
     PERFORM tablesync.set_source_options(source);
-    EXECUTE format('SELECT * FROM %s LIMIT 1', source) INTO first_row;   -- may we read every column?
+    EXECUTE format('SELECT * FROM %s LIMIT 1', source);   -- may we read every column?
 
     wanted.shape := tablesync.with_numbers(wanted.shape, wanted.replica, source);
     wanted.loaded := has_rows;

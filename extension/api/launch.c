@@ -17,7 +17,6 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
-#include "compat.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -27,17 +26,10 @@
 #include "process/process.h"
 #include "query/query.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "storage/procarray.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/datum.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
 #include "utils/resowner.h"
-#include "utils/snapmgr.h"
-#include "utils/syscache.h"
-#include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(tsync_run);
 PG_FUNCTION_INFO_V1(tsync_try_run);
@@ -79,14 +71,14 @@ check_enabled(Oid relid)
 	MemoryContext caller = CurrentMemoryContext;
 
 	found = tsync_query_latest("SELECT p.problem, p.hint FROM tablesync.all_replicas r, LATERAL (VALUES"
-						 " (r.xmin = pg_current_xact_id_if_assigned()::xid,"
-						 "  'was added or altered in this transaction', 'Commit before you run it.'),"
-						 " (r.home <> tablesync.home(), 'was copied from another database',"
-						 "  format('Use tablesync_resume(%L).', r.replica)),"
-						 " (NOT r.enabled, 'is paused', format('Use tablesync_resume(%L).', r.replica)),"
-						 " (true, NULL, NULL)) p (applies, problem, hint)"
-						 " WHERE r.replica = $1::regclass AND p.applies LIMIT 1",
-						 OIDOID, ObjectIdGetDatum(relid));
+							   " (r.xmin = pg_current_xact_id_if_assigned()::xid,"
+							   "  'was added or altered in this transaction', 'Commit before you run it.'),"
+							   " (r.home <> tablesync.home(), 'was copied from another database',"
+							   "  format('Use tablesync_resume(%L).', r.replica)),"
+							   " (NOT r.enabled, 'is paused', format('Use tablesync_resume(%L).', r.replica)),"
+							   " (true, NULL, NULL)) p (applies, problem, hint)"
+							   " WHERE r.replica = $1::regclass AND p.applies LIMIT 1",
+							   OIDOID, ObjectIdGetDatum(relid));
 	if (found)
 	{
 		problem = tsync_latest_text(caller, 1);
@@ -272,7 +264,7 @@ try_run_one(Oid relid, bool wait, const TsyncStart *wanted)
 static TsyncReport *
 run_if_due(Oid relid, bool wait, const TsyncStart *wanted)
 {
-	TsyncReport  *report = tsync_report_backing_off(relid);
+	TsyncReport *report = tsync_report_backing_off(relid);
 
 	return report ? report : try_run_one(relid, wait, wanted);
 }
@@ -302,8 +294,8 @@ enabled_replicas(void)
 	List	   *replicas = NIL;
 
 	tsync_query_latest("SELECT replica::oid FROM tablesync.all_replicas"
-				 " WHERE enabled AND home = tablesync.home()"
-				 " ORDER BY added_at, replica", OIDOID, ObjectIdGetDatum(InvalidOid));
+					   " WHERE enabled AND home = tablesync.home()"
+					   " ORDER BY added_at, replica", OIDOID, ObjectIdGetDatum(InvalidOid));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		Oid			relid = (Oid) tsync_result_int64(i, 1);
@@ -335,7 +327,7 @@ tsync_run(PG_FUNCTION_ARGS)
 	replicas = all ? enabled_replicas() : list_make1_oid(PG_GETARG_OID(0));
 	foreach(lc, replicas)
 	{
-		TsyncReport  *report;
+		TsyncReport *report;
 		ListCell   *member;
 
 		if (list_member_oid(done, lfirst_oid(lc)))
@@ -351,7 +343,7 @@ tsync_run(PG_FUNCTION_ARGS)
 			continue;
 		foreach(member, tsync_group_reports(lfirst_oid(lc), DatumGetInt64(report->values[1])))
 		{
-			TsyncReport  *other = lfirst(member);
+			TsyncReport *other = lfirst(member);
 
 			done = lappend_oid(done, DatumGetObjectId(other->values[0]));
 			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, other->values, other->nulls);
@@ -368,7 +360,7 @@ tsync_try_run(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	TsyncStart	wanted = {0};
-	TsyncReport  *report;
+	TsyncReport *report;
 	char	   *texts[5];
 	Datum		values[lengthof(texts) + 1];
 	bool		nulls[lengthof(texts) + 1] = {false};
@@ -404,7 +396,7 @@ text_argument(FunctionCallInfo fcinfo, int n)
 Datum
 tsync_raise_error(PG_FUNCTION_ARGS)
 {
-	TsyncReport	report = {
+	TsyncReport report = {
 		.sqlstate = text_argument(fcinfo, 0),
 		.message = text_argument(fcinfo, 1),
 		.detail = text_argument(fcinfo, 2),
@@ -420,7 +412,7 @@ int64
 tsync_run_verify(Oid relid, bool repair)
 {
 	TsyncStart	wanted = {.verify = true,.repair = repair};
-	TsyncReport  *report;
+	TsyncReport *report;
 
 	check_callable("tablesync_verify()");
 	report = run_one(relid, true, &wanted);

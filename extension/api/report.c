@@ -11,12 +11,10 @@
 #include "tablesync.h"
 
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "api/api.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
-#include "compat.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -26,16 +24,12 @@
 #include "process/process.h"
 #include "query/query.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
-#include "utils/timestamp.h"
 
 /*
  * Run a query on our tables with what is committed now, and hand its first row
@@ -75,10 +69,10 @@ tsync_live_run(Oid relid)
 	int64		run_id = 0;
 
 	if (tsync_query_latest("SELECT coalesce(max(r.run_id), -1)"
-					 " FROM tablesync.live_runs() l LEFT JOIN tablesync.all_runs r"
-					 " ON r.replica = l.replica AND r.pid = l.pid AND r.status = 'running'"
-					 " WHERE l.replica = $1::regclass HAVING count(*) > 0",
-					 OIDOID, ObjectIdGetDatum(relid)))
+						   " FROM tablesync.live_runs() l LEFT JOIN tablesync.all_runs r"
+						   " ON r.replica = l.replica AND r.pid = l.pid AND r.status = 'running'"
+						   " WHERE l.replica = $1::regclass HAVING count(*) > 0",
+						   OIDOID, ObjectIdGetDatum(relid)))
 		run_id = tsync_result_int64(0, 1);
 	SPI_finish();
 	return run_id;
@@ -89,12 +83,12 @@ static TsyncReport *
 read_report(int64 run_id)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	TsyncReport  *report = palloc0(sizeof(TsyncReport));
+	TsyncReport *report = palloc0(sizeof(TsyncReport));
 
 	memset(report->nulls, true, sizeof(report->nulls));
 	if (tsync_query_latest("SELECT replica, run_id, status, replica_rows, inserted, updated, deleted,"
-					 " finished_at - started_at, message, sqlstate, detail, hint"
-					 " FROM tablesync.all_runs WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
+						   " finished_at - started_at, message, sqlstate, detail, hint"
+						   " FROM tablesync.all_runs WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
 	{
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 
@@ -129,7 +123,7 @@ set_text(TsyncReport *report, int column, const char *value)
 TsyncReport *
 tsync_make_report(Oid relid, int64 run_id, const char *status, const char *message)
 {
-	TsyncReport  *report = palloc0(sizeof(TsyncReport));
+	TsyncReport *report = palloc0(sizeof(TsyncReport));
 
 	memset(report->nulls, true, sizeof(report->nulls));
 	report->status = pstrdup(status);
@@ -150,15 +144,15 @@ TsyncReport *
 tsync_report_already_running(Oid relid, int64 run_id)
 {
 	return tsync_make_report(relid, run_id, "already running",
-					   run_id > 0 ? psprintf("run " INT64_FORMAT " is going on", run_id)
-					   : "another run is going on");
+							 run_id > 0 ? psprintf("run " INT64_FORMAT " is going on", run_id)
+							 : "another run is going on");
 }
 
 /* Report on a worker that has ended. */
 TsyncReport *
 tsync_report_ended(Oid relid, int64 run_id)
 {
-	TsyncReport  *report = read_report(run_id);
+	TsyncReport *report = read_report(run_id);
 	int64		other;
 
 	if (report->status == NULL)
@@ -197,11 +191,11 @@ tsync_report_backing_off(Oid relid)
 	char	   *message = NULL;
 
 	if (tsync_query_latest("SELECT format('consecutive failures: %s; the next try is due at %s;"
-					 " tablesync_run(%L) does not wait',"
-					 " consecutive_failures, date_trunc('second', retry_after), replica)"
-					 " FROM tablesync.all_replicas"
-					 " WHERE replica = $1::regclass AND retry_after > clock_timestamp()",
-					 OIDOID, ObjectIdGetDatum(relid)))
+						   " tablesync_run(%L) does not wait',"
+						   " consecutive_failures, date_trunc('second', retry_after), replica)"
+						   " FROM tablesync.all_replicas"
+						   " WHERE replica = $1::regclass AND retry_after > clock_timestamp()",
+						   OIDOID, ObjectIdGetDatum(relid)))
 		message = tsync_latest_text(caller, 1);
 	SPI_finish();
 	return message ? tsync_make_report(relid, 0, "backing off", message) : NULL;
@@ -250,7 +244,7 @@ tsync_group_reports(Oid relid, int64 run_id)
 	ListCell   *lc2;
 
 	tsync_query_latest("SELECT replica::oid, run_id FROM tablesync.all_runs"
-				 " WHERE group_run_id = $1 AND run_id <> $1 ORDER BY run_id", INT8OID, Int64GetDatum(run_id));
+					   " WHERE group_run_id = $1 AND run_id <> $1 ORDER BY run_id", INT8OID, Int64GetDatum(run_id));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		Oid			replica = (Oid) tsync_result_int64(i, 1);

@@ -35,8 +35,8 @@ recorded_status(int64 run_id, bool (*may_ask) (Oid replica), bool *live)
 	char	   *status = NULL;
 
 	if (tsync_query_latest("SELECT status, EXISTS (SELECT FROM tablesync.live_runs() l"
-					 " WHERE l.replica = r.replica AND l.pid = r.pid), replica::oid"
-					 " FROM tablesync.all_runs r WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
+						   " WHERE l.replica = r.replica AND l.pid = r.pid), replica::oid"
+						   " FROM tablesync.all_runs r WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
 	{
 		if (may_ask((Oid) tsync_result_int64(0, 3)))
 			status = tsync_latest_text(caller, 1);
@@ -80,7 +80,7 @@ end_of_wait(TimestampTz started, Interval *timeout)
 {
 	/* months, days and microseconds as a float: no overflow */
 	double		seconds = timeout->month * (30.0 * SECS_PER_DAY) + timeout->day * (double) SECS_PER_DAY +
-		timeout->time / (double) USECS_PER_SEC;
+	timeout->time / (double) USECS_PER_SEC;
 
 	if (seconds > 1e9)
 		return DT_NOEND;

@@ -7,7 +7,7 @@
  * or when the source has gone back in time.  Two things prove the latter:
  *
  * - The source's transaction counter is behind where the last successful run
- *	 saw it (guard.sql).  It is certain as long as the server has not caught
+ *	 saw it (source/horizon.sql).  It is certain as long as the server has not caught
  *	 up meanwhile, nor gone on for 2^31 transactions; so it counts for a day.
  *
  * - A row that is still there has an older version than it had, and no row of
@@ -26,14 +26,11 @@
 
 #include "access/xact.h"
 #include "apply/apply.h"
-#include "catalog/pg_type.h"
 #include "execute/execute.h"
-#include "executor/spi.h"
 #include "memory/memory.h"
 #include "query/query.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/typcache.h"
 
 /* Deletes below this number are never held back. */
 #define GUARD_MIN_DELETES 1000

@@ -3,7 +3,7 @@
  * chunks.c
  *	  Reading and writing what tablesync.chunk remembers of a replica.
  *
- * As in catalog.c, a function expects a transaction begun with tsync_begin()
+ * As in replicas.c, a function expects a transaction begun with tsync_begin()
  * and allocates its result in the current context.
  *
  *-------------------------------------------------------------------------
@@ -20,6 +20,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/resowner.h"
+#include "utils/timestamp.h"
 #include "utils/typcache.h"
 
 /* More rows than any table has; sums of them are far from overflowing. */
@@ -41,24 +42,24 @@ tsync_open_memory(Oid relid, const char *key)
 	Datum		values[] = {ObjectIdGetDatum(relid), key ? CStringGetTextDatum(key) : (Datum) 0};
 
 	tsync_record("WITH stray AS (DELETE FROM tablesync.stray_write WHERE replica = $1::regclass RETURNING 1),"
-						  " now AS (SELECT pg_relation_filenode($1::regclass) AS file, EXISTS (SELECT FROM stray) AS written,"
-						  "  tablesync.is_watched($1::regclass) AS watched,"
-						  "  $2 || tablesync.memory_columns($1::regclass) AS key)"
-						  " UPDATE tablesync.all_replicas t SET memory_key = coalesce(now.key, t.memory_key), memory_file = now.file"
-						  " FROM now, tablesync.replica old WHERE t.replica = $1::regclass AND old.replica = t.replica"
-						  " RETURNING old.memory_key IS DISTINCT FROM coalesce(now.key, old.memory_key),"
-						  " now.written OR NOT now.watched OR now.file IS NULL OR old.memory_file IS DISTINCT FROM now.file,"
-						  " now.watched",
-						  2, types, values, key ? NULL : " n");
+				 " now AS (SELECT pg_relation_filenode($1::regclass) AS file, EXISTS (SELECT FROM stray) AS written,"
+				 "  tablesync.is_watched($1::regclass) AS watched,"
+				 "  $2 || tablesync.memory_columns($1::regclass) AS key)"
+				 " UPDATE tablesync.all_replicas t SET memory_key = coalesce(now.key, t.memory_key), memory_file = now.file"
+				 " FROM now, tablesync.replica old WHERE t.replica = $1::regclass AND old.replica = t.replica"
+				 " RETURNING old.memory_key IS DISTINCT FROM coalesce(now.key, old.memory_key),"
+				 " now.written OR NOT now.watched OR now.file IS NULL OR old.memory_file IS DISTINCT FROM now.file,"
+				 " now.watched",
+				 2, types, values, key ? NULL : " n");
 	watched = SPI_processed == 1 && tsync_result_bool(0, 3);
 	if (SPI_processed == 1 && tsync_result_bool(0, 1))
 		tsync_record_oid("UPDATE tablesync.all_chunks SET digest = NULL, stale = false,"
-								  " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"
-								  " WHERE replica = $1::regclass AND (digest IS NOT NULL OR buckets IS NOT NULL)",
-								  relid);
+						 " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"
+						 " WHERE replica = $1::regclass AND (digest IS NOT NULL OR buckets IS NOT NULL)",
+						 relid);
 	else if (SPI_processed == 1 && tsync_result_bool(0, 2))
 		tsync_record_oid("UPDATE tablesync.all_chunks SET stale = true"
-								  " WHERE replica = $1::regclass AND NOT stale", relid);
+						 " WHERE replica = $1::regclass AND NOT stale", relid);
 	return watched;
 }
 
@@ -69,9 +70,9 @@ tsync_was_written_to(Oid relid)
 	bool		written;
 
 	tsync_record_oid("SELECT EXISTS (SELECT FROM tablesync.stray_write WHERE replica = $1::regclass)"
-							  " OR memory_file IS DISTINCT FROM pg_relation_filenode($1::regclass)"
-							  " FROM tablesync.all_replicas WHERE replica = $1::regclass",
-							  relid);
+					 " OR memory_file IS DISTINCT FROM pg_relation_filenode($1::regclass)"
+					 " FROM tablesync.all_replicas WHERE replica = $1::regclass",
+					 relid);
 	written = SPI_processed != 1 || tsync_result_bool(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	return written;
@@ -83,8 +84,8 @@ tsync_distrust_memory(Oid relid)
 {
 	tsync_begin();
 	tsync_record_oid("UPDATE tablesync.all_chunks SET stale = true,"
-							  " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"
-							  " WHERE replica = $1::regclass", relid);
+					 " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"
+					 " WHERE replica = $1::regclass", relid);
 	tsync_commit();
 }
 
@@ -165,10 +166,10 @@ tsync_read_chunks(TsyncTable *table)
 	int64		rows = 0;
 	int			nbounds;
 	uint64		nchunks = tsync_record_oid("SELECT lower_key, rows, differed, digest, stale,"
-													" buckets IS NOT NULL, digest IS NOT NULL, bucket_mask = -1, chunk_no, verified_at"
-													" FROM tablesync.all_chunks"
-													" WHERE replica = $1::regclass ORDER BY chunk_no",
-													table->relid);
+										   " buckets IS NOT NULL, digest IS NOT NULL, bucket_mask = -1, chunk_no, verified_at"
+										   " FROM tablesync.all_chunks"
+										   " WHERE replica = $1::regclass ORDER BY chunk_no",
+										   table->relid);
 
 	for (uint64 i = 0; i < nchunks; i++)
 	{
@@ -227,12 +228,12 @@ tsync_write_plan(TsyncTable *table, List *chunks)
 
 		if (!chunk->planned)
 			tsync_record("UPDATE tablesync.all_chunks SET chunk_no = $3"
-								  " WHERE replica = $1::regclass AND chunk_no = $2", 3, types, values, NULL);
+						 " WHERE replica = $1::regclass AND chunk_no = $2", 3, types, values, NULL);
 	}
 	tsync_record_oid("DELETE FROM tablesync.all_chunks WHERE replica = $1::regclass AND chunk_no >= 0",
-							  table->relid);
+					 table->relid);
 	tsync_record_oid("UPDATE tablesync.all_chunks SET chunk_no = -1 - chunk_no"
-							  " WHERE replica = $1::regclass", table->relid);
+					 " WHERE replica = $1::regclass", table->relid);
 	foreach(lc, chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
@@ -256,7 +257,7 @@ tsync_write_plan(TsyncTable *table, List *chunks)
 		nulls[8] = chunk->verified_at != 0 ? ' ' : 'n';
 		if (chunk->planned)
 			tsync_record("INSERT INTO tablesync.all_chunks (replica, chunk_no, lower_key, rows, differed, stale, digest, verified_at)"
-								  " VALUES ($1::regclass, $2, $4, $5, $6, $7, $8, $9)", lengthof(types), types, values, nulls);
+						 " VALUES ($1::regclass, $2, $4, $5, $6, $7, $8, $9)", lengthof(types), types, values, nulls);
 		chunk->planned = false;
 	}
 }
@@ -271,8 +272,8 @@ tsync_read_buckets(TsyncTable *table, TsyncChunk *chunk, TsyncBucketing *bucketi
 	bool		isnull;
 
 	if (tsync_record("SELECT bucket_shift, bucket_mask, buckets FROM tablesync.all_chunks"
-							  " WHERE replica = $1::regclass AND chunk_no = $2 AND buckets IS NOT NULL",
-							  2, types, values, NULL) != 1)
+					 " WHERE replica = $1::regclass AND chunk_no = $2 AND buckets IS NOT NULL",
+					 2, types, values, NULL) != 1)
 		elog(ERROR, "buckets of chunk %d of replica %s are not there any more", chunk->number, table->label);
 	bucketing->shift = (int) tsync_result_int64(0, 1);
 	bucketing->mask = tsync_result_int64(0, 2);
@@ -303,8 +304,8 @@ tsync_write_memory(TsyncTable *table, TsyncChunk *chunk, TsyncBucketing *bucketi
 	nulls[4] = chunk->known ? ' ' : 'n';
 	nulls[5] = nulls[6] = nulls[7] = buckets ? ' ' : 'n';
 	tsync_record("UPDATE tablesync.all_chunks SET rows = $3, differed = $4, digest = $5, stale = false,"
-						  " bucket_shift = $6, bucket_mask = $7, buckets = $8"
-						  " WHERE replica = $1::regclass AND chunk_no = $2", lengthof(types), types, values, nulls);
+				 " bucket_shift = $6, bucket_mask = $7, buckets = $8"
+				 " WHERE replica = $1::regclass AND chunk_no = $2", lengthof(types), types, values, nulls);
 }
 
 /* Write a chunk's digest, and leave its buckets as they are. */
@@ -321,5 +322,5 @@ tsync_write_digest(TsyncTable *table, TsyncChunk *chunk)
 	};
 
 	tsync_record("UPDATE tablesync.all_chunks SET rows = $3, differed = $4, digest = $5, stale = false"
-						  " WHERE replica = $1::regclass AND chunk_no = $2", lengthof(types), types, values, NULL);
+				 " WHERE replica = $1::regclass AND chunk_no = $2", lengthof(types), types, values, NULL);
 }

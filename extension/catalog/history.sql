@@ -1,6 +1,6 @@
 /* history.sql: runs that live, runs that have ended, and writes by others than runs */
 
-/* A worker holds an advisory lock of its own kind for as long as it lives (catalog.c). */
+/* A worker holds an advisory lock of its own kind for as long as it lives (catalog/replicas.c). */
 CREATE FUNCTION tablesync.live_runs()
 RETURNS TABLE (replica regclass, pid integer)
 LANGUAGE sql VOLATILE

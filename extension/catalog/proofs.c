@@ -3,7 +3,7 @@
  * proofs.c
  *	  Reading what was proved, and writing what verifying has found.
  *
- * As in catalog.c, a function expects a transaction begun with tsync_begin()
+ * As in replicas.c, a function expects a transaction begun with tsync_begin()
  * and allocates its result in the current context.
  *
  *-------------------------------------------------------------------------
@@ -16,7 +16,7 @@
 #include "executor/spi.h"
 #include "query/query.h"
 #include "utils/array.h"
-#include "utils/builtins.h"
+#include "utils/timestamp.h"
 
 /*
  * What the last success of a usual run proved, and what the digests in
@@ -31,13 +31,13 @@ tsync_read_proof(Oid relid, TsyncDigest *proof, char **memory_key)
 	*proof = (TsyncDigest) {-1, 0};
 	*memory_key = NULL;
 	if (tsync_record_oid("SELECT CASE WHEN right(t.memory_key, length(m.columns)) = m.columns"
-								  "  THEN left(t.memory_key, -length(m.columns)) END, p.replica_rows, p.replica_digest, p.run_id = (SELECT max(l.run_id)"
-								  "  FROM tablesync.all_runs l WHERE l.replica = t.replica AND l.kind <> 'verify')"
-								  " FROM tablesync.all_replicas t CROSS JOIN tablesync.memory_columns($1::regclass) m (columns) LEFT JOIN LATERAL (SELECT * FROM tablesync.all_runs r"
-								  "  WHERE r.replica = t.replica AND r.status = 'succeeded' AND r.kind <> 'verify'"
-								  "  ORDER BY r.run_id DESC LIMIT 1) p"
-								  "  ON p.source_rows = p.replica_rows AND p.source_digest = p.replica_digest"
-								  " WHERE t.replica = $1::regclass", relid) != 1)
+						 "  THEN left(t.memory_key, -length(m.columns)) END, p.replica_rows, p.replica_digest, p.run_id = (SELECT max(l.run_id)"
+						 "  FROM tablesync.all_runs l WHERE l.replica = t.replica AND l.kind <> 'verify')"
+						 " FROM tablesync.all_replicas t CROSS JOIN tablesync.memory_columns($1::regclass) m (columns) LEFT JOIN LATERAL (SELECT * FROM tablesync.all_runs r"
+						 "  WHERE r.replica = t.replica AND r.status = 'succeeded' AND r.kind <> 'verify'"
+						 "  ORDER BY r.run_id DESC LIMIT 1) p"
+						 "  ON p.source_rows = p.replica_rows AND p.source_digest = p.replica_digest"
+						 " WHERE t.replica = $1::regclass", relid) != 1)
 		return false;
 	*memory_key = tsync_result_text(0, 1);
 	if (tsync_result_text(0, 2) != NULL)
@@ -87,7 +87,7 @@ tsync_count_differences(Oid relid, int64 run_id, int64 *differences, int64 *drif
 	Datum		values[] = {Int64GetDatum(run_id), ObjectIdGetDatum(relid), (Datum) 0};
 
 	tsync_record("SELECT count(*), count(*) FILTER (WHERE difference <> 'newer at source')"
-						  " FROM tablesync.all_differences WHERE run_id = $1", 1, types, values, NULL);
+				 " FROM tablesync.all_differences WHERE run_id = $1", 1, types, values, NULL);
 	*differences = tsync_result_int64(0, 1);
 	*drifted_rows = tsync_result_int64(0, 2);
 	SPI_freetuptable(SPI_tuptable);
@@ -115,5 +115,5 @@ tsync_write_verified(Oid relid, List *numbers, TimestampTz verified_at)
 	};
 
 	tsync_record("UPDATE tablesync.all_chunks SET verified_at = $3 WHERE replica = $1::regclass AND chunk_no = ANY ($2)",
-						  lengthof(types), types, values, NULL);
+				 lengthof(types), types, values, NULL);
 }

@@ -17,10 +17,8 @@
 #include "executor/spi.h"
 #include "query/query.h"
 #include "utils/array.h"
-#include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/resowner.h"
-#include "utils/typcache.h"
 
 /* Record which indexes a bulk load leaves alone, and its ranges. */
 void
@@ -53,7 +51,7 @@ tsync_claim_range(TsyncTable *table)
 	int			nupper;
 
 	if (tsync_record_oid("SELECT chunk_no, lower_key, upper_key"
-								  " FROM tablesync.claim_range($1::regclass)", table->relid) != 1)
+						 " FROM tablesync.claim_range($1::regclass)", table->relid) != 1)
 		return NULL;
 	range = palloc0(sizeof(TsyncChunk));
 	range->number = (int) tsync_result_int64(0, 1);
@@ -75,8 +73,8 @@ tsync_finish_range(TsyncTable *table, TsyncChunk *range, TsyncDigest digest)
 
 	Assert(digest.rows >= 0);
 	tsync_record("UPDATE tablesync.all_chunks SET rows = $3, digest = $4"
-						  " WHERE replica = $1::regclass AND chunk_no = $2",
-						  lengthof(types), types, values, NULL);
+				 " WHERE replica = $1::regclass AND chunk_no = $2",
+				 lengthof(types), types, values, NULL);
 }
 
 /* How many ranges of a load are done, how many there are, and the rows of those that are done; a transaction of its own. */

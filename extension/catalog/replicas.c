@@ -14,7 +14,6 @@
 
 #include "catalog/pg_type.h"
 #include "catalog/tables.h"
-#include "common/pg_prng.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -34,7 +33,7 @@
 #define RUN_LOCK_FIELD4 3
 
 /* Rows that can't be longer are fetched by the thousand. */
-#define NARROW_ROW_BYTES 8192
+#define NARROW_ROW_BYTES 8192	/* a page */
 
 /* Refuse to go on with a column that source and replica no longer share. */
 static void
@@ -57,9 +56,9 @@ tsync_read_columns(TsyncReplica *replica)
 	int			bytes = 0;
 
 	table->ncolumns = tsync_catalog_execute_oid("SELECT column_name, type, typmod, nullable,"
-											" key_position, is_version, problem, refetch, coalesce(other_type, false)"
-											" FROM tablesync.replica_columns($1::regclass)",
-											table->relid);
+												" key_position, is_version, problem, refetch, coalesce(other_type, false)"
+												" FROM tablesync.replica_columns($1::regclass)",
+												table->relid);
 	table->columns = palloc0(Max(table->ncolumns, 1) * sizeof(TsyncColumn));
 	table->keys = palloc0(Max(table->ncolumns, 1) * sizeof(TsyncColumn *));
 	for (int i = 0; i < table->ncolumns; i++)
@@ -126,17 +125,17 @@ tsync_read_replica(Oid relid)
 	replica->table.replica_sql = replica->table.label = tsync_relation_label(relid);
 
 	if (tsync_record_oid("SELECT source::oid::int8, fingerprint = 'row' OR adopted, consistency,"
-							" chunk_rows, max_source_load, max_delete_fraction, loaded, load_position,"
-							" c.relforcerowsecurity, adopted, workers, scan_rate, watermark,"
-							" trust_counters_for IS NOT NULL, load_indexes IS NOT NULL,"
-							" (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND NOT k.differed),"
-							" verify_fraction,"
-							" EXISTS (SELECT FROM tablesync.all_alerts a"
-							"  WHERE a.replica = t.replica AND a.kind = 'drift' AND a.closed_at IS NULL AND a.run_id IS NOT NULL),"
-							" bounds_key,"
-							" (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND k.differed)"
-							" FROM tablesync.all_replicas t JOIN pg_class c ON c.oid = t.replica"
-							" WHERE t.replica = $1::regclass", relid) != 1)
+						 " chunk_rows, max_source_load, max_delete_fraction, loaded, load_position,"
+						 " c.relforcerowsecurity, adopted, workers, scan_rate, watermark,"
+						 " trust_counters_for IS NOT NULL, load_indexes IS NOT NULL,"
+						 " (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND NOT k.differed),"
+						 " verify_fraction,"
+						 " EXISTS (SELECT FROM tablesync.all_alerts a"
+						 "  WHERE a.replica = t.replica AND a.kind = 'drift' AND a.closed_at IS NULL AND a.run_id IS NOT NULL),"
+						 " bounds_key,"
+						 " (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND k.differed)"
+						 " FROM tablesync.all_replicas t JOIN pg_class c ON c.oid = t.replica"
+						 " WHERE t.replica = $1::regclass", relid) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("%s is not a replica", replica->table.label),
@@ -315,7 +314,7 @@ tsync_save_load_position(TsyncTable *table, char **key)
 	tsync_texts_datum(key, table->nkeys)};
 
 	tsync_record("UPDATE tablesync.all_replicas SET load_position = $2"
-					" WHERE replica = $1::regclass", 2, types, values, NULL);
+				 " WHERE replica = $1::regclass", 2, types, values, NULL);
 }
 
 /*
@@ -340,8 +339,8 @@ tsync_finish_load(TsyncReplica *replica, bool adopted)
 							   table->columns[i].quoted),
 					 errhint("TRUNCATE %s, and run again.", table->replica_sql)));
 	tsync_record("UPDATE tablesync.all_replicas SET loaded = true, load_position = NULL,"
-					" adopted = adopted OR $2 WHERE replica = $1::regclass",
-					2, types, values, NULL);
+				 " adopted = adopted OR $2 WHERE replica = $1::regclass",
+				 2, types, values, NULL);
 	tsync_commit();
 	replica->settings.all_columns |= adopted;
 	replica->state.adopted |= adopted;

@@ -3,7 +3,7 @@
  * runs.c
  *	  Recording how runs start, go and end.
  *
- * As in catalog.c, a function expects a transaction begun with tsync_begin()
+ * As in replicas.c, a function expects a transaction begun with tsync_begin()
  * unless it says that it has one of its own.
  *
  *-------------------------------------------------------------------------
@@ -19,6 +19,7 @@
 #include "process/process.h"
 #include "query/query.h"
 #include "utils/builtins.h"
+#include "utils/timestamp.h"
 
 /*
  * Record that a run has started, and that earlier ones which never finished
@@ -43,11 +44,11 @@ tsync_start_run(Oid relid, int64 run_id, bool verify, int64 group_run_id)
 	}
 
 	tsync_record_oid("UPDATE tablesync.all_runs SET status = 'crashed'"
-						" WHERE replica = $1::regclass AND status = 'running'", relid);
+					 " WHERE replica = $1::regclass AND status = 'running'", relid);
 	if (tsync_record("INSERT INTO tablesync.all_runs (run_id, replica, kind, group_run_id)"
-						" SELECT $1, replica, CASE WHEN $4 THEN 'verify' WHEN loaded THEN 'sync' ELSE 'load' END, $3"
-						" FROM tablesync.all_replicas WHERE replica = $2::regclass",
-						lengthof(types), types, values, nulls) != 1)
+					 " SELECT $1, replica, CASE WHEN $4 THEN 'verify' WHEN loaded THEN 'sync' ELSE 'load' END, $3"
+					 " FROM tablesync.all_replicas WHERE replica = $2::regclass",
+					 lengthof(types), types, values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("table with OID %u is not a replica of a role that %s is a member of",
@@ -105,8 +106,8 @@ save_lessons(TsyncRecord *record)
 	};
 
 	tsync_record("UPDATE tablesync.all_replicas SET scan_rate = nullif($2, 0), watermark = $3,"
-						  " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = $6"
-						  " WHERE replica = $1::regclass", lengthof(types), types, values, nulls);
+				 " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = $6"
+				 " WHERE replica = $1::regclass", lengthof(types), types, values, nulls);
 }
 
 /* Open an alert about chunks that somebody else has changed, or close it. */
@@ -123,7 +124,7 @@ note_drift(TsyncRecord *record)
 	if (record->drifted == 0 && (record->drifted_rows > 0 || !record->drift_known))
 		return;
 	tsync_record("SELECT tablesync.note_drift($1::regclass, $2, 0, $3)",
-						  lengthof(types), types, values, NULL);
+				 lengthof(types), types, values, NULL);
 }
 
 /* Record success, and how fast the source was; part of the transaction that changes the replica. */
@@ -158,13 +159,13 @@ tsync_finish_run(TsyncRecord *record)
 	values[14] = text_or_null(record->newest_version, &nulls[14]);
 
 	if (tsync_record("UPDATE tablesync.all_runs SET status = 'succeeded', finished_at = clock_timestamp(),"
-						" rows_scanned = $2, chunks = $3, chunks_differing = $4,"
-						" inserted = $5, updated = $6, deleted = $7,"
-						" source_time = $8 * interval '1 microsecond', consistency = $9,"
-						" source_rows = $2, source_digest = $10,"
-						" replica_rows = $11, replica_digest = $12, message = $13,"
-						" source_horizon = nullif($14, 0), newest_version = $15"
-						" WHERE run_id = $1", lengthof(types), types, values, nulls) != 1)
+					 " rows_scanned = $2, chunks = $3, chunks_differing = $4,"
+					 " inserted = $5, updated = $6, deleted = $7,"
+					 " source_time = $8 * interval '1 microsecond', consistency = $9,"
+					 " source_rows = $2, source_digest = $10,"
+					 " replica_rows = $11, replica_digest = $12, message = $13,"
+					 " source_horizon = nullif($14, 0), newest_version = $15"
+					 " WHERE run_id = $1", lengthof(types), types, values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("replica %s was removed during the run", record->label)));
@@ -195,15 +196,15 @@ tsync_fail_run(int64 run_id, int64 loaded, int64 waited, ErrorData *edata, bool 
 	values[6] = Int64GetDatum(loaded);
 	values[7] = Int64GetDatum(waited);
 	tsync_record("UPDATE tablesync.all_runs SET status = $2, finished_at = clock_timestamp(),"
-					" sqlstate = $3, message = $4, detail = $5, hint = $6, inserted = $7,"
-					" source_time = $8 * interval '1 microsecond'"
-					" WHERE run_id = $1 AND status = 'running'",
-					lengthof(types), types, values, nulls);
+				 " sqlstate = $3, message = $4, detail = $5, hint = $6, inserted = $7,"
+				 " source_time = $8 * interval '1 microsecond'"
+				 " WHERE run_id = $1 AND status = 'running'",
+				 lengthof(types), types, values, nulls);
 	tsync_record("SELECT pg_notify('tablesync', json_build_object('event', 'run_' || status,"
-					" 'run_id', run_id, 'replica', replica, 'sqlstate', sqlstate,"
-					" 'message', tablesync.public_message(sqlstate))::text)"
-					" FROM tablesync.all_runs WHERE run_id = $1",
-					1, types, values, NULL);
+				 " 'run_id', run_id, 'replica', replica, 'sqlstate', sqlstate,"
+				 " 'message', tablesync.public_message(sqlstate))::text)"
+				 " FROM tablesync.all_runs WHERE run_id = $1",
+				 1, types, values, NULL);
 	tsync_commit();
 }
 

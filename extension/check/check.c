@@ -14,7 +14,6 @@
 #include "tablesync.h"
 
 #include "access/xlog.h"
-#include "catalog/pg_type.h"
 #include "catalog/tables.h"
 #include "check/check.h"
 #include "compat.h"

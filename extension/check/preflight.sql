@@ -197,7 +197,6 @@ DECLARE
     server oid := (tablesync.source_target(settings.source)).server;
     server_name name;
     address text;
-    answer text;
     message text;
 BEGIN
     SELECT s.srvname, (SELECT string_agg(o.option_name || '=' || o.option_value, ' ' ORDER BY o.option_name)
@@ -205,8 +204,7 @@ BEGIN
                        WHERE o.option_name IN ('host', 'hostaddr', 'port', 'dbname', 'service'))
     INTO server_name, address
     FROM pg_foreign_server s WHERE s.oid = server;
-    EXECUTE format('SELECT setting FROM %s WHERE name = ''server_version_num''', tablesync.source_catalog(server, 'pg_settings'))
-    INTO answer;
+    EXECUTE format('SELECT setting FROM %s WHERE name = ''server_version_num''', tablesync.source_catalog(server, 'pg_settings'));
     detail := format('server "%s" (%s) answers', server_name, coalesce(address, 'libpq''s defaults'));
 EXCEPTION
     WHEN connection_exception THEN

@@ -104,6 +104,7 @@ static void
 refetch_pages(TsyncTable *table, TsyncPace *pace)
 {
 	MemoryContext run_context = CurrentMemoryContext;
+
 	/* a page needs the last key of the one before */
 	MemoryContext contexts[2] = {
 		AllocSetContextCreate(run_context, "tablesync refetch page", ALLOCSET_DEFAULT_SIZES),

@@ -509,7 +509,6 @@ DECLARE
     mine text[] := ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = type ORDER BY e.enumsortorder);
     common text[] := ARRAY(SELECT l FROM unnest(labels) WITH ORDINALITY u (l, n) WHERE l = ANY (mine) ORDER BY n);
     statements text[] := '{}';
-    taken text[] := mine;
     waiting text[] := mine;
     turn integer;
 BEGIN
@@ -681,12 +680,10 @@ DECLARE
     m record;
     now_here jsonb;
     added jsonb;
-    same_table boolean;
     renames tablesync.schema_step[];
     moves text[];
 BEGIN
     settings.shape := tablesync.with_numbers(settings.shape, settings.replica, settings.source);
-    same_table := settings.shape->0->'table' = new->0->'table';
     added := (SELECT coalesce(jsonb_agg(a.after), '[]') FROM tablesync.match_columns(settings.shape, new) a WHERE a.before IS NULL);
     renames := ARRAY(SELECT s FROM tablesync.plan_names(settings, new) s);
     moves := (SELECT s.statements FROM unnest(renames) s LIMIT 1);

@@ -65,6 +65,7 @@ uint64
 tsync_select(TsyncTable *table, TsyncSide side, const char *sql, DestReceiver *dest)
 {
 	MemoryContext caller = CurrentMemoryContext;
+
 	/* who has no receiver wants one row: more would pile up here */
 	SPIExecuteOptions options = {.must_return_tuples = true,.dest = dest,.tcount = dest ? 0 : 2};
 	TimestampTz started = GetCurrentTimestamp();
@@ -222,7 +223,7 @@ tsync_try(void (*function) (void *), void *arg, bool (*judge) (ErrorData *, void
 		if (!judge(edata, arg))
 			PG_RE_THROW();
 		FlushErrorState();
-		AbortOutOfAnyTransaction();	/* subtransactions too */
+		AbortOutOfAnyTransaction(); /* subtransactions too */
 		tsync_source_answered();
 		if (error)
 			*error = edata;

@@ -26,7 +26,7 @@
 #include "utils/rel.h"
 #include "utils/resowner.h"
 
-#define ROWSET_KB 4096			/* in memory, per row set */
+#define ROWSET_KB 4096			/* in memory, per row set; the default of work_mem */
 #define GROUP_COMPOSITE_KEYS 200
 
 /* Make an empty row set that lives until the process ends or clears it. */
@@ -131,7 +131,7 @@ key_value(TsyncTable *table, int i, TupleTableSlot *slot, int attnum)
 }
 
 /* The key in the first columns of a slot, as texts in the current context. */
-char	  **
+char **
 tsync_key_of_slot(TsyncTable *table, TupleTableSlot *slot)
 {
 	char	  **key = palloc(table->nkeys * sizeof(char *));
@@ -143,7 +143,7 @@ tsync_key_of_slot(TsyncTable *table, TupleTableSlot *slot)
 }
 
 /* The key of a whole row in a slot, likewise. */
-char	  **
+char **
 tsync_key_of_row(TsyncTable *table, TupleTableSlot *slot)
 {
 	char	  **key = palloc(table->nkeys * sizeof(char *));
@@ -154,7 +154,7 @@ tsync_key_of_row(TsyncTable *table, TupleTableSlot *slot)
 	return key;
 }
 
-/* An integer of any width, as SQL of query.c returns bucket numbers. */
+/* An integer of any width, as SQL of query/digest.c returns bucket numbers. */
 int64
 tsync_slot_integer(TupleTableSlot *slot, int attnum)
 {

@@ -8,19 +8,15 @@
 #include "tablesync.h"
 
 #include "access/xact.h"
-#include "catalog/pg_type.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "nodes/plannodes.h"
 #include "optimizer/plancat.h"
 #include "pgstat.h"
-#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
-#include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 
 static get_relation_info_hook_type previous_relation_info_hook = NULL;
 
@@ -58,7 +54,7 @@ pretend_huge(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
 	if (previous_relation_info_hook)
 		previous_relation_info_hook(root, relid, inhparent, rel);
 	if (rel->fdwroutine != NULL)
-		rel->tuples = 1e18;
+		rel->tuples = 1e18;		/* more than any table has, and products of it stay finite */
 }
 
 /* Install the planner hook in this process, which plans nothing but a run. */

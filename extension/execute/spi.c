@@ -13,19 +13,16 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
-#include "common/pg_prng.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "process/process.h"
-#include "storage/lock.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/syscache.h"
 
 /*
  * Run a statement with parameters; returns the number of rows.  SPI leaves its

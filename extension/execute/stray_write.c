@@ -12,9 +12,7 @@
 #include "commands/trigger.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
-#include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/numeric.h"
 #include "utils/rel.h"
 
 /* The replica of this process's run, and how many of its statements are ours. */

@@ -8,7 +8,6 @@
 #include "tablesync.h"
 
 #include "access/heapam.h"
-#include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
@@ -21,7 +20,7 @@
 #include "utils/rel.h"
 
 /* Rows that go into the heap together. */
-#define BUFFERED_ROWS 1000
+#define BUFFERED_ROWS 1000		/* as COPY's MAX_BUFFERED_TUPLES */
 
 struct TsyncHeapWriter
 {

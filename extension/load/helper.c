@@ -16,7 +16,6 @@
 #include "postmaster/bgworker.h"
 #include "process/process.h"
 #include "storage/latch.h"
-#include "utils/wait_event.h"
 
 /* A helper that ends wakes its leader; how often to look nevertheless. */
 #define HELPER_POLL_MS 500

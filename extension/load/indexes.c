@@ -31,7 +31,7 @@
 #include "utils/inval.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
-#include "utils/wait_event.h"
+#include "utils/timestamp.h"
 
 /* For building the indexes, in kB. */
 #define INDEX_MEMORY "40960"

@@ -14,7 +14,6 @@
 #include "tablesync.h"
 
 #include "catalog/pg_type.h"
-#include "commands/progress.h"
 #include "compat.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -24,7 +23,7 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
-#define TSYNC_PROGRESS_MAGIC INT64CONST(0x7461626c6573796e)	/* "tablesyn" */
+#define TSYNC_PROGRESS_MAGIC INT64CONST(0x7461626c6573796e) /* "tablesyn" */
 
 /* What is published, in the order of the columns of tablesync.live_progress(). */
 enum

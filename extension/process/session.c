@@ -10,7 +10,6 @@
 #include <limits.h>
 
 #include "access/xact.h"
-#include "compat.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -18,9 +17,7 @@
 #include "process/process.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "storage/proc.h"
 #include "utils/guc.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/timeout.h"
 
@@ -28,7 +25,7 @@
 #define SOURCE_GRACE_MS 1000
 
 static volatile sig_atomic_t cancel_requested = false;
-static volatile sig_atomic_t recording = false;	/* how runs have ended: not to be cancelled */
+static volatile sig_atomic_t recording = false; /* how runs have ended: not to be cancelled */
 static volatile sig_atomic_t source_silent = false;
 static TimeoutId source_timeout;
 

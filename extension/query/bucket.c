@@ -16,10 +16,10 @@
 #include "utils/memutils.h"
 
 /* More than a chunk's worth of anything: what a source may make us keep. */
-#define MAX_COLLECTED_BUCKETS 4000000
+#define MAX_COLLECTED_BUCKETS 4000000	/* four times the largest chunk */
 
 /* Most buckets of a whole source that are kept in memory at once, 24 bytes each. */
-#define MAX_ALL_BUCKETS 1750000
+#define MAX_ALL_BUCKETS 1750000 /* 100 million dense keys and a sixteenth */
 
 /* Numbers of 64 bits that tablesync.chunk has for a bucket, without and with a moment. */
 #define BUCKET_WORDS 3
@@ -111,10 +111,12 @@ tsync_digest_of_buckets(TsyncBuckets *buckets)
 	TsyncDigest digest = {0, 0};
 
 	for (int i = 0; i < buckets->count; i++)
-		tsync_add_digest(&digest, (TsyncDigest)
-						 {
-							 tsync_rows_of_bucket(&buckets->bucketing, &buckets->buckets[i]), buckets->buckets[i].sum
-						 });
+	{
+		TsyncBucket *bucket = &buckets->buckets[i];
+		TsyncDigest part = {tsync_rows_of_bucket(&buckets->bucketing, bucket), bucket->sum};
+
+		tsync_add_digest(&digest, part);
+	}
 	return digest;
 }
 
@@ -251,11 +253,11 @@ tsync_slice_of_buckets(TsyncAllBuckets *all, TsyncRange *range)
 
 		if (from->rows != 0)
 			slice.buckets[slice.count++] = (TsyncBucket)
-			{
-				.number = i,.rows = from->rows,.sum = from->sum,
+		{
+			.number = i,.rows = from->rows,.sum = from->sum,
 				.recent = all->hint == TSYNC_HINT_RECENT ? from->hint : 0,
 				.moment = all->hint == TSYNC_HINT_MOMENT ? from->hint : 0
-			};
+		};
 	}
 	return slice;
 }

@@ -7,7 +7,6 @@
  */
 #include "tablesync.h"
 
-#include "catalog/pg_type.h"
 #include "query/query.h"
 
 /*

@@ -14,7 +14,6 @@
 #include "lib/stringinfo.h"
 #include "nodes/pg_list.h"
 #include "port/pg_bitutils.h"
-#include "utils/timestamp.h"
 
 /* A column that source and replica have in common. */
 typedef struct TsyncColumn
@@ -81,7 +80,7 @@ typedef struct TsyncRange
 #define TSYNC_DELETED "tsync_deleted"
 #define TSYNC_REAPPEARED "tsync_reappeared"
 #define TSYNC_TOUCHED "tsync_touched"	/* keys of rows that somebody has changed here */
-#define TSYNC_OPAQUE "tsync_opaque"	/* columns without a hash of a chunk's source rows */
+#define TSYNC_OPAQUE "tsync_opaque" /* columns without a hash of a chunk's source rows */
 
 /* Number of rows and sum, modulo 2^64, of their fingerprints. */
 typedef struct TsyncDigest

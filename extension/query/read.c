@@ -9,7 +9,6 @@
 
 #include "catalog/pg_type.h"
 #include "query/query.h"
-#include "utils/builtins.h"
 
 /*
  * The watermark after the rows of some row sets have been applied: below the

@@ -3,7 +3,7 @@
  * row_difference.c
  *	  SQL text for telling how rows differ.
  *
- * As in query.c, every function returns text in the current memory context
+ * As in text.c, every function returns text in the current memory context
  * and runs nothing, and text for the source uses only what ships.
  *
  *-------------------------------------------------------------------------
@@ -145,7 +145,7 @@ append_verdict_of_source(StringInfo buf, TsyncTable *table, bool touched)
 	}
 	appendStringInfo(buf, "CASE WHEN s.%s OPERATOR(pg_catalog.>) GREATEST((SELECT pg_catalog.max(%s) FROM %s)",
 					 version->quoted, version->quoted, table->replica_sql);
-	if (table->watermark)			/* lies so far below the newest version applied */
+	if (table->watermark)		/* lies so far below the newest version applied */
 		appendStringInfo(buf, ", %s::%s%s", quote_literal_cstr(table->watermark), tsync_type_sql(version->type),
 						 timestamp ? " OPERATOR(pg_catalog.+) '" TSYNC_WATERMARK_LAG "'::pg_catalog.interval" : "");
 	appendStringInfoString(buf, ") THEN " NEWER " ELSE 'missing here' END");

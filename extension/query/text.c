@@ -14,12 +14,8 @@
  */
 #include "tablesync.h"
 
-#include "catalog/pg_type.h"
-#include "common/pg_prng.h"
-#include "executor/spi.h"
 #include "miscadmin.h"
 #include "query/query.h"
-#include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -95,7 +91,7 @@ tsync_append_keys_equal(StringInfo buf, TsyncTable *table, const char *a, const 
  */
 void
 tsync_append_bound(StringInfo buf, TsyncTable *table, int first, int end, char **bound,
-			 const char *strict, const char *loose, const char *last)
+				   const char *strict, const char *loose, const char *last)
 {
 	if (first == end - 1)
 	{

@@ -20,7 +20,7 @@
  *	   that function is immutable (others do not ship).
  *
  * All of them are strict except the array form: a NULL column is handled by
- * the caller (query.c).
+ * the caller (fingerprint.c).
  *
  *-------------------------------------------------------------------------
  */

@@ -8,10 +8,8 @@
 #include "tablesync.h"
 
 #include "catalog/pg_type.h"
-#include "executor/spi.h"
 #include "query/query.h"
 #include "utils/builtins.h"
-#include "utils/memutils.h"
 #include "utils/typcache.h"
 
 /*

@@ -7,9 +7,7 @@
  */
 #include "tablesync.h"
 
-#include "catalog/pg_type.h"
 #include "query/query.h"
-#include "utils/builtins.h"
 
 /*
  * Statements that change the replica return (rows, sum of fingerprints): of

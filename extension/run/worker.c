@@ -5,8 +5,9 @@
  *
  * The worker is connected as the replica's owner.  Its first transaction
  * records the run as running and commits, so that a crash leaves evidence;
- * the last one, in apply.c, changes the replica and records success.  When
- * anything in between fails, the error is copied, the transaction aborted
+ * the last one changes the replica and records success (apply/apply.c); a verify
+ * that only reports, or a run that is skipped, ends without APPLY.  When anything
+ * in between fails, the error is copied, the transaction aborted
  * (which cancels what runs at the source) and the failure recorded in a new
  * transaction.  The connection to the source ends with the process.
  *
@@ -26,16 +27,13 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
-#include "postmaster/interrupt.h"
 #include "process/process.h"
 #include "run/run.h"
 #include "scan/scan.h"
 #include "source/source.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/timeout.h"
 #include "verify/verify.h"
@@ -73,7 +71,7 @@ look_at_source(TsyncRun *run)
 	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
 	MemoryContextSwitchTo(run_context);
 	tsync_limit_source(table, tsync_first_timeout(&run->pace, run->replica->state.loaded,
-											tsync_weigh_rows(run->replica->state.quiet_rows, run->replica->state.differing_rows)));
+												  tsync_weigh_rows(run->replica->state.quiet_rows, run->replica->state.differing_rows)));
 
 	tsync_begin();
 	MemoryContextSwitchTo(run_context);
@@ -371,7 +369,7 @@ run_in_envelope(List *runs)
 		edata = CopyErrorData();
 		EmitErrorReport();
 		FlushErrorState();
-		AbortOutOfAnyTransaction();	/* subtransactions too */
+		AbortOutOfAnyTransaction(); /* subtransactions too */
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(run_context);

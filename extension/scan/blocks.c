@@ -25,10 +25,10 @@
 #define BLOCKS_VERSION 140000
 
 /* More ranges of keys than this are not worth excluding row by row. */
-#define MAX_EXCLUDED_RANGES 4
+#define MAX_EXCLUDED_RANGES 4	/* not measured; each is a comparison for every row */
 
 /* Rows whose buckets fit into the source's caches: more take a quarter longer each. */
-#define BUCKETED_ROWS 500000
+#define BUCKETED_ROWS 500000	/* measured by hand, figures not kept */
 
 /* Statements, and rows of each, that tell the speed of a source. */
 #define SAMPLES 5
@@ -156,7 +156,7 @@ tsync_digest_by_blocks(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSou
 
 		tsync_check_snapshot_age(pace);
 		digest = tsync_digest_source(table, pace, tsync_sql_digest_without(table, &range, excluded,
-																   fingerprint));
+																		   fingerprint));
 		tsync_add_digest(&total, digest);
 		tsync_progress_step(0, digest.rows);
 	}

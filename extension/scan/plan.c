@@ -222,7 +222,7 @@ replace_chunk(TsyncScan *scan, int position, List *pieces)
 	if (list_length(pieces) < 2)
 		return;
 	scan->chunks = list_concat(list_concat(list_copy_head(scan->chunks, position), pieces),
-							  list_copy_tail(scan->chunks, position + 1));
+							   list_copy_tail(scan->chunks, position + 1));
 	Assert(are_aligned(scan->table, scan->chunks));
 	tsync_begin();
 	MemoryContextSwitchTo(caller);

@@ -247,7 +247,7 @@ scan_in_snapshot(ScanState *state)
 {
 	TsyncScan  *scan = state->scan;
 	bool		by_blocks = list_length(scan->chunks) > 1 && tsync_can_read_blocks(scan->source) &&
-		!(scan->verify->whole && scan->verify->opaque.rows != NULL);
+	!(scan->verify->whole && scan->verify->opaque.rows != NULL);
 	TsyncVerdict quiet = TSYNC_NOT_COMPARED;
 	bool		quiet_differ = false;
 	ListCell   *lc;

@@ -17,11 +17,10 @@
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
-#include "process/process.h"
 #include "query/query.h"
 #include "source/source.h"
-#include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/timestamp.h"
 
 /* Do not trouble the source for longer. */
 #define SEARCH_MS 30000

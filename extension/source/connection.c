@@ -13,22 +13,13 @@
 #include "tablesync.h"
 
 #include "catalog/pg_type.h"
-#include "common/pg_prng.h"
-#include "compat.h"
 #include "execute/execute.h"
-#include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "source/source.h"
-#include "storage/latch.h"
-#include "storage/lock.h"
 #include "utils/array.h"
-#include "utils/builtins.h"
 #include "utils/guc.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
-#include "utils/wait_event.h"
 
 /* "tablesync/schema.table", as much of it as fits, in postgres_fdw's escapes. */
 static char *

@@ -10,15 +10,11 @@
  */
 #include "tablesync.h"
 
-#include "catalog/pg_type.h"
 #include "execute/execute.h"
-#include "executor/spi.h"
 #include "executor/tuptable.h"
 #include "fmgr.h"
 #include "query/query.h"
 #include "source/source.h"
-#include "utils/builtins.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 

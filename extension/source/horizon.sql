@@ -1,5 +1,5 @@
 /*
- * guard.sql: how far the source's time has come
+ * horizon.sql: how far the source's time has come
  *
  * The transaction counter of a server never goes back, except where the server
  * itself does: a lagging standby, a failover that lost transactions, a restored

@@ -8,18 +8,14 @@
 #include "tablesync.h"
 
 #include "catalog/pg_type.h"
-#include "common/pg_prng.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "process/process.h"
 #include "source/source.h"
-#include "storage/lock.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
-#include "utils/typcache.h"
+#include "utils/timestamp.h"
 
 /* Whatever the source's statistics say: one table of 32 TB has fewer. */
 #define MAX_ESTIMATED_ROWS 1e12
@@ -36,7 +32,7 @@ tsync_read_source(TsyncTable *table, TsyncSource *source)
 							  " JOIN pg_foreign_server s ON s.oid = t.ftserver WHERE t.ftrelid = $1", table->source);
 	tsync_await_source();
 	tsync_catalog_execute_oid("SELECT server_version, estimated_rows, new_shape, unreadable"
-						" FROM tablesync.open_source($1::regclass)", table->relid);
+							  " FROM tablesync.open_source($1::regclass)", table->relid);
 	tsync_source_answered();
 	source->version = (int) tsync_result_int64(0, 1);
 	source->estimate = tsync_result_double(0, 2);
@@ -121,7 +117,7 @@ tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id)
 		};
 
 		tsync_record("SELECT tablesync.skip_scan($1::regclass, $2::jsonb, $3, $4)",
-							  lengthof(types), types, values, NULL);
+					 lengthof(types), types, values, NULL);
 		unmoved = tsync_result_bool(0, 1);
 	}
 	tsync_commit();

@@ -17,31 +17,30 @@
 #include "storage/latch.h"
 #include "utils/guc.h"
 #include "utils/timestamp.h"
-#include "utils/wait_event.h"
 
 /* Rows per chunk until we know how fast the source is. */
-#define DEFAULT_CHUNK_ROWS 500000
+#define DEFAULT_CHUNK_ROWS 500000	/* half a second at CAUTIOUS_ROWS_PER_SECOND */
 
 /* Bounds for what we make of the speed later. */
 #define MIN_TARGET_ROWS 10000
 #define MAX_TARGET_ROWS 1000000
-#define MAX_STATEMENT_ROWS 2500000
+#define MAX_STATEMENT_ROWS 2500000	/* 0.16 s by blocks, measured */
 
 /* What a source scans per second at least; for the choice of consistency. */
-#define CAUTIOUS_ROWS_PER_SECOND 1000000.0
+#define CAUTIOUS_ROWS_PER_SECOND 1000000.0	/* a tenth of what was measured */
 
 /* A scan of one snapshot can't rest in between; it must then be short. */
-#define MAX_BUSY_SECONDS 1.0
+#define MAX_BUSY_SECONDS 1.0	/* not measured */
 
 /* Fewer rows, or less time, tell little about speed. */
 #define MIN_RATED_ROWS 100000
 #define MIN_RATED_USEC 50000
 
 /* The source is slow when it takes so many times longer per row than usual. */
-#define SLOW_FACTOR 4.0
+#define SLOW_FACTOR 4.0			/* more than the noise of repeated runs */
 
 /* Weight of a run's speed in what is remembered of it. */
-#define RATE_WEIGHT 0.2
+#define RATE_WEIGHT 0.2			/* nine tenths of a change have come through after ten runs */
 
 /* A rest is never longer, whatever max_source_load says. */
 #define MAX_REST_USEC (60 * USECS_PER_SEC)

@@ -33,7 +33,7 @@ tsync_read_page(TsyncTable *table, char **after, bool keys_only, int64 limit, Ts
 }
 
 /* Key of the last row of a page, which holds keys or whole rows; NULL if it is empty. */
-char	  **
+char **
 tsync_last_key(TsyncTable *table, TsyncRowSet *page, bool keys_only)
 {
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(page->tupdesc, &TTSOpsMinimalTuple);

@@ -29,7 +29,6 @@
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/syscache.h"
 
 PG_FUNCTION_INFO_V1(tsync_home);
 PG_FUNCTION_INFO_V1(tsync_prepare_server);

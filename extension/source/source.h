@@ -13,13 +13,14 @@
 #include "execute/execute.h"
 
 /* Buckets cost the source so many times as much as a digest of the same rows. */
-#define TSYNC_BUCKET_COST 2.2
+#define TSYNC_BUCKET_COST 2.2	/* measured: 1.7 to 2.4, by key and by blocks */
 
 /* Nor is a digest of all columns as cheap as one of a version column. */
-#define TSYNC_ROW_COST 3.0
+#define TSYNC_ROW_COST 3.0		/* 1.4 measured for five columns of 100 bytes, more for wider rows */
 
 /* Bytes of rows without bound (TsyncReplica.wide) fetched by one statement. */
-#define TSYNC_GROUP_BYTES (8 * 1024 * 1024)
+#define TSYNC_GROUP_BYTES (8 * 1024 * 1024) /* not measured; a worker has 64 MB, and postgres_fdw holds several forms
+											 * of a row */
 
 /* What the source is, before its rows are read. */
 typedef struct TsyncSource

@@ -1,5 +1,5 @@
 /*
- * schema.sql: what a source looks like, read through postgres_fdw
+ * source.sql: what a source looks like, read through postgres_fdw
  *
  * A plain reader may read the system catalogs of the source.  One set of
  * foreign tables per server, in schema tablesync, makes them readable here;

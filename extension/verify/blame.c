@@ -18,11 +18,10 @@
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "query/query.h"
-#include "utils/memutils.h"
 #include "verify/verify.h"
 
 /* As many rows can be tried in all combinations. */
-#define MAX_SUSPECTS 20
+#define MAX_SUSPECTS 20			/* 2^20 sums; a wrong one fits once in 2^44 */
 
 /* Rows that may have been touched, and the digest that each would explain. */
 typedef struct Suspects

@@ -9,11 +9,8 @@
 
 #include "catalog/tables.h"
 #include "execute/execute.h"
-#include "executor/spi.h"
 #include "query/query.h"
-#include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 #include "verify/verify.h"
 
 /* Fingerprints as those that a remembered digest may be made of. */
@@ -117,7 +114,7 @@ judge_remembered(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, List
 		if (chunk->differs && chunk->proved && proved)
 			judge_chunk(table, verify, stage, source_version, chunk);
 	}
-	foreach(lc, chunks)			/* pieces of them, where they were cut */
+	foreach(lc, chunks) /* pieces of them, where they were cut */
 	{
 		TsyncChunk *chunk = lfirst(lc);
 		TsyncChunk *whole = verify->remembered ? list_nth(verify->remembered, chunk->number) : chunk;

@@ -11,9 +11,7 @@
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "query/query.h"
-#include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 #include "verify/verify.h"
 
 /* Key ranges of the chunks in which differences are recorded, neighbours as one. */
@@ -28,7 +26,7 @@ differing_ranges(TsyncVerify *verify, List *chunks, bool touched, bool blamed)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 		bool		wanted = chunk->differs && (verify->whole || chunk->verifying) &&
-			chunk->touched == touched && chunk->blamed == blamed;
+		chunk->touched == touched && chunk->blamed == blamed;
 
 		if (wanted && extend)
 			((TsyncRange *) llast(ranges))->upper = chunk->range.upper;

@@ -22,8 +22,6 @@
 #include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_authid.h"
-#include "catalog/pg_class.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/async.h"
@@ -48,7 +46,6 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
-#include "utils/regproc.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
@@ -87,14 +84,14 @@ tsync_settle_run(int64 run_id)
 	{
 		tsync_begin();
 		tsync_record("SELECT tablesync.settle_run(r.run_id)"
-							  " FROM tablesync.all_runs r JOIN tablesync.all_replicas t ON t.replica = r.replica"
-							  " WHERE r.run_id = $1"
-							  " AND (r.status <> 'succeeded' OR t.consecutive_failures > 0 OR t.retry_after IS NOT NULL"
-							  " OR EXISTS (SELECT FROM tablesync.all_alerts a"
-							  "  WHERE a.replica = r.replica AND a.closed_at IS NULL)"
-							  " OR EXISTS (SELECT FROM tablesync.all_runs c"
-							  "  WHERE c.replica = r.replica AND c.status = 'crashed' AND NOT c.settled))",
-							  lengthof(types), types, values, NULL);
+					 " FROM tablesync.all_runs r JOIN tablesync.all_replicas t ON t.replica = r.replica"
+					 " WHERE r.run_id = $1"
+					 " AND (r.status <> 'succeeded' OR t.consecutive_failures > 0 OR t.retry_after IS NOT NULL"
+					 " OR EXISTS (SELECT FROM tablesync.all_alerts a"
+					 "  WHERE a.replica = r.replica AND a.closed_at IS NULL)"
+					 " OR EXISTS (SELECT FROM tablesync.all_runs c"
+					 "  WHERE c.replica = r.replica AND c.status = 'crashed' AND NOT c.settled))",
+					 lengthof(types), types, values, NULL);
 		tsync_commit();
 	}
 	PG_CATCH();
@@ -244,6 +241,7 @@ static void
 call_handler(char *payload)
 {
 	FmgrInfo	handler;
+
 	LOCAL_FCINFO(fcinfo, 1);
 
 	in_handler = false;

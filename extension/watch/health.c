@@ -12,7 +12,6 @@
 
 #include "fmgr.h"
 #include "utils/timestamp.h"
-#include "watch/watch.h"
 
 PG_FUNCTION_INFO_V1(tsync_is_hanging);
 PG_FUNCTION_INFO_V1(tsync_is_missed);
