@@ -47,19 +47,20 @@ recorded_status(int64 run_id, bool (*may_ask) (Oid replica), bool *live)
 }
 
 /*
- * The status of a run as a user should see it.  A worker may end between the
- * snapshot that saw its run as running and the look at its lock, so a crash
- * is what a second look still sees.
+ * The status of a run as a user should see it, and whether its worker is still
+ * there.  A worker may end between the snapshot that saw its run as running and
+ * the look at its lock, so a crash is what a second look still sees.
  */
 static char *
-run_status(int64 run_id, bool (*may_ask) (Oid replica))
+run_status(int64 run_id, bool (*may_ask) (Oid replica), bool *live)
 {
-	bool		live = false;
-	char	   *status = recorded_status(run_id, may_ask, &live);
+	char	   *status;
 
-	if (status == NULL || live || strcmp(status, "running") != 0)
+	*live = false;
+	status = recorded_status(run_id, may_ask, live);
+	if (status == NULL || *live || strcmp(status, "running") != 0)
 		return status;
-	status = recorded_status(run_id, may_ask, &live);
+	status = recorded_status(run_id, may_ask, live);
 	return status && strcmp(status, "running") == 0 ? "crashed" : status;
 }
 
@@ -67,7 +68,8 @@ run_status(int64 run_id, bool (*may_ask) (Oid replica))
 Datum
 tsync_run_status(PG_FUNCTION_ARGS)
 {
-	char	   *status = run_status(PG_GETARG_INT64(0), tsync_may_see);
+	bool		live;
+	char	   *status = run_status(PG_GETARG_INT64(0), tsync_may_see, &live);
 
 	if (status == NULL)
 		PG_RETURN_NULL();
@@ -95,6 +97,7 @@ tsync_wait(PG_FUNCTION_ARGS)
 	TimestampTz started = GetCurrentTimestamp();
 	TimestampTz until = DT_NOEND;
 	char	   *status;
+	bool		live;
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
@@ -105,13 +108,14 @@ tsync_wait(PG_FUNCTION_ARGS)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 
-		status = run_status(run_id, tsync_acts_for_owner);
+		status = run_status(run_id, tsync_acts_for_owner, &live);
 		if (status == NULL && TimestampDifferenceExceeds(started, now, WAIT_START_MS))
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_OBJECT),
 					 errmsg("run " INT64_FORMAT " does not exist", run_id),
 					 errhint("See tablesync_runs, or the server log if its worker never started.")));
-		if ((status != NULL && strcmp(status, "running") != 0) || now >= until)
+		/* a worker that has recorded its end still has the run lock for a moment: the next run would meet it */
+		if ((status != NULL && strcmp(status, "running") != 0 && !live) || now >= until)
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 WAIT_POLL_MS, tsync_wait_event("TablesyncWait"));

@@ -111,68 +111,87 @@ tsync_read_columns(TsyncReplica *replica)
 		table->nrange++;
 }
 
-/* Read a replica's settings; its columns, when they are known to fit the source, are read next. */
+/* Take what a user has set from the columns of that name. */
+static void
+take_settings(TsyncSettings *settings)
+{
+	settings->all_columns = tsync_result_bool(0, tsync_result_column("all_columns"));
+	settings->consistency = tsync_result_text(0, tsync_result_column("consistency"));
+	settings->chunk_rows = (int) tsync_result_int64(0, tsync_result_column("chunk_rows"));
+	settings->workers = (int) tsync_result_int64(0, tsync_result_column("workers"));
+	settings->max_source_load = tsync_result_double(0, tsync_result_column("max_source_load"));
+	settings->max_delete_fraction = tsync_result_double(0, tsync_result_column("max_delete_fraction"));
+	settings->verify_fraction = tsync_result_double(0, tsync_result_column("verify_fraction"));
+	settings->trust_counters = tsync_result_text(0, tsync_result_column("trust_counters_for")) != NULL;
+}
+
+/* Likewise what runs have left behind. */
+static void
+take_state(TsyncState *state)
+{
+	state->loaded = tsync_result_bool(0, tsync_result_column("loaded"));
+	state->adopted = tsync_result_bool(0, tsync_result_column("adopted"));
+	state->bulk_loading = tsync_result_text(0, tsync_result_column("load_indexes")) != NULL;
+	state->load_position = tsync_result_texts(0, tsync_result_column("load_position"), &state->nposition);
+	state->bounds_key = tsync_result_text(0, tsync_result_column("bounds_key"));
+	state->scan_rate = tsync_result_double(0, tsync_result_column("scan_rate"));
+	state->quiet_rows = tsync_result_int64(0, tsync_result_column("quiet_rows"));
+	state->differing_rows = tsync_result_int64(0, tsync_result_column("differing_rows"));
+	state->drift_known = tsync_result_bool(0, tsync_result_column("drift_known"));
+}
+
+/* Policies that apply to the owner would hide rows from a run, and foreign tables can be dropped. */
+static void
+check_relations(TsyncTable *table, bool row_security_forced)
+{
+	if (row_security_forced)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("row security of replica %s is forced on its owner", table->label),
+				 errdetail("Policies would hide rows from the run."),
+				 errhint("ALTER TABLE %s NO FORCE ROW LEVEL SECURITY;", table->replica_sql)));
+	if (get_rel_name(table->source) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("the foreign table of replica %s does not exist any more", table->label),
+				 errhint("Create it again and add the replica again with tablesync_add().")));
+}
+
+/* Read a replica's settings and state; its columns, when they are known to fit the source, are read next. */
 TsyncReplica *
 tsync_read_replica(Oid relid)
 {
 	TsyncReplica *replica = palloc0(sizeof(TsyncReplica));
+	TsyncTable *table = &replica->table;
+	bool		row_security_forced;
 
 	if (get_rel_name(relid) == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("table with OID %u does not exist", relid)));
-	replica->table.relid = relid;
-	replica->table.replica_sql = replica->table.label = tsync_relation_label(relid);
+	table->relid = relid;
+	table->replica_sql = table->label = tsync_relation_label(relid);
 
-	if (tsync_record_oid("SELECT source::oid::int8, fingerprint = 'row' OR adopted, consistency,"
-						 " chunk_rows, max_source_load, max_delete_fraction, loaded, load_position,"
-						 " c.relforcerowsecurity, adopted, workers, scan_rate, watermark,"
-						 " trust_counters_for IS NOT NULL, load_indexes IS NOT NULL,"
-						 " (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND NOT k.differed),"
-						 " verify_fraction,"
+	if (tsync_record_oid("SELECT t.*, t.source::oid::int8 AS source_oid, t.fingerprint = 'row' OR t.adopted AS all_columns,"
+						 " c.relforcerowsecurity,"
+						 " (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND NOT k.differed) AS quiet_rows,"
+						 " (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND k.differed) AS differing_rows,"
 						 " EXISTS (SELECT FROM tablesync.all_alerts a"
-						 "  WHERE a.replica = t.replica AND a.kind = 'drift' AND a.closed_at IS NULL AND a.run_id IS NOT NULL),"
-						 " bounds_key,"
-						 " (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND k.differed)"
+						 "  WHERE a.replica = t.replica AND a.kind = 'drift' AND a.closed_at IS NULL AND a.run_id IS NOT NULL) AS drift_known"
 						 " FROM tablesync.all_replicas t JOIN pg_class c ON c.oid = t.replica"
 						 " WHERE t.replica = $1::regclass", relid) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("%s is not a replica", replica->table.label),
+				 errmsg("%s is not a replica", table->label),
 				 errhint("Add it with tablesync_add(), and commit before you run it.")));
-	replica->table.source = (Oid) tsync_result_int64(0, 1);
-	replica->settings.all_columns = tsync_result_bool(0, 2);
-	replica->settings.consistency = tsync_result_text(0, 3);
-	replica->settings.chunk_rows = (int) tsync_result_int64(0, 4);
-	replica->settings.max_source_load = tsync_result_double(0, 5);
-	replica->settings.max_delete_fraction = tsync_result_double(0, 6);
-	replica->state.loaded = tsync_result_bool(0, 7);
-	replica->state.load_position = tsync_result_texts(0, 8, &replica->state.nposition);
-	replica->state.bounds_key = tsync_result_text(0, 19);
-	replica->state.adopted = tsync_result_bool(0, 10);
-	replica->settings.workers = (int) tsync_result_int64(0, 11);
-	replica->state.scan_rate = tsync_result_double(0, 12);
-	replica->table.watermark = tsync_result_text(0, 13);
-	replica->settings.trust_counters = tsync_result_bool(0, 14);
-	replica->state.bulk_loading = tsync_result_bool(0, 15);
-	replica->state.quiet_rows = tsync_result_int64(0, 16);
-	replica->state.differing_rows = tsync_result_int64(0, 20);
-	replica->settings.verify_fraction = tsync_result_double(0, 17);
-	replica->state.drift_known = tsync_result_bool(0, 18);
-	if (tsync_result_bool(0, 9))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("row security of replica %s is forced on its owner", replica->table.label),
-				 errdetail("Policies would hide rows from the run."),
-				 errhint("ALTER TABLE %s NO FORCE ROW LEVEL SECURITY;", replica->table.replica_sql)));
+	table->source = (Oid) tsync_result_int64(0, tsync_result_column("source_oid"));
+	table->watermark = tsync_result_text(0, tsync_result_column("watermark"));
+	take_settings(&replica->settings);
+	take_state(&replica->state);
+	row_security_forced = tsync_result_bool(0, tsync_result_column("relforcerowsecurity"));
 	SPI_freetuptable(SPI_tuptable);
-
-	if (get_rel_name(replica->table.source) == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("the foreign table of replica %s does not exist any more", replica->table.label),
-				 errhint("Create it again and add the replica again with tablesync_add().")));
-	replica->table.source_sql = tsync_relation_label(replica->table.source);
+	check_relations(table, row_security_forced);
+	table->source_sql = tsync_relation_label(table->source);
 	return replica;
 }
 

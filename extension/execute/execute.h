@@ -90,6 +90,7 @@ extern uint64 tsync_catalog_execute(const char *sql, int nargs, Oid *types, Datu
 extern uint64 tsync_catalog_execute_oid(const char *sql, Oid oid);
 extern uint64 tsync_record(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls);
 extern uint64 tsync_record_oid(const char *sql, Oid oid);
+extern int	tsync_result_column(const char *name);
 extern char *tsync_result_text(uint64 row, int column);
 extern Datum tsync_result_datum(uint64 row, int column, bool *isnull);
 extern bool tsync_result_bool(uint64 row, int column);

@@ -71,6 +71,17 @@ tsync_record_oid(const char *sql, Oid oid)
 	return tsync_record(sql, 1, types, values, NULL);
 }
 
+/* The number of a result's column. */
+int
+tsync_result_column(const char *name)
+{
+	int			column = SPI_fnumber(SPI_tuptable->tupdesc, name);
+
+	if (column <= 0)
+		elog(ERROR, "a result has no column \"%s\"", name);
+	return column;
+}
+
 /* Column of a row of SPI_tuptable as text, NULL if it is NULL. */
 char *
 tsync_result_text(uint64 row, int column)
