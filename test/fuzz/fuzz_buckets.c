@@ -77,7 +77,7 @@ static void
 fuzz_all_buckets(TsyncHint hint, int64 lower, int64 upper, const uint8 *data, size_t size)
 {
 	TsyncAllBuckets all = {.hint = hint};
-	TsyncChunk	chunk = {.lower = bound_of(lower),.upper = bound_of(upper)};
+	TsyncRange	range = {.lower = bound_of(lower),.upper = bound_of(upper)};
 	TsyncBuckets slice;
 
 	tsync_expect_keys(&all, lower, upper);
@@ -95,10 +95,10 @@ fuzz_all_buckets(TsyncHint hint, int64 lower, int64 upper, const uint8 *data, si
 	}
 	if (all.overflow || all.nonsense)
 		return;					/* as its caller does */
-	slice = tsync_slice_of_buckets(&all, &chunk);
+	slice = tsync_slice_of_buckets(&all, &range);
 	require(tsync_nonsense_in_buckets(&slice) == NULL);
-	require(chunk.lower == NULL || slice.count == 0 || slice.buckets[0].number >= lower >> TSYNC_BITMAP_SHIFT);
-	require(chunk.upper == NULL || slice.count == 0 || slice.buckets[slice.count - 1].number < upper >> TSYNC_BITMAP_SHIFT);
+	require(range.lower == NULL || slice.count == 0 || slice.buckets[0].number >= lower >> TSYNC_BITMAP_SHIFT);
+	require(range.upper == NULL || slice.count == 0 || slice.buckets[slice.count - 1].number < upper >> TSYNC_BITMAP_SHIFT);
 }
 
 /* A sum as the source might print it. */
