@@ -68,7 +68,7 @@ apply_once(List *applies)
 			continue;
 		if (merged && apply->last_attempt)
 			tsync_note_unlike(apply);
-		AbortOutOfAnyTransaction();
+		tsync_abort();
 		MemoryContextSwitchTo(caller);
 		if (merged)
 			tsync_distrust_memory(apply->table->relid);
@@ -130,7 +130,6 @@ judge_error(ErrorData *edata, void *arg)
 static void
 distrust(List *applies)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	ListCell   *lc;
 
 	foreach(lc, applies)
@@ -139,7 +138,6 @@ distrust(List *applies)
 
 		apply->distrusted = true;
 		tsync_distrust_memory(apply->table->relid);
-		MemoryContextSwitchTo(caller);
 	}
 }
 
@@ -178,8 +176,6 @@ tsync_apply(List *applies)
 void
 tsync_end_without_apply(TsyncApply *apply)
 {
-	MemoryContext caller = CurrentMemoryContext;
-
 	tsync_progress_phase(TSYNC_PHASE_APPLY, 0, 0);
 	apply->record->replica = tsync_add_up_replica(apply->chunks);
 	tsync_begin();
@@ -189,5 +185,4 @@ tsync_end_without_apply(TsyncApply *apply)
 	tsync_record_differences(apply->table, apply->verify, apply->chunks, apply->record->run_id);
 	finish_run(apply);
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 }

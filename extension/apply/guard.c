@@ -61,11 +61,9 @@ check_delete_guard(TsyncTable *table, TsyncStage *stage, List *chunks, double ma
 static bool
 look_at_versions(TsyncTable *table, TsyncStage *stage, char **newest_version)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	bool		set_back = false;
 
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
+	tsync_begin_in(CurrentMemoryContext);
 	if (tsync_has_order(table->version))
 	{
 		char	   *newest = NULL;
@@ -81,7 +79,6 @@ look_at_versions(TsyncTable *table, TsyncStage *stage, char **newest_version)
 		*newest_version = newest;
 	}
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 	return set_back;
 }
 

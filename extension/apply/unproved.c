@@ -34,11 +34,9 @@
 static char *
 before_triggers(TsyncTable *table, char **statements)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	char	   *triggers;
 
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
+	tsync_begin_in(CurrentMemoryContext);
 	tsync_catalog_execute_oid("SELECT string_agg(DISTINCT pg_catalog.quote_ident(t.tgname), ', '),"
 							  " string_agg(format('ALTER TABLE %s DISABLE TRIGGER %I;', t.tgrelid::regclass, t.tgname), ' ') FILTER (WHERE t.tgparentid = 0)"
 							  " FROM pg_catalog.pg_trigger t WHERE (t.tgrelid = $1 OR t.tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1)))"
@@ -47,7 +45,6 @@ before_triggers(TsyncTable *table, char **statements)
 	triggers = tsync_result_text(0, 1);
 	*statements = tsync_result_text(0, 2);
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 	return triggers == NULL ? "" :
 		psprintf(" The replica has BEFORE triggers, which may have changed or left out what was written: %s.", triggers);
 }
@@ -101,7 +98,6 @@ list_hashes(TsyncTable *table, List *keys, void *arg)
 static char *
 find_lost_values(TsyncApply *apply)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	TsyncTable *table = apply->table;
 	int			source_version = apply->fingerprint.source_version;
 	TsyncRowSet keys;
@@ -109,17 +105,16 @@ find_lost_values(TsyncApply *apply)
 	HashesTarget target = {.source_version = source_version,.hashes = &hashes};
 	char	   *lost;
 
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
+	tsync_begin_in(CurrentMemoryContext);
 	tsync_rowset_init(&keys, "tsync_keys", tsync_key_desc(table, 0));
 	tsync_rowset_init(&hashes, "tsync_hashes", tsync_hashes_desc(table));
 	tsync_register_stage(apply->stage);
 	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_staged_keys(table, MAX_COMPARED), &keys);
 	tsync_for_keys(table, &keys, list_hashes, &target);
 	tsync_rowset_register(&hashes);
-	lost = select_text(table, tsync_sql_unlike_hashes(table, hashes.name, source_version, TSYNC_MAX_SHOWN), caller);
+	lost = select_text(table, tsync_sql_unlike_hashes(table, hashes.name, source_version, TSYNC_MAX_SHOWN),
+					   CurrentMemoryContext);
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 	return lost;
 }
 

@@ -81,8 +81,6 @@ tsync_finish_range(TsyncTable *table, TsyncChunk *range, TsyncDigest digest)
 void
 tsync_count_ranges(TsyncTable *table, int64 *done, int64 *total, int64 *rows)
 {
-	MemoryContext caller = CurrentMemoryContext;
-
 	tsync_begin();
 	tsync_record_oid("SELECT count(*) FILTER (WHERE loaded), count(*), sum(rows) FILTER (WHERE loaded)"
 					 " FROM tablesync.all_chunks WHERE replica = $1::regclass", table->relid);
@@ -90,7 +88,6 @@ tsync_count_ranges(TsyncTable *table, int64 *done, int64 *total, int64 *rows)
 	*total = tsync_result_int64(0, 2);
 	*rows = tsync_result_int64(0, 3);
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 }
 
 /* Build the indexes that the load has left alone: with them, it is complete. */
@@ -125,13 +122,10 @@ tsync_is_sorting(int pid)
 void
 tsync_undo_bulk_load(TsyncTable *table)
 {
-	MemoryContext caller = CurrentMemoryContext;
-
 	tsync_begin();
 	tsync_catalog_execute(psprintf("TRUNCATE %s", table->replica_sql), 0, NULL, NULL, NULL);
 	tsync_catalog_execute_oid("SELECT tablesync.build_indexes($1::regclass)", table->relid);
 	tsync_record_oid("UPDATE tablesync.all_replicas SET load_indexes = NULL WHERE replica = $1::regclass", table->relid);
 	tsync_record_oid("DELETE FROM tablesync.all_chunks WHERE replica = $1::regclass", table->relid);
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 }

@@ -294,7 +294,6 @@ void
 tsync_check_bounds(TsyncReplica *replica)
 {
 	TsyncState *state = &replica->state;
-	MemoryContext run_context = CurrentMemoryContext;
 	char	   *key;
 	bool		usable;
 	Oid			types[] = {OIDOID, TEXTOID};
@@ -305,7 +304,6 @@ tsync_check_bounds(TsyncReplica *replica)
 	usable = state->bounds_key != NULL && strcmp(state->bounds_key, key) == 0 &&
 		(state->nposition == 0 || state->nposition == replica->table.nkeys);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 	if (usable)
 		return;
 	if (state->bulk_loading)
@@ -318,7 +316,6 @@ tsync_check_bounds(TsyncReplica *replica)
 	tsync_record("UPDATE tablesync.all_replicas SET bounds_key = $2, load_position = NULL WHERE replica = $1::regclass",
 				 lengthof(types), types, values, NULL);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 	state->bulk_loading = false;
 	state->load_position = NULL;
 	state->nposition = 0;

@@ -33,16 +33,13 @@
 void
 tsync_evolve(TsyncTable *table, int64 run_id, const char *new_shape, bool *paused)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	char	   *problem;
 	char	   *hint;
 
 	Assert(!IsTransactionState());
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
+	tsync_begin_in(CurrentMemoryContext);
 	*paused = !tsync_evolve_catalog(table->relid, run_id, new_shape, &problem, &hint);
 	tsync_commit();				/* a pause too */
-	MemoryContextSwitchTo(caller);
 	if (*paused)
 		ereport(ERROR,
 				(errcode(TSYNC_ERRCODE_SCHEMA_CHANGED),
@@ -79,8 +76,7 @@ refetch_page(TsyncTable *table, char **after, TsyncRowSet *keys, TsyncRowSet *ro
 {
 	char	  **reached;
 
-	tsync_begin();
-	MemoryContextSwitchTo(page_context);
+	tsync_begin_in(page_context);
 	tsync_read_page(table, after, true, PAGE_ROWS, keys);
 	reached = tsync_last_key(table, keys, true);
 	if (reached != NULL && after != NULL && is_same_key(table, reached, after))
@@ -90,8 +86,7 @@ refetch_page(TsyncTable *table, char **after, TsyncRowSet *keys, TsyncRowSet *ro
 	if (reached == NULL)
 		return NULL;
 
-	tsync_begin();
-	MemoryContextSwitchTo(page_context);
+	tsync_begin_in(page_context);
 	tsync_rowset_register(rows);
 	tsync_modify(table, tsync_sql_update(table, rows->name, TSYNC_UNCOUNTED));
 	tsync_commit();
@@ -103,20 +98,17 @@ refetch_page(TsyncTable *table, char **after, TsyncRowSet *keys, TsyncRowSet *ro
 static void
 refetch_pages(TsyncTable *table, TsyncPace *pace)
 {
-	MemoryContext run_context = CurrentMemoryContext;
-
 	/* a page needs the last key of the one before */
 	MemoryContext contexts[2] = {
-		AllocSetContextCreate(run_context, "tablesync refetch page", ALLOCSET_DEFAULT_SIZES),
-		AllocSetContextCreate(run_context, "tablesync refetch page", ALLOCSET_DEFAULT_SIZES)
+		AllocSetContextCreate(CurrentMemoryContext, "tablesync refetch page", ALLOCSET_DEFAULT_SIZES),
+		AllocSetContextCreate(CurrentMemoryContext, "tablesync refetch page", ALLOCSET_DEFAULT_SIZES)
 	};
 	TsyncRowSet keys;
 	TsyncRowSet rows;
 	char	  **position = NULL;
 	int			page = 0;
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	tsync_rowset_init(&keys, "tsync_refetch_keys", tsync_key_desc(table, 0));
 	tsync_rowset_init(&rows, "tsync_refetched", tsync_row_desc(table));
 	tsync_commit();
@@ -131,7 +123,6 @@ refetch_pages(TsyncTable *table, TsyncPace *pace)
 		tsync_rest(pace, table->waited - busy, 0);
 		page++;
 	} while (position != NULL);
-	MemoryContextSwitchTo(run_context);
 	tuplestore_end(keys.rows);
 	tuplestore_end(rows.rows);
 	MemoryContextDelete(contexts[0]);
@@ -142,7 +133,6 @@ refetch_pages(TsyncTable *table, TsyncPace *pace)
 void
 tsync_refetch(TsyncTable *table, TsyncPace *pace, double estimate)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	TsyncTable *part = only_refetched(table);
 
 	Assert(!IsTransactionState());
@@ -155,5 +145,4 @@ tsync_refetch(TsyncTable *table, TsyncPace *pace, double estimate)
 	tsync_begin();
 	tsync_finish_refetch(table->relid);
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 }

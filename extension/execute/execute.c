@@ -29,11 +29,15 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-/* Begin a transaction in which SPI is ready. */
+/* The memory context in which the transaction was begun; NULL outside of transactions of ours. */
+static MemoryContext outer_context = NULL;
+
+/* Begin a transaction in which SPI is ready; what is allocated lives until it ends. */
 void
 tsync_begin(void)
 {
 	Assert(!IsTransactionState());
+	outer_context = CurrentMemoryContext;
 	CHECK_FOR_INTERRUPTS();
 	tsync_source_asked = false;
 	tsync_pin_session();
@@ -44,17 +48,45 @@ tsync_begin(void)
 	PushActiveSnapshot(GetTransactionSnapshot());
 }
 
+/* Likewise; what is allocated lives in a context of the caller. */
+void
+tsync_begin_in(MemoryContext context)
+{
+	tsync_begin();
+	MemoryContextSwitchTo(context);
+}
+
+/* Commit, and go back to the memory context in which the transaction was begun. */
 void
 tsync_commit(void)
 {
-	Assert(IsTransactionState());
+	MemoryContext outer = outer_context;
+
+	Assert(IsTransactionState() && outer != NULL);
 	SPI_finish();
 	PopActiveSnapshot();
 	if (tsync_source_asked)
-		tsync_await_source();	/* its transaction ends too */
+		tsync_await_source();	/* its COMMIT can hang, too */
 	CommitTransactionCommand();
-	tsync_source_answered();
+	if (tsync_source_asked)
+		tsync_source_answered();
+	outer_context = NULL;
+	MemoryContextSwitchTo(outer);
 	pgstat_report_stat(false);
+}
+
+/*
+ * Undo the transaction, if there is one; the source is not waited for any more.
+ * The memory context is for the caller to see to, who knows where the error was
+ * caught: that in which the transaction was begun may be gone.
+ */
+void
+tsync_abort(void)
+{
+	AbortOutOfAnyTransaction(); /* subtransactions too */
+	if (tsync_source_asked)
+		tsync_source_answered();
+	outer_context = NULL;
 }
 
 /*
@@ -223,8 +255,7 @@ tsync_try(void (*function) (void *), void *arg, bool (*judge) (ErrorData *, void
 		if (!judge(edata, arg))
 			PG_RE_THROW();
 		FlushErrorState();
-		AbortOutOfAnyTransaction(); /* subtransactions too */
-		tsync_source_answered();
+		tsync_abort();
 		if (error)
 			*error = edata;
 	}

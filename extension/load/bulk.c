@@ -189,8 +189,7 @@ load_range(TsyncLoad *load, MemoryContext range_context, bool first)
 	TsyncChunk *range;
 	Relation	rel;
 
-	tsync_begin();
-	MemoryContextSwitchTo(range_context);
+	tsync_begin_in(range_context);
 	/* first: from here on nobody can add an index that misses our rows */
 	rel = table_open(table->relid, RowExclusiveLock);
 	range = tsync_claim_range(table);
@@ -222,8 +221,7 @@ report_load(TsyncLoad *load)
 static void
 load_ranges(TsyncLoad *load, bool leader)
 {
-	MemoryContext run_context = CurrentMemoryContext;
-	MemoryContext range_context = AllocSetContextCreate(run_context, "tablesync range",
+	MemoryContext range_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync range",
 														ALLOCSET_DEFAULT_SIZES);
 	int64		before = load->table->waited;
 	TimestampTz reported = 0;
@@ -239,7 +237,6 @@ load_ranges(TsyncLoad *load, bool leader)
 		tsync_rest(load->pace, load->table->waited - before, 0);
 		before = load->table->waited;
 	}
-	MemoryContextSwitchTo(run_context);
 	MemoryContextDelete(range_context);
 }
 
@@ -247,13 +244,9 @@ load_ranges(TsyncLoad *load, bool leader)
 static void
 open_memory(TsyncLoad *load)
 {
-	MemoryContext run_context = CurrentMemoryContext;
-
 	tsync_begin();
-	MemoryContextSwitchTo(run_context);
 	(void) tsync_open_memory(load->table->relid, tsync_sql_memory_key(load->table, load->fingerprint));
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 }
 
 /* What a helper of a load does: as the leader, but without a record. */
@@ -337,7 +330,6 @@ can_limit_bytes(TsyncTable *table)
 static bool
 begin_bulk_load(TsyncLoad *load, int64 range_rows)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	Oid			types[] = {OIDOID, TEXTARRAYOID, FLOAT8OID, INT8OID};
 	Datum		values[] = {
 		ObjectIdGetDatum(load->table->relid),
@@ -349,8 +341,7 @@ begin_bulk_load(TsyncLoad *load, int64 range_rows)
 	int			nbounds = 0;
 	bool		possible;
 
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
+	tsync_begin_in(CurrentMemoryContext);
 	tsync_catalog_execute_oid("SELECT tablesync.can_bulk_load($1::regclass)", load->table->relid);
 	possible = tsync_result_bool(0, 1);
 	if (possible)
@@ -362,15 +353,12 @@ begin_bulk_load(TsyncLoad *load, int64 range_rows)
 		bounds = tsync_result_texts(0, 1, &nbounds);
 	}
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 	if (!possible || nbounds < 0 || nbounds > MAX_RANGES)
 		return false;
 
 	tsync_begin();
-	MemoryContextSwitchTo(caller);
 	tsync_plan_ranges(load->table, tsync_suspend_indexes(load->table->relid), bounds, nbounds);
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 	return true;
 }
 

@@ -115,13 +115,11 @@ tsync_help_index(TsyncLoad *load)
 static bool
 are_missing(TsyncLoad *load)
 {
-	MemoryContext run_context = CurrentMemoryContext;
 	bool		missing;
 
 	tsync_begin();
 	missing = tsync_read_replica(load->table->relid)->state.bulk_loading;
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 	return missing;
 }
 
@@ -131,14 +129,12 @@ digest_all(void *arg)
 {
 	TsyncLoad  *load = arg;
 	TsyncSource *source = load->source;
-	MemoryContext caller = CurrentMemoryContext;
 
 	tsync_learn_speed(load->table, load->fingerprint, source, load->pace, source->estimate);
 	if (!tsync_use_snapshot(load->pace, source->estimate))
 		return;
 	tsync_limit_source(load->table, tsync_snapshot_timeout());
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
+	tsync_begin_in(CurrentMemoryContext);
 	tsync_note_snapshot(load->pace);
 	load->digest = tsync_digest_by_blocks(load->table, load->fingerprint, source, load->pace, NIL);
 	tsync_commit();
@@ -176,7 +172,6 @@ digest_source(TsyncLoad *load)
 static void
 wait_for_sort(BackgroundWorkerHandle *helper)
 {
-	MemoryContext run_context = CurrentMemoryContext;
 	bool		sorting = true;
 	pid_t		pid;
 
@@ -192,7 +187,6 @@ wait_for_sort(BackgroundWorkerHandle *helper)
 		sorting = status == BGWH_NOT_YET_STARTED ||
 			(status == BGWH_STARTED && tsync_is_sorting((int) pid));
 		tsync_commit();
-		MemoryContextSwitchTo(run_context);
 		tsync_progress_step(0, 0);
 	}
 }

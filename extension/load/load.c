@@ -118,15 +118,13 @@ load_page(TsyncLoad *load, LoadState *state, MemoryContext page_context)
 {
 	char	  **reached;
 
-	tsync_begin();
-	MemoryContextSwitchTo(page_context);
+	tsync_begin_in(page_context);
 	reached = fetch_page(load, state);
 	tsync_commit();
 	if (reached == NULL)
 		return false;
 
-	tsync_begin();
-	MemoryContextSwitchTo(page_context);
+	tsync_begin_in(page_context);
 	insert_page(load, state, reached);
 	tsync_commit();
 	state->position = reached;
@@ -138,16 +136,14 @@ static void
 load_pages(void *arg)
 {
 	TsyncLoad  *load = arg;
-	MemoryContext run_context = CurrentMemoryContext;
-	MemoryContext position_context = AllocSetContextCreate(run_context, "tablesync load position",
+	MemoryContext position_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync load position",
 														   ALLOCSET_SMALL_SIZES);
-	MemoryContext page_context = AllocSetContextCreate(run_context, "tablesync load page",
+	MemoryContext page_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync load page",
 													   ALLOCSET_DEFAULT_SIZES);
 	LoadState  *state;
 	int64		busy = load->table->waited;
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	state = load_state_create(load);
 	tsync_commit();
 	while (load_page(load, state, page_context))
@@ -162,7 +158,6 @@ load_pages(void *arg)
 		tsync_rest(load->pace, load->table->waited - busy, 0);
 		busy = load->table->waited;
 	}
-	MemoryContextSwitchTo(run_context);
 	tuplestore_end(state->rows.rows);
 	tuplestore_end(state->keys.rows);
 	MemoryContextDelete(page_context);
@@ -191,16 +186,12 @@ has_rows_of_others(TsyncLoad *load)
 void
 tsync_load(TsyncLoad *load)
 {
-	MemoryContext run_context = CurrentMemoryContext;
 	bool		adopted = has_rows_of_others(load);
 
 	Assert(!IsTransactionState());
 	Assert(!load->replica->state.loaded);
-	MemoryContextSwitchTo(run_context);
 	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) load->source->estimate);
 	if (!adopted && !tsync_bulk_load(load))
 		adopted = !tsync_try(load_pages, load, tsync_is_uniqueness_violation, NULL);
-	MemoryContextSwitchTo(run_context);
 	tsync_finish_load(load->replica, adopted);
-	MemoryContextSwitchTo(run_context);
 }

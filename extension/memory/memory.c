@@ -203,8 +203,7 @@ int
 tsync_know_replica(TsyncTable *table, TsyncFingerprint fingerprint, List *chunks, bool remember)
 {
 	int			drifted = 0;
-	MemoryContext caller = CurrentMemoryContext;
-	MemoryContext chunk_context = AllocSetContextCreate(caller, "tablesync memory",
+	MemoryContext chunk_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync memory",
 														ALLOCSET_DEFAULT_SIZES);
 	ListCell   *lc;
 
@@ -215,14 +214,12 @@ tsync_know_replica(TsyncTable *table, TsyncFingerprint fingerprint, List *chunks
 
 		if (chunk->known && (chunk->has_buckets || !chunk->differed))
 			continue;
-		tsync_begin();
-		MemoryContextSwitchTo(chunk_context);
+		tsync_begin_in(chunk_context);
 		drifted += digest_replica(table, fingerprint, chunk, remember);
 		tsync_commit();
 		MemoryContextReset(chunk_context);
 		tsync_progress_step(1, chunk->replica.rows);
 	}
-	MemoryContextSwitchTo(caller);
 	MemoryContextDelete(chunk_context);
 	return drifted;
 }

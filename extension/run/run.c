@@ -39,16 +39,13 @@ List *
 tsync_make_runs(TsyncStart *start)
 {
 	TsyncRun   *first = tsync_make_run(start);
-	MemoryContext run_context = CurrentMemoryContext;
 	List	   *runs = list_make1(first);
 	List	   *members;
 	ListCell   *lc;
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	members = start->verify ? NIL : tsync_group_members(start->replica);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 	first->grouped = list_length(members) > 1;
 	if (members == NIL)
 		members = list_make1_oid(start->replica);

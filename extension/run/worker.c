@@ -46,14 +46,11 @@
 static char *
 read_identity(TsyncRun *run)
 {
-	MemoryContext run_context = CurrentMemoryContext;
 	char	   *identity;
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	identity = tsync_source_identity(&run->replica->table);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 	return identity;
 }
 
@@ -61,20 +58,16 @@ read_identity(TsyncRun *run)
 static void
 look_at_source(TsyncRun *run)
 {
-	MemoryContext run_context = CurrentMemoryContext;
 	TsyncTable *table;
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	table = tsync_read_run(run);
 	tsync_commit();
 	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
-	MemoryContextSwitchTo(run_context);
 	tsync_limit_source(table, tsync_first_timeout(&run->pace, run->replica->state.loaded,
 												  tsync_weigh_rows(run->replica->state.quiet_rows, run->replica->state.differing_rows)));
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	tsync_read_source(table, &run->source);
 	tsync_read_horizon(table, &run->source);
 	if (run->source.estimate >= tsync_chunk_target(&run->pace))
@@ -82,7 +75,6 @@ look_at_source(TsyncRun *run)
 	/* of the same snapshot as the shape: no change of columns after that escapes source_was_rewritten() */
 	run->source.identity = tsync_source_identity(table);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 }
 
 /*
@@ -92,7 +84,6 @@ look_at_source(TsyncRun *run)
 static void
 open_source(TsyncRun *run)
 {
-	MemoryContext run_context = CurrentMemoryContext;
 	TsyncSource *source = &run->source;
 
 	look_at_source(run);
@@ -104,8 +95,7 @@ open_source(TsyncRun *run)
 		tsync_evolve(&run->replica->table, run->run_id, source->new_shape, &run->paused);
 	}
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	if ((!run->verify.whole && tsync_record_source(run->replica_oid, run->run_id, source->identity,
 												   source->unreadable, source->nunreadable)) ||
 		source->new_shape != NULL)
@@ -117,7 +107,6 @@ open_source(TsyncRun *run)
 		tsync_stage_clear(run->stage);
 	run->stage = tsync_stage_create(&run->replica->table);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 	tsync_check_bounds(run->replica);
 }
 
@@ -316,7 +305,6 @@ perform_runs(List *runs)
 static void
 record_starts(List *runs)
 {
-	MemoryContext run_context = CurrentMemoryContext;
 	TsyncRun   *first = linitial(runs);
 	ListCell   *lc;
 
@@ -329,7 +317,6 @@ record_starts(List *runs)
 									  list_length(runs) > 1 ? first->run_id : 0);
 	}
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 	tsync_progress_start(first->run_id, first->replica_oid);
 }
 
@@ -337,10 +324,8 @@ record_starts(List *runs)
 static void
 record_failure(List *runs, ErrorData *edata)
 {
-	MemoryContext run_context = CurrentMemoryContext;
 	ListCell   *lc;
 
-	tsync_source_answered();
 	tsync_name_silence(edata);
 	foreach(lc, runs)
 	{
@@ -348,7 +333,6 @@ record_failure(List *runs, ErrorData *edata)
 
 		tsync_fail_run(run->run_id, run->load.rows, run->replica ? run->replica->table.waited : 0, edata,
 					   tsync_is_cancelled() && edata->sqlerrcode == ERRCODE_QUERY_CANCELED);
-		MemoryContextSwitchTo(run_context);
 	}
 }
 
@@ -369,7 +353,7 @@ run_in_envelope(List *runs)
 		edata = CopyErrorData();
 		EmitErrorReport();
 		FlushErrorState();
-		AbortOutOfAnyTransaction(); /* subtransactions too */
+		tsync_abort();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(run_context);
@@ -386,15 +370,12 @@ static void
 help_with_load(TsyncStart *start)
 {
 	TsyncRun   *run = tsync_make_run(start);
-	MemoryContext run_context = CurrentMemoryContext;
 
 	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	tsync_read_run(run);
 	tsync_read_columns(run->replica);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 	tsync_prepare_load(run);
 	if (start->help == TSYNC_HELP_INDEX)
 		tsync_help_index(&run->load);
@@ -406,7 +387,6 @@ void
 tsync_worker_main(Datum main_arg)
 {
 	TsyncStart	start;
-	MemoryContext run_context;
 	List	   *runs;
 	ListCell   *lc;
 
@@ -426,7 +406,6 @@ tsync_worker_main(Datum main_arg)
 
 	if ((runs = tsync_make_runs(&start)) == NIL)
 		proc_exit(0);
-	run_context = CurrentMemoryContext;
 	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
 	record_starts(runs);
 	run_in_envelope(runs);
@@ -434,7 +413,6 @@ tsync_worker_main(Datum main_arg)
 	{
 		TsyncRun   *run = lfirst(lc);
 
-		MemoryContextSwitchTo(run_context);
 		tsync_settle_run(run->run_id);
 		tsync_prune_runs(run->replica_oid);
 	}

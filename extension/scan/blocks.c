@@ -172,7 +172,6 @@ tsync_digest_by_blocks(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSou
 void
 tsync_learn_speed(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSource *source, TsyncPace *pace, double weighted_rows)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	int64		length;
 
 	if (pace->scan_rate > 0 || !tsync_can_read_blocks(source) ||
@@ -185,10 +184,8 @@ tsync_learn_speed(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSource *
 		TsyncRange	range = {.blocks = true,.first_block = first,.end_block = first + length};
 
 		tsync_begin();
-		MemoryContextSwitchTo(caller);
 		(void) tsync_digest_source(table, pace, tsync_sql_digest_without(table, &range, NIL, fingerprint));
 		tsync_commit();
-		MemoryContextSwitchTo(caller);
 	}
 	pace->scan_rate = tsync_learned_rate(pace);
 }

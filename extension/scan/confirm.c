@@ -32,15 +32,11 @@ find_again(TsyncTable *table, List *keys, void *arg)
 void
 tsync_confirm(TsyncTable *table, TsyncStage *stage)
 {
-	MemoryContext run_context = CurrentMemoryContext;
-
 	Assert(!IsTransactionState());	/* a look of its own: the snapshot of SCAN must have ended */
 	if (stage->deleted.count == 0)
 		return;
 	tsync_progress_phase(TSYNC_PHASE_CONFIRM, 0, stage->deleted.count);
 	tsync_begin();
-	MemoryContextSwitchTo(run_context);
 	tsync_for_keys(table, &stage->deleted, find_again, stage);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 }

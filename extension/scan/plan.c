@@ -217,19 +217,15 @@ tsync_plan_chunks(TsyncTable *table, TsyncPace *pace)
 static void
 replace_chunk(TsyncScan *scan, int position, List *pieces)
 {
-	MemoryContext caller = CurrentMemoryContext;
-
 	if (list_length(pieces) < 2)
 		return;
 	scan->chunks = list_concat(list_concat(list_copy_head(scan->chunks, position), pieces),
 							   list_copy_tail(scan->chunks, position + 1));
 	Assert(are_aligned(scan->table, scan->chunks));
 	tsync_begin();
-	MemoryContextSwitchTo(caller);
 	if (!scan->verify->whole)
 		tsync_write_plan(scan->table, scan->chunks);
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 	scan->drifted += tsync_know_replica(scan->table, scan->fingerprint, scan->chunks, !scan->verify->whole);
 }
 
@@ -237,14 +233,11 @@ replace_chunk(TsyncScan *scan, int position, List *pieces)
 static void
 split_chunk(TsyncScan *scan, int position, int64 target)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	List	   *pieces;
 
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
+	tsync_begin_in(CurrentMemoryContext);
 	pieces = append_split(scan->table, NIL, list_nth(scan->chunks, position), target);
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 	replace_chunk(scan, position, pieces);
 }
 
@@ -272,16 +265,13 @@ static void
 cut_by_source(void *arg)
 {
 	Cut		   *cut = arg;
-	MemoryContext caller = CurrentMemoryContext;
 	char	  **boundary;
 
 	do
 	{
-		tsync_begin();
-		MemoryContextSwitchTo(caller);
+		tsync_begin_in(CurrentMemoryContext);
 		boundary = find_boundary(cut->table, TSYNC_SOURCE, cut->chunk, cut->target);
 		tsync_commit();
-		MemoryContextSwitchTo(caller);
 		if (boundary == NULL || is_bound(cut->table, boundary, cut->chunk->range.lower))
 			break;
 		cut->pieces = lappend(cut->pieces, make_piece(cut->chunk, cut->chunk->range.lower, boundary, 0));

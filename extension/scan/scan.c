@@ -278,24 +278,21 @@ static void
 scan_snapshot(void *arg)
 {
 	List	   *states = arg;
-	MemoryContext caller = CurrentMemoryContext;
 	ListCell   *lc;
 
 	/* postgres_fdw takes the snapshot with the first statement, so it is not older than this */
-	tsync_begin();
+	tsync_begin_in(CurrentMemoryContext);
 	foreach(lc, states)
 		tsync_note_snapshot(((ScanState *) lfirst(lc))->scan->pace);
 	foreach(lc, states)
 	{
 		ScanState  *state = lfirst(lc);
 
-		MemoryContextSwitchTo(caller);
 		tsync_progress_run(state->scan->run_id, state->scan->table->relid);
 		tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(state->scan->chunks), state->expected_rows);
 		scan_in_snapshot(state);
 	}
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 }
 
 /* Did the source, or its connection, take longer than a snapshot may last? */
@@ -345,10 +342,8 @@ static void
 scan_chunk_alone(void *arg)
 {
 	ChunkTry   *attempt = arg;
-	MemoryContext caller = CurrentMemoryContext;
 
 	tsync_begin();
-	MemoryContextSwitchTo(caller);
 	scan_chunk(attempt->state, attempt->chunk);
 	tsync_commit();
 	attempt->state->locked_since = 0;
@@ -440,7 +435,6 @@ sample_of_replica(TsyncScan *scan)
 static void
 prepare_scan(TsyncScan *scan)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	TsyncTable *table = scan->table;
 	bool		whole = scan->verify->whole;
 
@@ -448,25 +442,21 @@ prepare_scan(TsyncScan *scan)
 	scan->digest = (TsyncDigest) {0, 0};
 	scan->drifted = 0;
 	scan->verify->differences = scan->verify->drifted_rows = 0;
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
+	tsync_begin_in(CurrentMemoryContext);
 	tsync_clear_memory(&scan->memory);
 	scan->watched = tsync_open_memory(table->relid, whole ? NULL : tsync_sql_memory_key(table, scan->fingerprint));
 	scan->chunks = whole ? tsync_plan_verify(table, scan->verify) : tsync_plan_chunks(table, scan->pace);
 	if (!whole)
 		tsync_choose_chunks(scan->replica, scan->verify, scan->chunks);
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(scan->chunks), 0);
 	scan->drifted += tsync_know_replica(table, scan->fingerprint, scan->chunks, !whole);
 	tsync_know_rows(table, scan->source->version, scan->chunks);
 	if (table->version && !table->watermark)
 	{
 		tsync_begin();
-		MemoryContextSwitchTo(caller);
 		tsync_advance_watermark(table, sample_of_replica(scan), NULL);
 		tsync_commit();
-		MemoryContextSwitchTo(caller);
 	}
 }
 
@@ -474,7 +464,6 @@ prepare_scan(TsyncScan *scan)
 static ScanState *
 scan_state_create(TsyncScan *scan)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	ScanState  *state = palloc0(sizeof(ScanState));
 	TsyncSettings *settings = &scan->replica->settings;
 	ListCell   *lc;
@@ -489,14 +478,12 @@ scan_state_create(TsyncScan *scan)
 		state->weighted_rows += chunk->differed ? tsync_weigh_rows(0, chunk->expected_rows)
 			: tsync_weigh_rows(chunk->expected_rows, 0);
 	}
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
+	tsync_begin_in(CurrentMemoryContext);
 	state->resolver = tsync_resolver_create(scan->table, scan->fingerprint, scan->stage);
 	if (settings->verify_fraction > 0 && !scan->fingerprint.all_columns)
 		state->row_resolver = tsync_resolver_create(scan->table, tsync_every_column(scan->source->version), scan->stage);
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
-	state->chunk_context = AllocSetContextCreate(caller, "tablesync chunk", ALLOCSET_DEFAULT_SIZES);
+	state->chunk_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync chunk", ALLOCSET_DEFAULT_SIZES);
 	return state;
 }
 

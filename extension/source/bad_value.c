@@ -142,17 +142,14 @@ search_keys(Search *search, List *keys)
 static List *
 list_of_keys(Search *search, TsyncRowSet *set)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(set->tupdesc, &TTSOpsMinimalTuple);
 	List	   *keys = NIL;
 
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
+	tsync_begin_in(CurrentMemoryContext);
 	tsync_rowset_start(set);
 	while (tsync_rowset_next(set, slot))
 		keys = lappend(keys, tsync_key_of_slot(search->table, slot));
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 	ExecDropSingleTupleTableSlot(slot);
 	return keys;
 }
@@ -257,7 +254,6 @@ search_columns(Search *search, char **key)
 static char *
 search(Search *search, TsyncReading *reading)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	TsyncTable *table = search->table;
 	char	  **start = reading->range == NULL ? reading->after : table->nrange == table->nkeys ? reading->range->lower : NULL;
 	TsyncRowSet set;
@@ -265,11 +261,9 @@ search(Search *search, TsyncReading *reading)
 	List	   *keys = reading->keys;
 	char	  **key;
 
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
+	tsync_begin_in(CurrentMemoryContext);
 	tsync_rowset_init(&set, "tsync_search", tsync_key_desc(table, 0));
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 	if (keys == NIL && try_probe(search, &probe) == UNREADABLE)
 	{
 		key = search_page(search, start, &set);

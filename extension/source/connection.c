@@ -76,10 +76,7 @@ tsync_restrict_source_session(const char *label, int timeout)
 static void
 disconnect(TsyncTable *table)
 {
-	MemoryContext caller = CurrentMemoryContext;
-
 	tsync_begin();
-	MemoryContextSwitchTo(caller);
 	if (tsync_catalog_execute_oid("SELECT format('SELECT %I.postgres_fdw_disconnect(%L)', n.nspname, s.srvname)"
 								  " FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = t.ftserver,"
 								  " pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'"
@@ -89,7 +86,6 @@ disconnect(TsyncTable *table)
 		elog(ERROR, "postgres_fdw has no function to end a connection");
 	tsync_catalog_execute(tsync_result_text(0, 1), 0, NULL, NULL, NULL);
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 }
 
 /* Let no statement at the source take longer; reconnects where that is news. */

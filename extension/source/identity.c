@@ -96,12 +96,10 @@ tsync_read_horizon(TsyncTable *table, TsyncSource *source)
 bool
 tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id)
 {
-	MemoryContext run_context = CurrentMemoryContext;
 	Oid			types[] = {OIDOID, TEXTOID, INT8OID, INT8OID};
 	bool		unmoved = false;
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	source->counters_at = GetCurrentTimestamp();
 	tsync_await_source();
 	tsync_catalog_execute_oid("SELECT tablesync.source_counters($1::regclass)", table->source);
@@ -121,6 +119,5 @@ tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id)
 		unmoved = tsync_result_bool(0, 1);
 	}
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 	return unmoved;
 }

@@ -37,21 +37,18 @@ memory_is_by(TsyncTable *table, TsyncVerify *verify, const char *memory_key, Tsy
 static bool
 is_memory_proved(TsyncTable *table, TsyncVerify *verify, int source_version)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	TsyncDigest remembered = {0, 0};
 	TsyncDigest proof;
 	char	   *memory_key;
 	bool		proved;
 	ListCell   *lc;
 
-	tsync_begin();
-	MemoryContextSwitchTo(caller);
+	tsync_begin_in(CurrentMemoryContext);
 	proved = tsync_read_proof(table->relid, &proof, &memory_key);
 	verify->memory_by_row = memory_key && memory_is_by(table, verify, memory_key, usual_fingerprint(true, source_version));
 	verify->memory_usable = verify->memory_by_row ||
 		(memory_key && memory_is_by(table, verify, memory_key, usual_fingerprint(false, source_version)));
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 	foreach(lc, verify->remembered)
 		tsync_add_digest(&remembered, ((TsyncChunk *) lfirst(lc))->remembered);
 	return verify->memory_usable && (verify->memory_by_row || !verify->by_row) &&
@@ -88,7 +85,6 @@ judge_chunk(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, int sourc
 		chunk->blamed = tsync_blame(table, usual_fingerprint(by_row, source_version), chunk, now, &verify->touched_keys);
 	}
 	tsync_commit();
-	MemoryContextSwitchTo(caller);
 }
 
 /* Judge the remembered chunks in which a run that has verified everything found something. */

@@ -179,7 +179,6 @@ tsync_choose_chunks(TsyncReplica *replica, TsyncVerify *verify, List *chunks)
 void
 tsync_know_rows(TsyncTable *table, int source_version, List *chunks)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	ListCell   *lc;
 
 	foreach(lc, chunks)
@@ -197,7 +196,6 @@ tsync_know_rows(TsyncTable *table, int source_version, List *chunks)
 												 tsync_sql_digest(table, TSYNC_REPLICA, &chunk->range,
 																  tsync_every_column(source_version)));
 		tsync_commit();
-		MemoryContextSwitchTo(caller);
 		chunk->rows_known = true;
 	}
 }

@@ -46,7 +46,6 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
-#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
 #include "watch/watch.h"
@@ -100,7 +99,7 @@ tsync_settle_run(int64 run_id)
 		MemoryContextSwitchTo(caller);
 		EmitErrorReport();
 		FlushErrorState();
-		AbortOutOfAnyTransaction();
+		tsync_abort();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
@@ -166,33 +165,19 @@ wait_for_transaction(TransactionId xid)
 	return true;
 }
 
-/* Like tsync_commit(), for a process that has no source to watch. */
-static void
-commit_alert(void)
-{
-	SPI_finish();
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	pgstat_report_stat(false);
-}
-
 /* Take the next alert to tell about, in a transaction of its own; NULL if there is none. */
 static char *
 claim_alert(void)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	Oid			types[] = {OIDOID};
 	Datum		values[] = {ObjectIdGetDatum(GetUserId())};
 	char	   *payload;
 
-	tsync_begin();
+	tsync_begin_in(CurrentMemoryContext);
 	if (tsync_record("SELECT tablesync.claim_alert($1)", lengthof(types), types, values, NULL) != 1)
 		elog(ERROR, "could not claim an alert");
 	payload = tsync_result_text(0, 1);
-	if (payload)
-		payload = MemoryContextStrdup(caller, payload);
-	commit_alert();
-	MemoryContextSwitchTo(caller);
+	tsync_commit();
 	return payload;
 }
 
@@ -253,7 +238,7 @@ call_handler(char *payload)
 	fcinfo->args[0].value = DirectFunctionCall1(jsonb_in, CStringGetDatum(payload));
 	fcinfo->args[0].isnull = false;
 	(void) FunctionCallInvoke(fcinfo);	/* NULL is as good as anything */
-	commit_alert();
+	tsync_commit();
 	disable_timeout(STATEMENT_TIMEOUT, false);
 }
 
@@ -269,7 +254,7 @@ forget_session(void)
 	ResetPlanCache();
 	ResetTempTableNamespace();
 	ResetSequenceCaches();
-	commit_alert();
+	tsync_commit();
 }
 
 /* Call the handler; whatever it does wrong is only logged. */
@@ -289,7 +274,7 @@ try_call_handler(char *payload)
 		edata = CopyErrorData();
 		FlushErrorState();
 		disable_timeout(STATEMENT_TIMEOUT, false);
-		AbortOutOfAnyTransaction();
+		tsync_abort();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
