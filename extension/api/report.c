@@ -167,6 +167,7 @@ tsync_report_ended(Oid relid, int64 run_id)
 	}
 	else if (strcmp(report->status, "running") == 0)
 	{
+		/* its worker has ended, and nobody else would have left it so */
 		report->status = "crashed";
 		report->message = psprintf("background worker for replica %s ended unexpectedly",
 								   tsync_relation_label(relid));

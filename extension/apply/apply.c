@@ -43,6 +43,7 @@ finish_run(TsyncApply *apply)
 	foreach(lc, apply->chunks)
 		record->differing += ((TsyncChunk *) lfirst(lc))->differs;
 	record->reappeared = apply->stage->reappeared.count;
+	/* rows that were left as they were are not proved in all columns */
 	record->adopted &= record->reappeared > 0;
 	record->differences = apply->verify->differences;
 	record->drifted_rows = apply->verify->drifted_rows;
@@ -66,18 +67,22 @@ apply_once(List *applies)
 
 		if (merged && tsync_is_proved(apply))
 			continue;
+		/* before they are undone: afterwards there is nothing to compare with */
 		if (merged && apply->last_attempt)
 			tsync_note_unlike(apply);
 		tsync_abort();
 		MemoryContextSwitchTo(caller);
+		/* else what has stopped us, a note or another file, makes the next SCAN look by itself */
 		if (merged)
 			tsync_distrust_memory(apply->table->relid);
 		return false;
 	}
+	/* when all are proved: one that is not undoes all */
 	foreach(lc, applies)
 	{
 		TsyncApply *apply = lfirst(lc);
 
+		/* in the transaction of the rows; a run that verifies has digests of another fingerprint */
 		if (!apply->verify->whole)
 			tsync_save_memory(apply->table, apply->chunks, apply->memory, apply->stage->reappeared.count > 0);
 		finish_run(apply);
@@ -165,6 +170,7 @@ tsync_apply(List *applies)
 			distrust(applies);
 		if (done || this_one.doubtful)
 			return this_one.applied;
+		/* with the same stage: nothing was wrong but a lock */
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 LOCK_RETRY_MS, tsync_wait_event("TablesyncApplyRetry"));
 		ResetLatch(MyLatch);

@@ -107,6 +107,7 @@ tsync_check_guards(TsyncTable *table, TsyncSource *source, TsyncStage *stage, Li
 	Assert(!IsTransactionState());
 	if (table->version && stage->inserted.count + stage->updated.count > 0)
 		set_back = look_at_versions(table, stage, &source->newest_version);
+	/* not earlier: the newest version is recorded of a forced run as well */
 	if (force)
 		return;
 	if (source->went_back && stage->deleted.count + stage->updated.count > 0)

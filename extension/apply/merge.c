@@ -27,7 +27,9 @@ static void
 lock_replica(TsyncTable *table)
 {
 	LockRelationOid(table->relid, ShareRowExclusiveLock);
+	/* somebody may write to a partition itself */
 	(void) find_all_inheritors(table->relid, ShareRowExclusiveLock, NULL);
+	/* under the lock nobody can rename it or give it away any more */
 	tsync_hold(table, TSYNC_REPLICA);
 	tsync_hold_nothing();
 }
@@ -114,6 +116,7 @@ merge_stage(TsyncApply *apply)
 	}
 	if (stage->updated.count > 0)
 	{
+		/* as they are: the statement that updates returns only what they become */
 		tsync_subtract_digest(&record->replica,
 							  tsync_select_digest(table, TSYNC_REPLICA,
 												  tsync_sql_digest_of_keys(table, TSYNC_UPDATED, apply->fingerprint)));
@@ -146,6 +149,7 @@ digest_all(TsyncApply *apply)
 bool
 tsync_is_proved(TsyncApply *apply)
 {
+	/* where rows stay that CONFIRM has found again, the sums can't be equal: recorded as they are */
 	return apply->stage->reappeared.count > 0 ||
 		tsync_digest_equal(apply->record->replica, apply->record->source);
 }
@@ -164,6 +168,7 @@ tsync_merge(TsyncApply *apply)
 	Assert(stage->reappeared.count <= stage->deleted.count);
 	record->deleted = record->updated = record->inserted = 0;
 	record->replica = tsync_add_up_replica(apply->chunks);
+	/* nothing to lock for: what is written at this moment is the next run's */
 	if (tsync_staged_rows(stage) == 0)
 		return true;
 	/* with the lock nobody can write any more: what was written before has left a note */
@@ -178,6 +183,7 @@ tsync_merge(TsyncApply *apply)
 	merge_stage(apply);
 	tsync_advance_watermark(apply->table, TSYNC_INSERTED, TSYNC_UPDATED);
 	tsync_unregister_stage(stage);
+	/* what others write without a note does not add up: read it */
 	if (!apply->watched)
 		record->replica = digest_all(apply);
 	return true;

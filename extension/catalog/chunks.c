@@ -41,6 +41,7 @@ tsync_open_memory(Oid relid, const char *key)
 	Oid			types[] = {OIDOID, TEXTOID};
 	Datum		values[] = {ObjectIdGetDatum(relid), key ? CStringGetTextDatum(key) : (Datum) 0};
 
+	/* with the numbers of columns: one that is dropped and added again changes neither file, name nor type */
 	tsync_record("WITH stray AS (DELETE FROM tablesync.stray_write WHERE replica = $1::regclass RETURNING 1),"
 				 " now AS (SELECT pg_relation_filenode($1::regclass) AS file, EXISTS (SELECT FROM stray) AS written,"
 				 "  tablesync.is_watched($1::regclass) AS watched,"
@@ -52,6 +53,7 @@ tsync_open_memory(Oid relid, const char *key)
 				 " now.watched",
 				 2, types, values, key ? NULL : " n");
 	watched = SPI_processed == 1 && tsync_result_bool(0, 3);
+	/* in the transaction that has consumed the notes: if the run comes to nothing, chunks are stale already */
 	if (SPI_processed == 1 && tsync_result_bool(0, 1))
 		tsync_record_oid("UPDATE tablesync.all_chunks SET digest = NULL, stale = false,"
 						 " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"
@@ -69,6 +71,7 @@ tsync_was_written_to(Oid relid)
 {
 	bool		written;
 
+	/* a rewrite, or an extension that swaps files, leaves another file and no note */
 	tsync_record_oid("SELECT EXISTS (SELECT FROM tablesync.stray_write WHERE replica = $1::regclass)"
 					 " OR memory_file IS DISTINCT FROM pg_relation_filenode($1::regclass)"
 					 " FROM tablesync.all_replicas WHERE replica = $1::regclass",
@@ -82,6 +85,7 @@ tsync_was_written_to(Oid relid)
 void
 tsync_distrust_memory(Oid relid)
 {
+	/* apart from APPLY, which is undone */
 	tsync_begin();
 	tsync_record_oid("UPDATE tablesync.all_chunks SET stale = true,"
 					 " buckets = NULL, bucket_shift = NULL, bucket_mask = NULL"

@@ -57,6 +57,7 @@ tsync_claim_range(TsyncTable *table)
 	range->number = (int) tsync_result_int64(0, 1);
 	range->range.lower = tsync_result_texts(0, 2, &nlower);
 	range->range.upper = tsync_result_texts(0, 3, &nupper);
+	/* of another key, a bound would be read beyond its end */
 	if ((nlower != 0 && nlower != table->nrange) || (nupper != 0 && nupper != table->nrange))
 		elog(ERROR, "range %d of replica %s is not one of its key", range->number, table->label);
 	SPI_freetuptable(SPI_tuptable);

@@ -75,7 +75,7 @@ tsync_read_columns(TsyncReplica *replica)
 		column->nullable = tsync_result_bool(i, 4);
 		column->refetch = tsync_result_bool(i, 8);
 		column->opaque = !tsync_can_hash(column->type) || tsync_result_bool(i, 9);
-		if (key_position > 0 && key_position <= table->ncolumns)
+		if (key_position > 0 && key_position <= table->ncolumns)	/* it comes from a table, and is an index below */
 		{
 			table->keys[key_position - 1] = column;
 			table->nkeys++;
@@ -91,7 +91,7 @@ tsync_read_columns(TsyncReplica *replica)
 
 	if (table->nkeys == 0 || table->nkeys > INDEX_MAX_KEYS)
 		elog(ERROR, "replica %s has no key", table->label);
-	for (int i = 0; i < table->nkeys; i++)
+	for (int i = 0; i < table->nkeys; i++)	/* NULL: a position was missing, or there twice */
 		if (table->keys[i] == NULL || !tsync_can_be_key(table->keys[i]->type))
 			elog(ERROR, "key columns of replica %s are not what they were", table->label);
 	if (table->version == NULL && !replica->settings.all_columns)
@@ -369,5 +369,6 @@ tsync_lock_run(Oid relid)
 	LOCKTAG		tag;
 
 	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, RUN_LOCK_CLASS, relid, RUN_LOCK_FIELD4);
+	/* of the session: no commit or abort releases it, the end of the process does, however it comes */
 	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
 }

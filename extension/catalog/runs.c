@@ -43,6 +43,7 @@ tsync_start_run(Oid relid, int64 run_id, bool verify, int64 group_run_id)
 		values[0] = Int64GetDatum(run_id);
 	}
 
+	/* before the new row: run_one_active, the second line of defence, allows one that is running */
 	tsync_record_oid("UPDATE tablesync.all_runs SET status = 'crashed'"
 					 " WHERE replica = $1::regclass AND status = 'running'", relid);
 	if (tsync_record("INSERT INTO tablesync.all_runs (run_id, replica, kind, group_run_id)"
@@ -169,6 +170,7 @@ tsync_finish_run(TsyncRecord *record)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("replica %s was removed during the run", record->label)));
+	/* a run that verifies learns nothing for usual ones: its fingerprint is another */
 	if (!record->verify)
 		save_lessons(record);
 	note_drift(record);

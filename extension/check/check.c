@@ -135,6 +135,7 @@ tsync_check_in_worker(PG_FUNCTION_ARGS)
 	shm_mq_set_receiver(queue, MyProc);
 	channel = shm_mq_attach(queue, segment, NULL);
 	handle = start_check_worker(&start, dsm_segment_handle(segment));
+	/* or a worker that never starts would be waited for */
 	shm_mq_set_handle(channel, handle);
 
 	PG_ENSURE_ERROR_CLEANUP(terminate_worker, PointerGetDatum(handle));

@@ -55,6 +55,7 @@ only_refetched(TsyncTable *table)
 	TsyncTable *part = tsync_only_keys(table);
 
 	for (int i = 0; i < table->ncolumns; i++)
+		/* never the version either (want_filled): ahead of its row it would hide changes from SCAN */
 		if (table->columns[i].refetch && !tsync_is_key(table, &table->columns[i]))
 			part->columns[part->ncolumns++] = table->columns[i];
 	return part->ncolumns > part->nkeys ? part : NULL;
@@ -79,6 +80,7 @@ refetch_page(TsyncTable *table, char **after, TsyncRowSet *keys, TsyncRowSet *ro
 	tsync_begin_in(page_context);
 	tsync_read_page(table, after, true, PAGE_ROWS, keys);
 	reached = tsync_last_key(table, keys, true);
+	/* or a source that repeats a page would be read for ever */
 	if (reached != NULL && after != NULL && is_same_key(table, reached, after))
 		tsync_refuse_answer(table, "a page of keys that ends where it had to begin");
 	tsync_fetch_rows(table, keys, rows);
@@ -86,6 +88,7 @@ refetch_page(TsyncTable *table, char **after, TsyncRowSet *keys, TsyncRowSet *ro
 	if (reached == NULL)
 		return NULL;
 
+	/* without the source, which must not wait for our locks */
 	tsync_begin_in(page_context);
 	tsync_rowset_register(rows);
 	tsync_modify(table, tsync_sql_update(table, rows->name, TSYNC_UNCOUNTED));

@@ -40,6 +40,7 @@ tsync_begin(void)
 	outer_context = CurrentMemoryContext;
 	CHECK_FOR_INTERRUPTS();
 	tsync_source_asked = false;
+	/* before the transaction begins: an abort would undo the settings */
 	tsync_pin_session();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -72,6 +73,7 @@ tsync_commit(void)
 		tsync_source_answered();
 	outer_context = NULL;
 	MemoryContextSwitchTo(outer);
+	/* a worker has no main loop that would do it */
 	pgstat_report_stat(false);
 }
 
@@ -83,7 +85,8 @@ tsync_commit(void)
 void
 tsync_abort(void)
 {
-	AbortOutOfAnyTransaction(); /* subtransactions too */
+	/* cancels what runs at the source; AbortCurrentTransaction() would end no more than a subtransaction */
+	AbortOutOfAnyTransaction();
 	if (tsync_source_asked)
 		tsync_source_answered();
 	outer_context = NULL;
@@ -107,6 +110,7 @@ tsync_select(TsyncTable *table, TsyncSide side, const char *sql, DestReceiver *d
 
 	Assert(IsTransactionState());
 	CHECK_FOR_INTERRUPTS();
+	/* before the text is planned: until the commit nobody can rename what it is about */
 	tsync_hold(table, side);
 	if (side == TSYNC_SOURCE)
 		plan = tsync_prepare_for_source(sql);
@@ -150,6 +154,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	RowReceiver *receiver = (RowReceiver *) self;
 	MemoryContext executor = MemoryContextSwitchTo(receiver->context);
 
+	/* rows that nobody has asked for must not fill a row set, which means the disk */
 	if (receiver->limit > 0 && receiver->count++ >= receiver->limit)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -250,6 +255,7 @@ tsync_try(void (*function) (void *), void *arg, bool (*judge) (ErrorData *, void
 	{
 		ErrorData  *edata;
 
+		/* the copy is to outlive the abort */
 		MemoryContextSwitchTo(caller);
 		edata = CopyErrorData();
 		if (!judge(edata, arg))
@@ -299,6 +305,7 @@ tsync_try_inside(void (*function) (void *), void *arg, bool (*judge) (ErrorData 
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
+	/* the end of a subtransaction leaves that of the transaction current, which need not be the caller's */
 	CurrentResourceOwner = owner;
 	return done;
 }
@@ -333,11 +340,12 @@ tsync_select_digest(TsyncTable *table, TsyncSide side, const char *sql)
 
 	if (tsync_select(table, side, sql, NULL) != 1 || SPI_gettypeid(SPI_tuptable->tupdesc, 1) != INT8OID)
 		elog(ERROR, "digest query did not return one row");
+	/* counts are added up, and used as sizes: nonsense of a source ends here */
 	digest.rows = DatumGetInt64(tsync_result_datum(0, 1, &isnull));
 	if (isnull || digest.rows < 0)
 		tsync_refuse_answer(table, "a number of rows that is negative or NULL");
 	sum = tsync_result_text(0, 2);
-	if (sum != NULL)
+	if (sum != NULL)			/* of no rows it is NULL */
 		digest.sum = tsync_sum_to_uint64(sum);
 	SPI_freetuptable(SPI_tuptable);
 	return digest;
@@ -352,8 +360,10 @@ tsync_modify(TsyncTable *table, const char *sql)
 {
 	TsyncDigest changed;
 
+	/* or the replica's own trigger would note it, and the next run distrust what it remembers */
 	tsync_begin_own_write(table->relid);
 	changed = tsync_select_digest(table, TSYNC_REPLICA, sql);
+	/* a replica without the trigger would leave the claim to somebody else's statement */
 	tsync_end_own_write();
 	return changed;
 }

@@ -50,6 +50,7 @@ refuse_replaced(TsyncTable *table, const char *relation, const char *change)
 static void
 hold(TsyncTable *table, Oid relid, const char *known_as)
 {
+	/* the lock first: what is looked at under it stays so until the transaction ends */
 	LockRelationOid(relid, AccessShareLock);
 	if (get_rel_name(relid) == NULL)
 		refuse_replaced(table, known_as, "was dropped");
@@ -88,6 +89,7 @@ tsync_hold(TsyncTable *table, TsyncSide side)
 static bool
 is_expected(Oid relid)
 {
+	/* partitions that the plan reads are locked already, others do not matter */
 	return relid == expected_replica || relid == expected_source ||
 		list_member_oid(find_all_inheritors(expected_replica, NoLock, NULL), relid);
 }

@@ -36,7 +36,7 @@ tsync_rowset_init(TsyncRowSet *set, const char *name, TupleDesc tupdesc)
 	static ResourceOwner stage_owner = NULL;
 	ResourceOwner caller = CurrentResourceOwner;
 
-	/* a tuplestore uses the resource owner it was made under ever after */
+	/* a tuplestore uses the resource owner it was made under ever after: a transaction's would close its files */
 	if (stage_owner == NULL)
 		stage_owner = ResourceOwnerCreate(NULL, "tablesync stage");
 	CurrentResourceOwner = stage_owner;
@@ -240,7 +240,7 @@ tsync_for_keys(TsyncTable *table, TsyncRowSet *keys, TsyncKeysFunction function,
 	while ((group = next_keys(table, keys, slot)) != NIL)
 	{
 		function(table, group, arg);
-		ExecClearTuple(slot);	/* its tuple may be in the context */
+		ExecClearTuple(slot);	/* its tuple may be in the context: it would be freed twice */
 		MemoryContextReset(group_context);
 	}
 	MemoryContextSwitchTo(caller);

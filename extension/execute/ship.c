@@ -81,18 +81,20 @@ tsync_prepare_for_source(const char *sql)
 	SPIPlanPtr	plan;
 	bool		shipped;
 
+	/* goes with pretend_huge(): one without the other does not ship every statement */
 	for (int i = 0; i < lengthof(free_of_charge); i++)
 		(void) set_config_option(free_of_charge[i], "0", PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_SAVE, true, 0, false);
 	plan = SPI_prepare(sql, 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
-	MemoryContextSwitchTo(planning);	/* the planner leaves much behind */
+	MemoryContextSwitchTo(planning);	/* the planner leaves much behind, which would pile up until the commit */
 	shipped = is_shipped(plan);
 	MemoryContextSwitchTo(caller);
 	MemoryContextDelete(planning);
 	AtEOXact_GUC(true, nestlevel);
 
+	/* refused, not tried: it would fetch the whole table in order to work here */
 	if (!shipped)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_ERROR),

@@ -150,6 +150,7 @@ tsync_result_texts(uint64 row, int column, int *ntexts)
 		return NULL;
 	*ntexts = -1;
 	array = DatumGetArrayTypeP(value);
+	/* looked at before it is taken apart: nobody promises that it is what we wrote */
 	if (SPI_gettypeid(SPI_tuptable->tupdesc, column) != TEXTARRAYOID || ARR_ELEMTYPE(array) != TEXTOID ||
 		ARR_NDIM(array) > 1 || array_contains_nulls(array))
 		return NULL;

@@ -57,12 +57,15 @@ tsync_note_write(PG_FUNCTION_ARGS)
 	relid = RelationGetRelid(((TriggerData *) fcinfo->context)->tg_relation);
 	if (relid == own_replica && own_statements > 0)
 	{
+		/* one statement, no more: what a trigger of the owner writes besides leaves a note */
 		own_statements--;
 		PG_RETURN_POINTER(NULL);
 	}
+	/* the subtransaction's id: after a rollback to a savepoint it is another one, and the note is gone */
 	if (noted_in == GetCurrentTransactionId() && noted_for == relid)
 		PG_RETURN_POINTER(NULL);
 
+	/* though somebody else's row may be there: a run that does not see our write may be removing it */
 	replica = ObjectIdGetDatum(relid);
 	SPI_connect();
 	if (SPI_execute_with_args("INSERT INTO tablesync.stray_write (replica)"
@@ -70,6 +73,7 @@ tsync_note_write(PG_FUNCTION_ARGS)
 							  1, &type, &replica, NULL, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not note a write to a replica");
 	SPI_finish();
+	/* only now that the row is there: an error must not leave the claim that it is */
 	noted_in = GetCurrentTransactionId();
 	noted_for = relid;
 	PG_RETURN_POINTER(NULL);

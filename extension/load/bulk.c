@@ -192,6 +192,7 @@ load_range(TsyncLoad *load, MemoryContext range_context, bool first)
 	tsync_begin_in(range_context);
 	/* first: from here on nobody can add an index that misses our rows */
 	rel = table_open(table->relid, RowExclusiveLock);
+	/* whoever dies gives a range back by dying: it is claimed for this transaction */
 	range = tsync_claim_range(table);
 	if (range != NULL && first)
 		widen_connection(table, &range->range);
@@ -375,12 +376,14 @@ tsync_bulk_load(TsyncLoad *load)
 
 	if (!load->replica->state.bulk_loading)
 	{
+		/* nor where pages were loaded: ranges would bring their rows again */
 		if (!can_limit_bytes(table) || table->nrange == 0 || load->source->estimate < MIN_BULK_ROWS ||
 			load->replica->state.load_position != NULL)
 			return false;
 		if (!begin_bulk_load(load, RANGE_ROWS))
 			return false;
 	}
+	/* before the first row: the digests of ranges hold, but for what others note from here on */
 	open_memory(load);
 	tsync_count_ranges(table, &done, &total, &load->rows_before);
 	load_with_helpers(load, total - done);

@@ -57,6 +57,7 @@ prepare_fingerprint(TsyncTable *table, TsyncFingerprint fingerprint)
 	scan = linitial_node(PlannedStmt, cached->stmt_list)->planTree;
 	if (!IsA(scan, SeqScan))
 		elog(ERROR, "unexpected plan for the fingerprint of a row");
+	/* a copy: the plan's own goes with the plan */
 	expression = copyObject(linitial_node(TargetEntry, scan->targetlist)->expr);
 	ReleaseCachedPlan(cached, NULL);
 	SPI_freeplan(plan);

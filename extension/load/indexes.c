@@ -47,6 +47,7 @@
 List *
 tsync_suspend_indexes(Oid relid)
 {
+	/* keeps everybody out: a plan that uses these indexes would miss rows */
 	Relation	rel = table_open(relid, AccessExclusiveLock);
 	Relation	catalog = table_open(IndexRelationId, RowExclusiveLock);
 	List	   *indexes = RelationGetIndexList(rel);
@@ -63,6 +64,7 @@ tsync_suspend_indexes(Oid relid)
 		index->indisready = index->indisvalid = false;
 		CatalogTupleUpdate(catalog, &tuple->t_self, tuple);
 	}
+	/* else others would go on with what they have cached of the indexes */
 	CacheInvalidateRelcache(rel);
 	table_close(catalog, RowExclusiveLock);
 	table_close(rel, NoLock);
@@ -204,6 +206,7 @@ build_by_helper(TsyncLoad *load)
 	PG_TRY();
 	{
 		wait_for_sort(helper);
+		/* touches nothing here: the helper has locked the replica, and the source must not wait for that */
 		digest_source(load);
 		tsync_wait_for_helper(helper, false);
 	}

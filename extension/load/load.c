@@ -109,6 +109,7 @@ insert_page(TsyncLoad *load, LoadState *state, char **reached)
 {
 	tsync_rowset_register(&state->rows);
 	load->rows += tsync_modify(load->table, tsync_sql_insert(load->table, state->rows.name, TSYNC_UNCOUNTED)).rows;
+	/* with the rows: a load that is interrupted goes on after the last one that is there */
 	tsync_save_load_position(load->table, reached);
 }
 
@@ -124,6 +125,7 @@ load_page(TsyncLoad *load, LoadState *state, MemoryContext page_context)
 	if (reached == NULL)
 		return false;
 
+	/* a transaction without the source, which must not wait for our locks */
 	tsync_begin_in(page_context);
 	insert_page(load, state, reached);
 	tsync_commit();
@@ -150,6 +152,7 @@ load_pages(void *arg)
 	{
 		char	  **reached = state->position;
 
+		/* out of the page's context, which is reset before the next page needs it */
 		MemoryContextReset(position_context);
 		state->position = copy_key(load->table, reached, position_context);
 		MemoryContextReset(page_context);

@@ -58,6 +58,7 @@ tsync_collect_buckets(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSide
 
 	tsync_select_each(table, side, tsync_sql_buckets(table, side, range, &bucketing, fingerprint),
 					  NULL, take_bucket, buckets);
+	/* groups come in any order; two sides are compared like lists that are merged */
 	tsync_sort_buckets(buckets);
 	if ((nonsense = tsync_nonsense_in_buckets(buckets)) != NULL)
 		tsync_refuse_answer(table, nonsense);
@@ -141,6 +142,7 @@ tsync_buckets_of_replica(TsyncTable *table, TsyncFingerprint fingerprint, TsyncC
 		bool		unpacked = tsync_unpack_buckets(packed, tsync_hint(table), buckets);
 
 		pfree(packed);
+		/* nobody promises that the bytes are ours: they must add up to the digest */
 		if (unpacked && fit_chunk(table, chunk, buckets))
 			return buckets;
 		ereport(WARNING,
@@ -175,6 +177,7 @@ digest_replica(TsyncTable *table, TsyncFingerprint fingerprint, TsyncChunk *chun
 	if (!tsync_digest_equal(now, chunk->replica))
 	{
 		drifted = chunk->stale && chunk->proved;	/* or it was never known */
+		/* they are of what it held before */
 		chunk->has_buckets = false;
 	}
 	chunk->replica = now;

@@ -99,6 +99,7 @@ tsync_assume_identity(Oid role)
 
 	Assert(OidIsValid(role));
 	GetUserIdAndSecContext(&previous.role, &previous.security);
+	/* so that nothing in there sets another role or leaves a temporary object behind */
 	SetUserIdAndSecContext(role, previous.security |
 						   SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
 	previous.guc_level = NewGUCNestLevel();

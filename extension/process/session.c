@@ -42,6 +42,7 @@ handle_cancel(SIGNAL_ARGS)
 	int			save_errno = errno;
 
 	cancel_requested = true;
+	/* else the record would be cancelled, and the run look crashed */
 	if (!recording)
 	{
 		InterruptPending = true;
@@ -98,6 +99,7 @@ source_patience(void)
 void
 tsync_await_source(void)
 {
+	/* for the commit, which has to wait for the source as well, and for APPLY, which must not have asked */
 	tsync_source_asked = true;
 	if (tsync_statement_timeout > 0)
 		enable_timeout_after(source_timeout, source_patience());
@@ -132,6 +134,7 @@ tsync_name_silence(ErrorData *edata)
 bool
 tsync_source_timed_out(ErrorData *edata)
 {
+	/* one SQLSTATE for three: who has cancelled decides */
 	return edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !cancel_requested && !source_silent;
 }
 
@@ -170,7 +173,9 @@ tsync_pin_session(void)
 	if (!session_is_ours)
 		return;
 	ResetAllOptions();
+	/* RESET ALL leaves the role alone */
 	SetConfigOption("role", "none", PGC_USERSET, PGC_S_SESSION);
+	/* overriding what the owner has set for role or database */
 	for (int i = 0; i < lengthof(settings); i++)
 		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 	snprintf(lock_timeout, sizeof(lock_timeout), "%d", tsync_lock_timeout);

@@ -44,6 +44,7 @@ tsync_start_process(const char *function, const char *type, const char *name,
 	Assert(size <= BGW_EXTRALEN);
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	/* whoever needs what it has not done starts another */
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_notify_pid = notify ? MyProcPid : 0;
 	worker.bgw_main_arg = argument;

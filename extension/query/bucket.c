@@ -162,6 +162,7 @@ tsync_unpack_buckets(bytea *packed, TsyncHint hint, TsyncBuckets *buckets)
 	Size		bytes = VARSIZE_ANY_EXHDR(packed);
 	char	   *at = VARDATA_ANY(packed);
 
+	/* shift and mask are columns of a table, too: C does not define a shift by 64 */
 	if (bytes % length != 0 || bytes / length > MAX_COLLECTED_BUCKETS ||
 		(bucketing->mask == TSYNC_BITMAP_MASK ? bucketing->shift != TSYNC_BITMAP_SHIFT
 		 : bucketing->shift < 0 || bucketing->shift > 62 || bucketing->mask < 0))
@@ -192,6 +193,7 @@ reach_to(TsyncAllBuckets *all, int64 first, int64 end)
 		first = Min(all->first, first);
 		end = Max(all->first + all->count, end);
 	}
+	/* unsigned: keys may lie at both ends of bigint */
 	if ((uint64) end - (uint64) first > MAX_ALL_BUCKETS)
 		return false;
 	end = Min(end + (end - first) / 16, first + MAX_ALL_BUCKETS);	/* inserts go on at the end */

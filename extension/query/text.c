@@ -98,6 +98,7 @@ tsync_append_bound(StringInfo buf, TsyncTable *table, int first, int end, char *
 		tsync_append_comparison(buf, table->keys[first], last, bound[first]);
 		return;
 	}
+	/* no row comparison: postgres_fdw does not ship it */
 	tsync_append_comparison(buf, table->keys[first], loose, bound[first]);
 	appendStringInfoString(buf, " AND (");
 	tsync_append_comparison(buf, table->keys[first], strict, bound[first]);

@@ -9,10 +9,10 @@
  * serve the hash opclasses, so they are too weak for some types:
  *
  *	 - hashint8 (also under timestamps and times) folds its 64 bits to 32 by
- *	   combining both halves with XOR before it hashes.  We hash the high half
- *	   as well: shifted down for bigint; for timestamps as the beginning of
- *	   the half hour (2^31 microseconds) that holds the value, within which
- *	   no two values fold to the same 32 bits.
+ *	   combining both halves with XOR before it hashes: 0 and 4294967297 hash
+ *	   alike.  We hash the high half as well: shifted down for bigint; for
+ *	   timestamps as the beginning of the half hour (2^31 microseconds) that
+ *	   holds the value, within which no two values fold to the same 32 bits.
  *	 - numeric ignores the scale, floats the sign of zero, intervals that 24
  *	   hours are not a day, jsonb the scale of its numbers.  For these, and
  *	   for every built-in type without a row in the table below, we hash the

@@ -64,6 +64,7 @@ look_at_source(TsyncRun *run)
 	table = tsync_read_run(run);
 	tsync_commit();
 	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
+	/* before the source is asked: a session there gets its limit as it begins */
 	tsync_limit_source(table, tsync_first_timeout(&run->pace, run->replica->state.loaded,
 												  tsync_weigh_rows(run->replica->state.quiet_rows, run->replica->state.differing_rows)));
 
@@ -100,13 +101,16 @@ open_source(TsyncRun *run)
 												   source->unreadable, source->nunreadable)) ||
 		source->new_shape != NULL)
 		tsync_read_run(run);
+	/* not with the settings: before the shape was followed they may not fit the source */
 	tsync_read_columns(run->replica);
 	if (run->verify.whole)
 		tsync_prepare_verify(run->replica, &run->verify, &run->pace);
+	/* anew in each attempt: its rows have the columns of now */
 	if (run->stage != NULL)
 		tsync_stage_clear(run->stage);
 	run->stage = tsync_stage_create(&run->replica->table);
 	tsync_commit();
+	/* needs the columns: bounds mean nothing for a key of another type */
 	tsync_check_bounds(run->replica);
 }
 
@@ -190,6 +194,7 @@ begin_run(TsyncRun *run)
 		run->skipped = true;
 		return;
 	}
+	/* before SCAN, which finds by its version what changes meanwhile */
 	tsync_refetch(&run->replica->table, &run->pace, run->source.estimate);
 	tsync_prepare_scan(run);
 }
@@ -225,6 +230,7 @@ synchronise(List *runs, bool last_attempt)
 	if (first->skipped)
 		return true;
 	tsync_scan(tsync_scans_of(runs));
+	/* an empty replica would hide a blind read: without deletes CONFIRM does not look again */
 	if (any_was_rewritten(runs))
 		return false;
 	check_guards(runs);			/* before CONFIRM: it would look up all those keys */
@@ -237,6 +243,7 @@ synchronise(List *runs, bool last_attempt)
 		tsync_judge_chunks(&run->replica->table, &run->verify, run->stage, run->scan.chunks, run->source.version);
 		tsync_prepare_apply(run, last_attempt);
 	}
+	/* the source was asked for the last time: APPLY may wait for locks */
 	if (!first->verify.whole || first->verify.repair)
 		return tsync_apply(tsync_applies_of(runs));
 	tsync_end_without_apply(&first->apply);
@@ -275,6 +282,7 @@ may_be_new_shape(ErrorData *edata, void *arg)
 	{
 		TsyncRun   *run = lfirst(lc);
 
+		/* never looked at, or stopped because of that very change */
 		if (run->source.identity == NULL || run->paused)
 			return false;
 	}
@@ -293,6 +301,7 @@ perform_runs(List *runs)
 		Attempt		attempt = {.runs = runs,.last = i == ATTEMPTS};
 		ErrorData  *edata = NULL;
 
+		/* the same files and columns as before: then the error is what it says */
 		if (!tsync_try(try_synchronise, &attempt, may_be_new_shape, &edata) && !any_was_rewritten(runs))
 			ReThrowError(edata);
 		if (attempt.done)
@@ -413,6 +422,7 @@ tsync_worker_main(Datum main_arg)
 	{
 		TsyncRun   *run = lfirst(lc);
 
+		/* in transactions of its own: what goes wrong here changes nothing about the run */
 		tsync_settle_run(run->run_id);
 		tsync_prune_runs(run->replica_oid);
 	}

@@ -69,7 +69,7 @@ next_blocks(TsyncSource *source, TsyncRange *range, int64 rows)
 	range->first_block = range->blocks ? range->end_block : 0;
 	range->end_block = range->first_block + step;
 	if (range->end_block >= source->blocks)
-		range->end_block = -1;
+		range->end_block = -1;	/* open: relpages may be old */
 	range->blocks = true;
 	return true;
 }
@@ -82,6 +82,7 @@ take_bucket_of_blocks(TupleTableSlot *slot, void *arg)
 
 	if (bucket == NULL)
 		return;
+	/* added to: rows of a bucket may lie in several ranges of blocks */
 	bucket->rows |= (uint64) tsync_slot_integer(slot, 2);
 	bucket->sum += tsync_slot_sum(slot, 3);
 	if (all->hint == TSYNC_HINT_RECENT)

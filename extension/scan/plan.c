@@ -63,6 +63,7 @@ align_boundary(TsyncTable *table, TsyncChunk *chunk, char **boundary)
 
 	if (table->nkeys != 1 || !tsync_is_integer(table->keys[0]->type))
 		return;
+	/* so that a bitmap belongs to one chunk */
 	key = strtoll(boundary[0], NULL, 10) & ~((int64) TSYNC_BITMAP_KEYS - 1);
 	if (chunk->range.lower == NULL || key > strtoll(chunk->range.lower[0], NULL, 10))
 		boundary[0] = psprintf(INT64_FORMAT, key);
@@ -158,6 +159,7 @@ take_in(TsyncChunk *chunk, TsyncChunk *next)
 	chunk->stale = false;
 	chunk->replica.rows += next->replica.rows;
 	chunk->replica.sum += next->replica.sum;
+	/* digests add up, packed buckets do not */
 	chunk->has_buckets = chunk->has_bitmaps = false;
 	chunk->verified_at = Min(chunk->verified_at, next->verified_at);
 	chunk->planned = true;
@@ -223,6 +225,7 @@ replace_chunk(TsyncScan *scan, int position, List *pieces)
 							   list_copy_tail(scan->chunks, position + 1));
 	Assert(are_aligned(scan->table, scan->chunks));
 	tsync_begin();
+	/* a run that verifies leaves what is remembered as it is */
 	if (!scan->verify->whole)
 		tsync_write_plan(scan->table, scan->chunks);
 	tsync_commit();
@@ -325,6 +328,7 @@ tsync_halve_chunk(TsyncScan *scan, int position, bool must)
 	bool		divisible = chunk->expected_rows >= MIN_CHUNK_ROWS * 2;
 	int64		target = divisible ? (chunk->expected_rows - 1) / 2 : tsync_current_target(scan->pace);
 
+	/* what is new there the replica does not know, and can't cut */
 	if (scan->table->nrange > 0 && chunk->range.upper == NULL)
 		split_chunk_by_source(scan, position, target);
 	if (divisible && list_length(scan->chunks) == before)

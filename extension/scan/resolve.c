@@ -234,6 +234,7 @@ compare_keys(TsyncResolver *resolver, TsyncChunk *chunk, TsyncBucketing *bucketi
 										resolver->fingerprint), &resolver->differing);
 	SPI_unregister_relation(resolver->listed.name);
 	sort_differing_keys(resolver);
+	/* in the transaction of the digest: all that is read of a chunk comes from one snapshot */
 	tsync_fetch_rows(table, &resolver->to_insert, &resolver->stage->inserted);
 	tsync_fetch_rows(table, &resolver->to_update, &resolver->stage->updated);
 	tsync_rowset_clear(&resolver->listed);
@@ -290,6 +291,7 @@ changed_keys(BucketPair *difference)
 	uint64		moment = source->moment - replica->moment;
 	uint64		changed = source->recent & replica->rows;
 
+	/* keys that have come or gone have moved the sums, too */
 	if (source->rows != replica->rows || moment == 0)
 		return changed;
 	for (uint64 left = source->rows; left != 0; left &= left - 1)
@@ -320,6 +322,8 @@ add_candidates(TsyncTable *table, HTAB *candidates, BucketPair *difference, Tsyn
 	for (uint64 left = fetch | old; left != 0; left &= left - 1)
 	{
 		int			bit = pg_rightmost_one_pos64(left);
+
+		/* unsigned: C does not define what shifting a negative number does */
 		int64		key = (int64) ((uint64) difference->source.number << TSYNC_BITMAP_SHIFT) + bit;
 		Candidate  *candidate = hash_search(candidates, &key, HASH_ENTER, NULL);
 		Datum		value = tsync_integer_datum(table->keys[0]->type, key);
@@ -344,6 +348,7 @@ note_fingerprint(TupleTableSlot *slot, void *arg)
 	Candidate  *candidate = hash_search(target->candidates, &key, HASH_FIND, NULL);
 	uint64		fingerprint = (uint64) tsync_slot_integer(slot, 2);
 
+	/* a row that comes twice, or that nobody asked for, must not count */
 	if (candidate == NULL || (target->is_new ? candidate->has_new : candidate->has_old))
 		return;
 	if (target->is_new)
@@ -392,6 +397,7 @@ read_fingerprints(TsyncResolver *resolver, HTAB *candidates)
 	tsync_for_keys(resolver->table, &old, read_old_fingerprints, &target);
 	tuplestore_end(old.rows);
 
+	/* computed here, from what has arrived: what changes on the way does not add up */
 	target.is_new = true;
 	tsync_rowset_register(&resolver->fetched);
 	tsync_select_each(resolver->table, TSYNC_REPLICA,
@@ -417,6 +423,7 @@ stage_fetched(TsyncResolver *resolver, HTAB *candidates)
 		if (candidate == NULL)
 			tsync_refuse_answer(resolver->table, "a row of another key than it was asked for");
 		set = candidate->has_old ? &resolver->stage->updated : &resolver->stage->inserted;
+		/* else its bucket is compared key by key, and would stage it again */
 		if (!candidate->difference->resolved ||
 			(candidate->has_old && candidate->old_fingerprint == candidate->new_fingerprint))
 			continue;
@@ -465,6 +472,7 @@ guess_batch(TsyncResolver *resolver, List *batch, List *unresolved)
 	{
 		BucketPair *difference = lfirst(lc);
 
+		/* the proof: a wrong guess, a late commit or a tie does not come out as the source's sum */
 		difference->resolved = difference->missing == 0 && difference->expected == difference->source.sum;
 		if (difference->resolved)
 			stage_deleted(resolver, difference);
@@ -542,6 +550,7 @@ tsync_resolve(TsyncResolver *resolver, TsyncChunk *chunk, TsyncBuckets *source, 
 
 	if (differences == NIL)
 		return false;
+	/* before anything is staged: a stage can't forget single rows */
 	if (!whatever_it_takes && !chunk->indivisible)
 		check_amount(resolver->table, &source->bucketing, differences);
 	if (source->bucketing.mask == TSYNC_BITMAP_MASK)

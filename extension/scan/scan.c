@@ -106,6 +106,7 @@ scan_all_columns(ScanState *state, TsyncChunk *chunk)
 
 	chunk->source = tsync_digest_source(table, scan->pace,
 										tsync_sql_digest(table, TSYNC_SOURCE, &chunk->range, scan->fingerprint));
+	/* not rated: all columns cost more than the digests that the usual speed is made of */
 	chunk->row_source = tsync_select_digest(table, TSYNC_SOURCE,
 											tsync_sql_digest(table, TSYNC_SOURCE, &chunk->range, every));
 	chunk->differs = !chunk->rows_known || !tsync_digest_equal(chunk->row_source, chunk->row_replica) ||
@@ -115,6 +116,7 @@ scan_all_columns(ScanState *state, TsyncChunk *chunk)
 	forgotten.has_buckets = false;	/* they are of the other fingerprint */
 	ours = tsync_buckets_of_replica(table, every, &forgotten);
 	theirs = tsync_collect_buckets(table, every, TSYNC_SOURCE, &chunk->range, ours->bucketing);
+	/* nothing is staged to be remembered: these buckets are of the other fingerprint */
 	chunk->differs = tsync_resolve(state->row_resolver, chunk, theirs, ours, scan->snapshot);
 }
 
@@ -170,6 +172,7 @@ scan_slice(ScanState *state, TsyncChunk *chunk, TsyncAllBuckets *all)
 		if (replica->bucketing.mask == TSYNC_BITMAP_MASK)
 			resolve_chunk(state, chunk, &source, replica);
 		else
+			/* the source's are bitmaps, and buckets of two kinds can't be compared */
 			scan_buckets(state, chunk);
 	}
 	MemoryContextSwitchTo(caller);
@@ -211,6 +214,8 @@ scan_all_buckets(ScanState *state)
 {
 	TsyncScan  *scan = state->scan;
 	MemoryContext caller = CurrentMemoryContext;
+
+	/* of the transaction: an error leaves nobody to free it */
 	MemoryContext context = AllocSetContextCreate(CurTransactionContext, "tablesync buckets of all chunks",
 												  ALLOCSET_DEFAULT_SIZES);
 	TsyncAllBuckets *all;
@@ -246,6 +251,8 @@ static void
 scan_in_snapshot(ScanState *state)
 {
 	TsyncScan  *scan = state->scan;
+
+	/* columns without a hash are compared chunk by chunk, whatever the digests say */
 	bool		by_blocks = list_length(scan->chunks) > 1 && tsync_can_read_blocks(scan->source) &&
 	!(scan->verify->whole && scan->verify->opaque.rows != NULL);
 	TsyncVerdict quiet = TSYNC_NOT_COMPARED;
@@ -254,7 +261,7 @@ scan_in_snapshot(ScanState *state)
 
 	if (by_blocks && want_all_buckets(scan) && scan_all_buckets(state))
 		return;
-	if (by_blocks && !scan->load_compared)
+	if (by_blocks && !scan->load_compared)	/* else the load has asked that, in vain */
 		quiet = tsync_compare_quiet_chunks(scan->table, scan->fingerprint, scan->source, scan->pace, scan->chunks);
 	foreach(lc, scan->chunks)
 	{
@@ -300,6 +307,7 @@ static bool
 took_too_long(ErrorData *edata, void *arg)
 {
 	return edata->sqlerrcode == ERRCODE_SNAPSHOT_TOO_OLD ||
+	/* under a shorter statement_timeout chunks would fail as well */
 		(tsync_source_timed_out(edata) && tsync_snapshot_timeout() == tsync_max_snapshot_age);
 }
 
@@ -356,6 +364,7 @@ judge_error(ErrorData *edata, void *arg)
 	ChunkTry   *attempt = arg;
 	TimestampTz now = GetCurrentTimestamp();
 
+	/* not for a lock: lock_timeout is shorter there than statement_timeout, to tell the two apart */
 	if (tsync_source_timed_out(edata))
 		attempt->outcome = CHUNK_TOO_LARGE;
 	else if (edata->sqlerrcode == ERRCODE_SNAPSHOT_TOO_OLD)
@@ -367,6 +376,7 @@ judge_error(ErrorData *edata, void *arg)
 		if (attempt->state->locked_since == 0)
 			attempt->state->locked_since = now;
 		attempt->outcome = CHUNK_LOCKED;
+		/* since the first such error, however often it is tried */
 		return tsync_lock_timeout <= 0 ||
 			!TimestampDifferenceExceeds(attempt->state->locked_since, now, tsync_lock_timeout);
 	}
@@ -427,11 +437,7 @@ sample_of_replica(TsyncScan *scan)
 		: psprintf("%s TABLESAMPLE SYSTEM (1)", scan->table->replica_sql);
 }
 
-/*
- * Plan the chunks of a run, and make sure that the replica's side is known.  The
- * notes of others' writes are consumed, and the chunks marked as stale, before
- * any digest: a write that comes later leaves a note for APPLY.
- */
+/* Plan the chunks of a run, and make sure that the replica's side is known. */
 static void
 prepare_scan(TsyncScan *scan)
 {
@@ -444,12 +450,14 @@ prepare_scan(TsyncScan *scan)
 	scan->verify->differences = scan->verify->drifted_rows = 0;
 	tsync_begin_in(CurrentMemoryContext);
 	tsync_clear_memory(&scan->memory);
+	/* before any digest: a write that has committed by now is in it, a later one leaves a note for APPLY */
 	scan->watched = tsync_open_memory(table->relid, whole ? NULL : tsync_sql_memory_key(table, scan->fingerprint));
 	scan->chunks = whole ? tsync_plan_verify(table, scan->verify) : tsync_plan_chunks(table, scan->pace);
 	if (!whole)
 		tsync_choose_chunks(scan->replica, scan->verify, scan->chunks);
 	tsync_commit();
 	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(scan->chunks), 0);
+	/* before the first statement of the scan: no snapshot there has to last while we read here */
 	scan->drifted += tsync_know_replica(table, scan->fingerprint, scan->chunks, !whole);
 	tsync_know_rows(table, scan->source->version, scan->chunks);
 	if (table->version && !table->watermark)
@@ -562,6 +570,7 @@ try_scan(TsyncScan *scan)
 		done = scan_chunks(state);
 	}
 	scan_state_destroy(state);
+	/* another attempt needs a snapshot of its own */
 	scan->load_compared = false;
 	Assert(!done || adds_up(scan));
 	return done;
@@ -582,7 +591,9 @@ scan_group(List *scans)
 		states = lappend(states, scan_state_create(scan));
 		scan->snapshot = true;
 	}
+	/* for all: members share server and owner, hence the connection */
 	tsync_limit_source(((TsyncScan *) linitial(scans))->table, tsync_snapshot_timeout());
+	/* no falling back to chunks: a member would be of other instants than the others */
 	scan_snapshot(states);
 	foreach(lc, scans)
 		Assert(adds_up(lfirst(lc)));

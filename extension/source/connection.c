@@ -98,6 +98,7 @@ tsync_limit_source(TsyncTable *table, int timeout)
 	if (current == timeout)
 		return;
 	tsync_restrict_source_session(table->label, timeout);
+	/* a limit is one of the options that a session begins with */
 	if (current >= 0)
 		disconnect(table);
 	current = timeout;

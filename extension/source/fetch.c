@@ -29,6 +29,7 @@ fetch_group(TsyncTable *table, List *keys, TsyncRowSet *into)
 	tsync_start_reading(&reading, table);
 	fetched = tsync_select_at_most(table, TSYNC_SOURCE, tsync_sql_fetch(table, keys), into, list_length(keys));
 	tsync_end_reading(&reading);
+	/* the keys were seen in the same snapshot: a row that is not there now was hidden, or its index is damaged */
 	if (fetched != (uint64) list_length(keys))
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),

@@ -79,6 +79,7 @@ judge_chunk(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, int sourc
 		bool		by_row = verify->whole ? verify->memory_by_row : verify->by_row;
 
 		tsync_register_stage(stage);
+		/* APPLY still needs these keys */
 		MemoryContextSwitchTo(caller);
 		if (verify->touched_keys.rows == NULL)
 			tsync_rowset_init(&verify->touched_keys, TSYNC_TOUCHED, tsync_key_desc(table, 0));

@@ -218,6 +218,7 @@ tsync_compare_opaque(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, 
 	tsync_select_into(table, TSYNC_SOURCE, tsync_sql_list_opaque(table, &chunk->range), &verify->opaque);
 	tsync_end_reading(&reading);
 	tsync_rowset_register(&verify->opaque);
+	/* a row that is staged already must not be staged again */
 	tsync_rowset_register(&stage->updated);
 	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_compare_opaque(table, &chunk->range), &keys);
 	SPI_unregister_relation(stage->updated.name);

@@ -280,6 +280,7 @@ try_call_handler(char *payload)
 	MemoryContextSwitchTo(caller);
 	if (edata == NULL)
 		return;
+	/* the timeout may have come as the call ended: it is not for what comes next */
 	QueryCancelPending = false;
 	ereport(WARNING,
 			(errcode(edata->sqlerrcode),
@@ -305,11 +306,13 @@ tsync_alert_main(Datum main_arg)
 
 	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "tablesync alert",
 												ALLOCSET_DEFAULT_SIZES));
+	/* until then its alerts can't be seen */
 	if (tsync_alert_handler[0] == '\0' || !wait_for_transaction(start.opened_by))
 		proc_exit(0);
 	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
 	while ((payload = claim_alert()) != NULL)
 	{
+		/* claimed and committed before the call: at most once, whatever becomes of it */
 		try_call_handler(payload);
 		forget_session();
 	}
