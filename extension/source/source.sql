@@ -214,7 +214,9 @@ DECLARE
     files text;
     columns text;
 BEGIN
-    EXECUTE format('SELECT md5(string_agg(concat_ws('' '', attnum, atttypid, atttypmod, attnotnull, attname), '','' ORDER BY attnum)) '
+    -- no server has such long names, and one that lies is not to fill our memory
+    EXECUTE format('SELECT md5(string_agg(concat_ws('' '', attnum, atttypid, atttypmod, attnotnull, '
+                   'CASE WHEN octet_length(attname) > 63 THEN md5(attname) ELSE attname END), '','' ORDER BY attnum)) '
                    'FROM %s WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped',
                    tablesync.source_catalog(target.server, 'pg_attribute'), relation.relid)
     INTO columns;

@@ -176,7 +176,9 @@ sub run_to_its_end
 		last if time - $started > $max_seconds;
 		usleep(5000);
 	}
-	return 1 if time - $started <= $max_seconds;
+	# a worker is none by its name yet while it starts
+	return 1 if time - $started <= $max_seconds &&
+		$target->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'tablesync run'});
 	fail("ends: $story");
 	app_sql($target, "SELECT tablesync_cancel('$replica')");
 	return 0;
@@ -194,6 +196,7 @@ sub truth
 		my ($rc, $out, $err) = $target->psql('postgres', "SELECT status FROM tablesync_run('$replica', force => true)", extra_params => [ '-U', 'app', '-v', 'VERBOSITY=verbose' ]);
 		if ($rc == 0)
 		{
+			is($out, 'succeeded', "$replica: the run after the lies is one");
 			$outcomes{right}++;
 			# a column that a lie has dropped is a new one when it is back, and "ignore" leaves it out
 			my $columns = app_sql($target, "SELECT string_agg(c->>'column', ', ' ORDER BY c->>'column') FROM tablesync.replica, jsonb_array_elements(shape) c WHERE replica = '$replica'::regclass");
