@@ -37,7 +37,7 @@
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
-/* date_bin() came with PostgreSQL 14. */
+/* date_bin() came with PostgreSQL 14; of an older source both sides hash the bytes of the send function. */
 #define DATE_BIN_VERSION 140000
 
 /*
