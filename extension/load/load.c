@@ -61,6 +61,7 @@ limit_wide_page(TsyncLoad *load, LoadState *state)
 	state->limit = Min(state->limit * 2, page_limit(load->pace));
 	for (;;)
 	{
+		TsyncReading reading = {.after = state->position,.limit = state->limit};
 		char	   *sql;
 		TsyncDigest bytes;
 
@@ -75,7 +76,9 @@ limit_wide_page(TsyncLoad *load, LoadState *state)
 			state->limit = PAGE_ROWS_UNKNOWN;
 			return;
 		}
+		tsync_start_reading(&reading, load->table);
 		bytes = tsync_select_digest(load->table, TSYNC_SOURCE, sql);
+		tsync_end_reading(&reading);
 		if (bytes.sum <= TSYNC_GROUP_BYTES)
 			return;
 		state->limit = Max(state->keys.count * (double) TSYNC_GROUP_BYTES / bytes.sum / 2, 1);

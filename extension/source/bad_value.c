@@ -327,7 +327,7 @@ void
 tsync_explain_error(ErrorData *edata)
 {
 	char	   *where = where_it_was(edata->context);
-	Finding		finding = {.reading = tsync_last_reading()};
+	Finding		finding = {.reading = tsync_take_reading()};
 	char	   *found;
 
 	Assert(!IsTransactionState());

@@ -91,9 +91,16 @@ tsync_end_reading(TsyncReading *reading)
 	error_context_stack = reading->callback.previous;
 }
 
-/* What was being read when the last error about a value came; NULL: nothing. */
+/*
+ * What was being read when the last error about a value came; NULL: nothing.
+ * It is the caller's from now on: looking for the row reads again, and what is
+ * kept of the errors that this brings must not take its place.
+ */
 TsyncReading *
-tsync_last_reading(void)
+tsync_take_reading(void)
 {
-	return kept;
+	TsyncReading *taken = kept;
+
+	kept = NULL;
+	return taken;
 }

@@ -112,6 +112,6 @@ extern bool tsync_is_about_value(int sqlerrcode);
 extern void tsync_forget_reading(void);
 extern void tsync_start_reading(TsyncReading *reading, TsyncTable *table);
 extern void tsync_end_reading(TsyncReading *reading);
-extern TsyncReading *tsync_last_reading(void);
+extern TsyncReading *tsync_take_reading(void);
 
 #endif							/* TABLESYNC_SOURCE_H */
