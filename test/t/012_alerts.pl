@@ -261,6 +261,8 @@ $target->safe_psql('postgres', 'CREATE FUNCTION foreign_one(jsonb) RETURNS void 
 with_handler('public.foreign_one(jsonb)', qr/$failed.foreign_one\(jsonb\) can't be called: public.foreign_one\(jsonb\) belongs neither to the replica's owner/);
 like(app_fails($target, q{LOAD 'tablesync'; ALTER ROLE app SET tablesync.alert_handler = 'public.on_alert(jsonb)'}), qr/42501/, 'only a superuser names the handler');
 with_handler('public.hangs(jsonb)', qr/$failed.hangs\(jsonb\) failed with SQLSTATE 57014/);
+# a worker that has the hanging handler yet would take the next alert, too
+wait_until($target, "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'tablesync alert'");
 
 # a handler set by a superuser for all has the owner's rights only
 $target->safe_psql('postgres', q{
