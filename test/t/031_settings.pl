@@ -24,6 +24,7 @@ sub expand
 {
 	my ($sql, $settings) = @_;
 	my ($stdout, $stderr) = ('', '');
+	local $SIG{PIPE} = 'IGNORE';    # a description that is refused leaves the SQL unread
 	IPC::Run::run [ 'perl', "$root/extension/catalog/settings.pl", $settings // $description ], '<', \$sql, '>', \$stdout, '2>', \$stderr;
 	return $stderr || $stdout;
 }
