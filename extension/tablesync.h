@@ -24,6 +24,7 @@
 #define TSYNC_ERRCODE_DELETE_GUARD		MAKE_SQLSTATE('T', 'S', '0', '0', '1')
 #define TSYNC_ERRCODE_SOURCE_WENT_BACK	MAKE_SQLSTATE('T', 'S', '0', '0', '2')
 #define TSYNC_ERRCODE_SCHEMA_CHANGED	MAKE_SQLSTATE('T', 'S', '0', '0', '3')
+#define TSYNC_ERRCODE_BY_VALUE			MAKE_SQLSTATE('T', 'S', '0', '0', '4')	/* never leaves SCAN */
 
 /* in tablesync.c */
 extern int	tsync_chunk_time;	/* ms */

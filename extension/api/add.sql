@@ -376,7 +376,7 @@ BEGIN
     END IF;
     IF settings.fingerprint = 'version' AND settings.version_column IS NULL THEN
         RAISE EXCEPTION 'fingerprint version needs a version column'
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Name one as version_column, or use fingerprint row.';
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Name one as version_column, or use fingerprint xmin or row.';
     END IF;
     IF settings.version_column = ANY (settings.key_columns)
        OR (settings.version_column IS NOT NULL
@@ -466,6 +466,7 @@ DECLARE
     name_parts text[] := parse_ident(replica_name);
     wanted tablesync.replica;
     suggestion text;
+    no_xmin text;
     has_rows boolean := false;
 BEGIN
     IF replica_name IS NULL OR source IS NULL THEN
@@ -493,9 +494,13 @@ BEGIN
     wanted.source_created := source_created;
     wanted.shape := tablesync.source_shape(source);
     wanted.drop_columns := coalesce(wanted.drop_columns, false);
-    wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
+    no_xmin := CASE WHEN coalesce(wanted.fingerprint, 'xmin') = 'xmin' THEN tablesync.xmin_problem(source) END;
+    wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN no_xmin IS NULL THEN 'xmin' WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
     wanted.key_columns := tablesync.source_key(source, wanted.key_columns);
     PERFORM tablesync.check_settings(wanted);
+    IF wanted.fingerprint = 'xmin' AND no_xmin IS NOT NULL THEN
+        PERFORM tablesync.refuse_xmin(source, no_xmin);
+    END IF;
     PERFORM tablesync.check_source(source, wanted.key_columns, wanted.version_column, wanted.fingerprint);
 
     IF existing IS NULL THEN
@@ -521,7 +526,7 @@ BEGIN
         END IF;
         PERFORM tablesync.check_existing(existing, source, wanted.key_columns);
         EXECUTE format('SELECT EXISTS (SELECT FROM %s)', existing) INTO has_rows;
-        IF has_rows AND EXISTS (SELECT FROM pg_attribute a
+        IF has_rows AND wanted.fingerprint <> 'xmin' AND EXISTS (SELECT FROM pg_attribute a
                                 WHERE a.attrelid = existing AND a.attnum > 0 AND NOT a.attisdropped
                                   AND tablesync.type_problem(a.atttypid, false, true) IS NOT NULL) THEN
             RAISE EXCEPTION 'the rows of table % can''t be compared with its source', existing
@@ -551,7 +556,7 @@ BEGIN
     EXECUTE format('COMMENT ON TRIGGER tablesync_note_write ON %s IS %L', wanted.replica,
                    'tells tablesync that somebody else than a run has written to the replica');
 
-    IF wanted.version_column IS NULL THEN
+    IF wanted.fingerprint = 'row' AND wanted.version_column IS NULL THEN
         SELECT c->>'column' INTO suggestion
         FROM jsonb_array_elements(wanted.shape) c
         WHERE c->>'type' LIKE 'timestamp%' AND NOT c->>'column' = ANY (wanted.key_columns)

@@ -88,7 +88,9 @@ BEGIN
     IF NOT EXISTS (SELECT FROM tablesync.source_columns(server_oid, remote_schema, table_name) c
                    WHERE c.remote_name = settings->>'version_column' AND c.key_position IS NULL) THEN
         settings := settings - 'version_column';
-        settings := jsonb_set(settings, '{fingerprint}', '"row"');
+        IF settings->>'fingerprint' = 'version' THEN
+            settings := settings - 'fingerprint';    -- whatever is best for a table without one
+        END IF;
     END IF;
     replica := tablesync.add_replica(replica_name, existing, local_schema,
         tablesync.create_source(replica_name, existing, local_schema, server, format('%I.%I', remote_schema, table_name)),

@@ -107,7 +107,7 @@ BEGIN
     PERFORM tablesync.check_replica($1);
     SELECT * INTO changed FROM tablesync.replica t WHERE t.replica = $1;
     -- NULL leaves a setting as it is
-    IF version_column IS NOT NULL THEN
+    IF version_column IS NOT NULL AND changed.fingerprint = 'row' THEN
         changed.fingerprint := 'version';    -- unless another one is named as well
     END IF;
     @settings alter: changed.{name} := coalesce({name}, changed.{name});@
@@ -115,6 +115,9 @@ BEGIN
     PERFORM tablesync.check_settings(changed);
     IF version_column IS NOT NULL OR fingerprint IS NOT NULL THEN
         PERFORM tablesync.check_comparable(changed);
+    END IF;
+    IF fingerprint = 'xmin' AND tablesync.xmin_problem(changed.source) IS NOT NULL THEN
+        PERFORM tablesync.refuse_xmin(changed.source, tablesync.xmin_problem(changed.source));
     END IF;
     PERFORM tablesync.alter($1, to_jsonb(changed));
     RETURN QUERY SELECT * FROM tablesync.replica t WHERE t.replica = $1;
@@ -125,10 +128,13 @@ COMMENT ON FUNCTION @extschema@.tablesync_alter(regclass, @settings alter: {type
 
 CREATE FUNCTION tablesync.record_forget(replica regclass)
 RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
+BEGIN
+    PERFORM tablesync.drop_xmin_table($1);
     DELETE FROM tablesync.all_replicas t WHERE t.replica = $1;
+END
 $$;
 COMMENT ON FUNCTION tablesync.record_forget(regclass) IS 'behind the door tablesync.forget()';
 

@@ -18,7 +18,8 @@
 typedef struct TsyncApply
 {
 	TsyncTable *table;
-	TsyncFingerprint fingerprint;	/* of the digests */
+	TsyncFingerprint fingerprint;	/* of the digests of rows here */
+	bool		by_xmin;		/* the source's are by xmin, which rows here don't have */
 	TsyncStage *stage;			/* rows that differ */
 	List	   *chunks;
 	TsyncRowSet *memory;		/* what to remember of chunks */

@@ -93,6 +93,38 @@ update_rows(TsyncApply *apply)
 	return tsync_modify(table, tsync_sql_insert(table, TSYNC_UPDATED, apply->fingerprint));
 }
 
+/* Are the rows of a row set in the replica, byte by byte? */
+static bool
+are_stored(TsyncTable *table, const char *rows)
+{
+	TsyncDigest others = tsync_select_digest(table, TSYNC_REPLICA, tsync_sql_count_changed_rows(table, rows));
+
+	return others.rows == 0;
+}
+
+/*
+ * By xmin, the replica's digest is the source's if the rows that were written
+ * are stored as they were staged: all others are those of which the scan has
+ * found that they are the source's.  How many there are is counted here, as always.
+ */
+static void
+prove_by_xmin(TsyncApply *apply, TsyncDigest stored)
+{
+	TsyncTable *table = apply->table;
+	TsyncRecord *record = apply->record;
+	TsyncDigest staged = tsync_select_digest(table, TSYNC_REPLICA, tsync_sql_digest_of_rows(table, TSYNC_INSERTED, apply->fingerprint));
+	bool		opaque = false;
+
+	tsync_add_digest(&staged, tsync_select_digest(table, TSYNC_REPLICA, tsync_sql_digest_of_rows(table, TSYNC_UPDATED, apply->fingerprint)));
+	for (int i = 0; i < table->ncolumns; i++)
+		opaque |= table->columns[i].opaque;
+	if (tsync_digest_equal(stored, staged) &&
+		(!opaque || (are_stored(table, TSYNC_INSERTED) && are_stored(table, TSYNC_UPDATED))))
+		record->replica.sum = record->source.sum;
+	else
+		record->replica.sum = record->source.sum + 1;	/* any other */
+}
+
 /*
  * Delete, update and insert what the stage holds, and work out the replica's
  * digest: what it held, without the rows that we touch as they were, and with
@@ -105,6 +137,7 @@ merge_stage(TsyncApply *apply)
 	TsyncTable *table = apply->table;
 	TsyncStage *stage = apply->stage;
 	TsyncRecord *record = apply->record;
+	TsyncDigest stored = {0, 0};
 	TsyncDigest changed;
 
 	if (stage->deleted.count > 0)
@@ -122,6 +155,7 @@ merge_stage(TsyncApply *apply)
 												  tsync_sql_digest_of_keys(table, TSYNC_UPDATED, apply->fingerprint)));
 		changed = update_rows(apply);
 		tsync_add_digest(&record->replica, changed);
+		tsync_add_digest(&stored, changed);
 		record->updated = changed.rows;
 		expect_rows(table, "updated", stage->updated.count, record->updated);
 	}
@@ -129,9 +163,12 @@ merge_stage(TsyncApply *apply)
 	{
 		changed = tsync_modify(table, tsync_sql_insert(table, TSYNC_INSERTED, apply->fingerprint));
 		tsync_add_digest(&record->replica, changed);
+		tsync_add_digest(&stored, changed);
 		record->inserted = changed.rows;
 		expect_rows(table, "inserted", stage->inserted.count, record->inserted);
 	}
+	if (apply->by_xmin)
+		prove_by_xmin(apply, stored);
 	tsync_progress_step(0, record->deleted + record->updated + record->inserted);
 }
 
@@ -140,9 +177,24 @@ static TsyncDigest
 digest_all(TsyncApply *apply)
 {
 	TsyncRange	everything = {0};
+	TsyncDigest now = tsync_select_digest(apply->table, TSYNC_REPLICA,
+										  tsync_sql_digest(apply->table, TSYNC_REPLICA, &everything, apply->fingerprint));
+	TsyncDigest wanted = {0, 0};
+	ListCell   *lc;
 
-	return tsync_select_digest(apply->table, TSYNC_REPLICA,
-							   tsync_sql_digest(apply->table, TSYNC_REPLICA, &everything, apply->fingerprint));
+	if (!apply->by_xmin)
+		return now;
+	/* nothing is remembered of such a replica: all columns of all chunks were compared, but those of a load were only counted */
+	foreach(lc, apply->chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		if (!chunk->by_row)
+			return (TsyncDigest) {now.rows, apply->record->replica.sum};
+		tsync_add_digest(&wanted, chunk->row_source);
+	}
+	now.sum = apply->record->replica.sum + (now.sum - wanted.sum);
+	return now;
 }
 
 /* Did the replica become what the source was? */

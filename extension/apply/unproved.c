@@ -110,7 +110,7 @@ find_lost_values(TsyncApply *apply)
 	tsync_rowset_init(&hashes, "tsync_hashes", tsync_hashes_desc(table));
 	tsync_register_stage(apply->stage);
 	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_staged_keys(table, MAX_COMPARED), &keys);
-	tsync_for_keys(table, &keys, list_hashes, &target);
+	tsync_for_keys(table, TSYNC_SOURCE, &keys, list_hashes, &target);
 	tsync_rowset_register(&hashes);
 	lost = select_text(table, tsync_sql_unlike_hashes(table, hashes.name, source_version, TSYNC_MAX_SHOWN),
 					   CurrentMemoryContext);

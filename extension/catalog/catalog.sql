@@ -50,6 +50,10 @@ CREATE TABLE tablesync.replica (
     load_indexes oid[],
     memory_key text,
     memory_file oid,
+    memory_horizon bigint,
+    memory_epoch text,
+    memory_at timestamptz,
+    source_changes bigint,
     watermark text,
     scan_rate double precision,
     counters jsonb,
@@ -58,7 +62,7 @@ CREATE TABLE tablesync.replica (
     retry_after timestamptz,
     home text NOT NULL DEFAULT tablesync.home(),
     added_at timestamptz NOT NULL DEFAULT now(),
-    CHECK (fingerprint = 'row' OR version_column IS NOT NULL),
+    CHECK (fingerprint <> 'version' OR version_column IS NOT NULL),
     CHECK (NOT (loaded AND load_position IS NOT NULL))
 ) PARTITION BY HASH (replica);
 CREATE TABLE tablesync.all_replicas PARTITION OF tablesync.replica FOR VALUES WITH (MODULUS 1, REMAINDER 0);
@@ -78,6 +82,10 @@ COMMENT ON COLUMN tablesync.replica.identity IS 'OIDs and file nodes of the sour
 COMMENT ON COLUMN tablesync.replica.load_indexes IS 'indexes that are not kept up to date while a load goes on; NULL when it is over';
 COMMENT ON COLUMN tablesync.replica.memory_key IS 'what the digests in tablesync.chunk were made with: fingerprint and columns';
 COMMENT ON COLUMN tablesync.replica.memory_file IS 'file node of the replica when the digests in tablesync.chunk were true';
+COMMENT ON COLUMN tablesync.replica.memory_horizon IS 'transaction id at the source: what older ones have written was there when the digests in tablesync.chunk were made by xmin';
+COMMENT ON COLUMN tablesync.replica.memory_epoch IS 'when the source''s statistics began: another life of the server may use a transaction id again';
+COMMENT ON COLUMN tablesync.replica.memory_at IS 'when memory_horizon was read';
+COMMENT ON COLUMN tablesync.replica.source_changes IS 'rows that the source had ever inserted, updated and deleted, by its counters, before the last complete scan: a hint where to look';
 COMMENT ON COLUMN tablesync.replica.watermark IS 'versions below it were there before the last changes: a hint where to look, never proof';
 COMMENT ON COLUMN tablesync.replica.scan_rate IS 'rows per second that the source digested in the last runs';
 COMMENT ON COLUMN tablesync.replica.counters IS 'the source''s statistics counters before the last complete scan';

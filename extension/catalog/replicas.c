@@ -94,7 +94,7 @@ tsync_read_columns(TsyncReplica *replica)
 	for (int i = 0; i < table->nkeys; i++)	/* NULL: a position was missing, or there twice */
 		if (table->keys[i] == NULL || !tsync_can_be_key(table->keys[i]->type))
 			elog(ERROR, "key columns of replica %s are not what they were", table->label);
-	if (table->version == NULL && !replica->settings.all_columns)
+	if (table->version == NULL && !replica->settings.all_columns && !replica->settings.by_xmin)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the version column of replica %s does not exist", table->label),
@@ -116,6 +116,7 @@ static void
 take_settings(TsyncSettings *settings)
 {
 	settings->all_columns = tsync_result_bool(0, tsync_result_column("all_columns"));
+	settings->by_xmin = tsync_result_bool(0, tsync_result_column("by_xmin"));
 	settings->consistency = tsync_result_text(0, tsync_result_column("consistency"));
 	settings->chunk_rows = (int) tsync_result_int64(0, tsync_result_column("chunk_rows"));
 	settings->workers = (int) tsync_result_int64(0, tsync_result_column("workers"));
@@ -138,6 +139,12 @@ take_state(TsyncState *state)
 	state->quiet_rows = tsync_result_int64(0, tsync_result_column("quiet_rows"));
 	state->differing_rows = tsync_result_int64(0, tsync_result_column("differing_rows"));
 	state->drift_known = tsync_result_bool(0, tsync_result_column("drift_known"));
+	state->horizon = tsync_result_int64(0, tsync_result_column("memory_horizon"));
+	state->epoch = tsync_result_text(0, tsync_result_column("memory_epoch"));
+	state->horizon_is_recent = tsync_result_bool(0, tsync_result_column("horizon_is_recent"));
+	state->source_changes = tsync_result_text(0, tsync_result_column("source_changes")) == NULL ? -1
+		: tsync_result_int64(0, tsync_result_column("source_changes"));
+	state->last_was_quiet = tsync_result_bool(0, tsync_result_column("last_was_quiet"));
 }
 
 /* Policies that apply to the owner would hide rows from a run, and foreign tables can be dropped. */
@@ -172,7 +179,10 @@ tsync_read_replica(Oid relid)
 	table->relid = relid;
 	table->replica_sql = table->label = tsync_relation_label(relid);
 
-	if (tsync_record_oid("SELECT t.*, t.source::oid::int8 AS source_oid, t.fingerprint = 'row' OR t.adopted AS all_columns,"
+	if (tsync_record_oid("SELECT t.*, t.source::oid::int8 AS source_oid, t.fingerprint = 'row' OR (t.adopted AND t.fingerprint <> 'xmin') AS all_columns,"
+						 " t.fingerprint = 'xmin' AS by_xmin, t.memory_at > clock_timestamp() - interval '1 day' AS horizon_is_recent,"
+						 " (SELECT r.inserted + r.updated + r.deleted = 0 FROM tablesync.all_runs r WHERE r.replica = t.replica"
+						 "  AND r.status = 'succeeded' AND r.kind <> 'verify' ORDER BY r.run_id DESC LIMIT 1) AS last_was_quiet,"
 						 " c.relforcerowsecurity,"
 						 " (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND NOT k.differed) AS quiet_rows,"
 						 " (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND k.differed) AS differing_rows,"
@@ -346,7 +356,7 @@ tsync_finish_load(TsyncReplica *replica, bool adopted)
 	Datum		values[] = {ObjectIdGetDatum(table->relid), BoolGetDatum(adopted)};
 
 	tsync_begin();
-	for (int i = 0; adopted && i < table->ncolumns; i++)
+	for (int i = 0; adopted && !replica->settings.by_xmin && i < table->ncolumns; i++)
 		if (!tsync_can_hash(table->columns[i].type))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -354,11 +364,11 @@ tsync_finish_load(TsyncReplica *replica, bool adopted)
 					 errdetail("Column %s can't be compared with the source.",
 							   table->columns[i].quoted),
 					 errhint("TRUNCATE %s, and run again.", table->replica_sql)));
-	tsync_record("UPDATE tablesync.all_replicas SET loaded = true, load_position = NULL,"
+	tsync_record("UPDATE tablesync.all_replicas SET loaded = true, load_position = NULL, memory_horizon = NULL,"
 				 " adopted = adopted OR $2 WHERE replica = $1::regclass",
 				 2, types, values, NULL);
 	tsync_commit();
-	replica->settings.all_columns |= adopted;
+	replica->settings.all_columns |= adopted && !replica->settings.by_xmin;
 	replica->state.adopted |= adopted;
 }
 

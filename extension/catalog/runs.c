@@ -84,6 +84,8 @@ run_message(TsyncRecord *record, char *null_flag)
 	if (record->drifted > 0)
 		appendStringInfo(&buf, "; somebody else had changed the replica in %d of %d chunks; it was repaired",
 						 record->drifted, record->chunks);
+	if (record->by_value)
+		appendStringInfoString(&buf, "; xmin could not tell which rows had changed, as after a restore or a rewrite of the source; every column was compared");
 	if (record->slowness > 0)
 		appendStringInfo(&buf, "; the source took up to %.1f times as long per row as usual", record->slowness);
 	if (record->snapshot_expired)
@@ -95,19 +97,24 @@ run_message(TsyncRecord *record, char *null_flag)
 static void
 save_lessons(TsyncRecord *record)
 {
-	Oid			types[] = {OIDOID, FLOAT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, BOOLOID};
-	char		nulls[] = "      ";
+	Oid			types[] = {OIDOID, FLOAT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, BOOLOID, INT8OID, TEXTOID, INT8OID};
+	char		nulls[] = "         ";
 	Datum		values[] = {
 		ObjectIdGetDatum(record->relid),
 		Float8GetDatum(record->scan_rate),
 		text_or_null(record->watermark, &nulls[2]),
 		text_or_null(record->counters, &nulls[3]),
 		TimestampTzGetDatum(record->counters_at),
-		BoolGetDatum(record->adopted)
+		BoolGetDatum(record->adopted),
+		Int64GetDatum(record->by_xmin ? record->horizon : 0),
+		text_or_null(record->epoch, &nulls[7]),
+		Int64GetDatum(record->source_changes)
 	};
 
+	/* with the digests: of what has changed since, the next run asks by this transaction id */
 	tsync_record("UPDATE tablesync.all_replicas SET scan_rate = nullif($2, 0), watermark = $3,"
-				 " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = $6"
+				 " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = $6,"
+				 " memory_horizon = nullif($7, 0), memory_epoch = $8, memory_at = clock_timestamp(), source_changes = nullif($9, -1)"
 				 " WHERE replica = $1::regclass", lengthof(types), types, values, nulls);
 }
 

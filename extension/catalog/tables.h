@@ -16,6 +16,7 @@
 typedef struct TsyncSettings
 {
 	bool		all_columns;	/* fingerprint = 'row', or no version can be trusted */
+	bool		by_xmin;		/* fingerprint = 'xmin' */
 	const char *consistency;
 	int			chunk_rows;		/* 0: by the speed of the source */
 	int			workers;		/* processes that a load may use */
@@ -38,6 +39,11 @@ typedef struct TsyncState
 	int64		quiet_rows;		/* of chunks that did not differ in the last run */
 	int64		differing_rows; /* of those that did */
 	bool		drift_known;	/* an alert is open */
+	int64		horizon;		/* what older transactions of the source have written was seen, 0: unknown */
+	const char *epoch;			/* in which these ids were given out */
+	bool		horizon_is_recent;	/* the ids have not come round since */
+	int64		source_changes; /* rows that the source had ever changed then, -1: unknown */
+	bool		last_was_quiet; /* the last run that scanned has found nothing */
 } TsyncState;
 
 /* A row of tablesync.replica, and the columns of both sides. */
@@ -60,8 +66,11 @@ typedef struct TsyncChunk
 	bool		stale;			/* "replica" was true until somebody wrote */
 	bool		has_buckets;	/* remembered, too */
 	bool		has_bitmaps;	/* and they are bitmaps */
-	bool		differed;		/* in the last run */
+	bool		differed;		/* in the last run that looked */
+	bool		expected;		/* likely to differ in this run */
 	bool		differs;		/* in this run */
+	bool		counted;		/* of what the replica holds only the number of rows is known */
+	bool		learned;		/* what is remembered is made anew by this run */
 	TimestampTz verified_at;	/* every column of every row compared; 0: never */
 	bool		verifying;		/* it is this run's turn */
 	bool		by_row;			/* which needs a second fingerprint of each row */
@@ -80,7 +89,7 @@ typedef struct TsyncChunk
 static inline bool
 tsync_is_quiet(TsyncChunk *chunk)
 {
-	return !chunk->differed && !chunk->by_row;
+	return !chunk->expected && !chunk->by_row && !chunk->counted;
 }
 
 /* How a run has succeeded; a row of tablesync.run, and what the next run should know. */
@@ -115,6 +124,10 @@ typedef struct TsyncRecord
 	const char *counters;
 	TimestampTz counters_at;
 	bool		adopted;		/* still */
+	bool		by_xmin;		/* the digests are of that fingerprint */
+	bool		by_value;		/* but rows had to be compared by value */
+	const char *epoch;
+	int64		source_changes; /* -1: unknown */
 } TsyncRecord;
 
 /* in replicas.c */

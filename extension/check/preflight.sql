@@ -351,10 +351,11 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM tablesync.check_source(settings.source, settings.key_columns, settings.version_column,
-                                   CASE WHEN settings.adopted THEN 'row' ELSE settings.fingerprint END);
+                                   CASE WHEN settings.adopted AND settings.fingerprint <> 'xmin' THEN 'row' ELSE settings.fingerprint END);
     detail := format('%s columns, each of the same type on both sides; compared by %s', jsonb_array_length(settings.shape),
                      CASE WHEN settings.adopted THEN 'all columns, until a run has succeeded'
                           WHEN settings.fingerprint = 'row' THEN 'all columns'
+                          WHEN settings.fingerprint = 'xmin' THEN 'key and xmin'
                           ELSE format('key and %I', settings.version_column) END);
 END
 $$;

@@ -74,8 +74,9 @@ BEGIN
     IF filled = '{}' OR settings.fingerprint = 'row' OR (NOT settings.loaded AND settings.load_position IS NULL) THEN
         RETURN;
     END IF;
-    IF hashed AND NOT EXISTS (SELECT FROM jsonb_array_elements(new_shape) c
-                              WHERE tablesync.type_problem((c->>'type_oid')::oid, false, true) IS NOT NULL) THEN
+    IF settings.fingerprint = 'xmin'
+       OR (hashed AND NOT EXISTS (SELECT FROM jsonb_array_elements(new_shape) c
+                                  WHERE tablesync.type_problem((c->>'type_oid')::oid, false, true) IS NOT NULL)) THEN
         UPDATE tablesync.all_replicas t SET adopted = true WHERE t.replica = settings.replica;
     ELSE
         UPDATE tablesync.all_replicas t
@@ -286,7 +287,7 @@ BEGIN
         RETURN false;
     END IF;
     UPDATE tablesync.all_replicas t SET identity = files WHERE t.replica = $1;
-    IF settings.identity IS NULL OR NOT settings.loaded OR settings.fingerprint = 'row' THEN
+    IF settings.identity IS NULL OR NOT settings.loaded OR settings.fingerprint IN ('xmin', 'row') THEN
         RETURN false;
     END IF;
     tables_are_others := regexp_replace(settings.identity, ':[0-9]+', '', 'g') <> regexp_replace(files, ':[0-9]+', '', 'g');

@@ -80,7 +80,7 @@ extern char **tsync_key_of_slot(TsyncTable *table, TupleTableSlot *slot);
 extern char **tsync_key_of_row(TsyncTable *table, TupleTableSlot *slot);
 extern int64 tsync_slot_integer(TupleTableSlot *slot, int attnum);
 extern uint64 tsync_slot_sum(TupleTableSlot *slot, int attnum);
-extern void tsync_for_keys(TsyncTable *table, TsyncRowSet *keys, TsyncKeysFunction function, void *arg);
+extern void tsync_for_keys(TsyncTable *table, TsyncSide side, TsyncRowSet *keys, TsyncKeysFunction function, void *arg);
 
 /* in ship.c */
 extern void tsync_prepare_planner(void);

@@ -35,6 +35,7 @@ static ExecutorStart_hook_type previous_executor_start = NULL;
 static bool armed = false;
 static Oid	expected_replica;
 static Oid	expected_source;
+static Oid	expected_xmin;
 
 static void
 refuse_replaced(TsyncTable *table, const char *relation, const char *change)
@@ -72,6 +73,8 @@ tsync_hold(TsyncTable *table, TsyncSide side)
 		hold(table, table->source, table->source_sql);
 		if (get_rel_relkind(table->source) != RELKIND_FOREIGN_TABLE)
 			refuse_replaced(table, table->source_sql, "was replaced");
+		if (OidIsValid(table->xmin_table))
+			hold(table, table->xmin_table, table->xmin_sql);
 	}
 	else
 	{
@@ -82,6 +85,7 @@ tsync_hold(TsyncTable *table, TsyncSide side)
 	}
 	expected_replica = table->relid;
 	expected_source = table->source;
+	expected_xmin = table->xmin_table;
 	armed = true;
 }
 
@@ -90,7 +94,7 @@ static bool
 is_expected(Oid relid)
 {
 	/* partitions that the plan reads are locked already, others do not matter */
-	return relid == expected_replica || relid == expected_source ||
+	return relid == expected_replica || relid == expected_source || relid == expected_xmin ||
 		list_member_oid(find_all_inheritors(expected_replica, NoLock, NULL), relid);
 }
 

@@ -199,5 +199,6 @@ tsync_load(TsyncLoad *load)
 	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) load->source->estimate);
 	if (!adopted && !tsync_bulk_load(load))
 		adopted = !tsync_try(load_pages, load, tsync_is_uniqueness_violation, NULL);
+	load->fresh &= !adopted;
 	tsync_finish_load(load->replica, adopted);
 }

@@ -31,6 +31,8 @@ typedef struct TsyncLoad
 	bool		grouped;		/* its snapshot must be that of other runs, too */
 	int64		rows_before;	/* by earlier runs */
 	int64		rows;
+	int64		horizon;		/* of the source, before the first row was read; 0: unknown */
+	bool		fresh;			/* the load began in this run, and nobody else's rows are in the replica */
 	bool		compared;		/* the source held "digest" after them, in one snapshot */
 	TsyncDigest digest;
 	bool		snapshot_expired;	/* a snapshot of the whole source took too long */

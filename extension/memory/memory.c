@@ -130,16 +130,21 @@ fit_chunk(TsyncTable *table, TsyncChunk *chunk, TsyncBuckets *buckets)
 		tsync_digest_equal(tsync_digest_of_buckets(buckets), chunk->replica);
 }
 
-/* The buckets that the replica has in a chunk: remembered, or counted now. */
+/*
+ * The buckets that the replica has in a chunk: remembered, or counted now, which
+ * by xmin tells the rows but no sums.
+ */
 TsyncBuckets *
 tsync_buckets_of_replica(TsyncTable *table, TsyncFingerprint fingerprint, TsyncChunk *chunk)
 {
+	TsyncBuckets *counted;
+
 	if (chunk->has_buckets)
 	{
 		TsyncBucketing bucketing;
 		bytea	   *packed = tsync_read_buckets(table, chunk, &bucketing);
 		TsyncBuckets *buckets = tsync_make_buckets(bucketing);
-		bool		unpacked = tsync_unpack_buckets(packed, tsync_hint(table), buckets);
+		bool		unpacked = tsync_unpack_buckets(packed, tsync_hint(table, fingerprint), buckets);
 
 		pfree(packed);
 		/* nobody promises that the bytes are ours: they must add up to the digest */
@@ -150,7 +155,9 @@ tsync_buckets_of_replica(TsyncTable *table, TsyncFingerprint fingerprint, TsyncC
 						chunk->number, table->label),
 				 errdetail("The replica is read instead.")));
 	}
-	return tsync_collect_buckets(table, fingerprint, TSYNC_REPLICA, &chunk->range, choose_buckets(table, chunk));
+	counted = tsync_collect_buckets(table, fingerprint, TSYNC_REPLICA, &chunk->range, choose_buckets(table, chunk));
+	counted->without_sums = fingerprint.xmin;
+	return counted;
 }
 
 /*
@@ -191,11 +198,21 @@ digest_replica(TsyncTable *table, TsyncFingerprint fingerprint, TsyncChunk *chun
 		chunk->has_buckets = (buckets != NULL);
 		chunk->has_bitmaps = buckets && buckets->bucketing.mask == TSYNC_BITMAP_MASK;
 		tsync_write_memory(table, chunk, buckets ? &buckets->bucketing : NULL,
-						   buckets ? tsync_pack_buckets(buckets, tsync_hint(table)) : NULL);
+						   buckets ? tsync_pack_buckets(buckets, tsync_hint(table, fingerprint)) : NULL);
 	}
 	else
 		tsync_write_digest(table, chunk);
 	return drifted;
+}
+
+/* Count the rows of a chunk of the replica, which has nothing else that a digest by xmin is made of. */
+static void
+count_replica(TsyncTable *table, TsyncFingerprint fingerprint, TsyncChunk *chunk)
+{
+	chunk->replica = tsync_select_digest(table, TSYNC_REPLICA,
+										 tsync_sql_digest(table, TSYNC_REPLICA, &chunk->range, fingerprint));
+	chunk->expected_rows = chunk->replica.rows;
+	chunk->known = true;
 }
 
 /*
@@ -215,10 +232,13 @@ tsync_know_replica(TsyncTable *table, TsyncFingerprint fingerprint, List *chunks
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
-		if (chunk->known && (chunk->has_buckets || !chunk->differed))
+		if (chunk->by_row ? fingerprint.xmin : chunk->known && (fingerprint.xmin || chunk->has_buckets || !chunk->differed))
 			continue;
 		tsync_begin_in(chunk_context);
-		drifted += digest_replica(table, fingerprint, chunk, remember);
+		if (fingerprint.xmin)
+			count_replica(table, fingerprint, chunk);
+		else
+			drifted += digest_replica(table, fingerprint, chunk, remember);
 		tsync_commit();
 		MemoryContextReset(chunk_context);
 		tsync_progress_step(1, chunk->replica.rows);
@@ -248,9 +268,10 @@ tsync_clear_memory(TsyncRowSet *memory)
 
 /* Stage what the replica will hold in a chunk after APPLY. */
 void
-tsync_stage_memory(TsyncTable *table, TsyncRowSet *memory, TsyncChunk *chunk, TsyncBuckets *buckets)
+tsync_stage_memory(TsyncTable *table, TsyncFingerprint fingerprint, TsyncRowSet *memory, TsyncChunk *chunk,
+				   TsyncBuckets *buckets)
 {
-	bytea	   *packed = tsync_pack_buckets(buckets, tsync_hint(table));
+	bytea	   *packed = tsync_pack_buckets(buckets, tsync_hint(table, fingerprint));
 	Datum		values[] = {
 		Int32GetDatum(chunk->number),
 		Int32GetDatum(buckets->bucketing.shift),
@@ -297,9 +318,9 @@ tsync_save_memory(TsyncTable *table, List *chunks, TsyncRowSet *memory, bool spa
 
 		chunk->known = !(spared && chunk->differs);
 		chunk->replica = chunk->source;
-		if (!chunk->known || (chunk->by_row && chunk->differs))
+		if (!chunk->known || chunk->learned || (chunk->by_row && chunk->differs))
 			tsync_write_memory(table, chunk, NULL, NULL);
-		else if (chunk->differed && !chunk->differs)
+		else if (chunk->expected && !chunk->differs)
 			tsync_write_digest(table, chunk);
 	}
 	tsync_rowset_start(memory);

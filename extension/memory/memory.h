@@ -19,7 +19,8 @@ extern void tsync_key_span(TsyncTable *table, TsyncRange *range, int64 *first, i
 extern TsyncBuckets *tsync_buckets_of_replica(TsyncTable *table, TsyncFingerprint fingerprint, TsyncChunk *chunk);
 extern int	tsync_know_replica(TsyncTable *table, TsyncFingerprint fingerprint, List *chunks, bool remember);
 extern void tsync_clear_memory(TsyncRowSet *memory);
-extern void tsync_stage_memory(TsyncTable *table, TsyncRowSet *memory, TsyncChunk *chunk, TsyncBuckets *buckets);
+extern void tsync_stage_memory(TsyncTable *table, TsyncFingerprint fingerprint, TsyncRowSet *memory, TsyncChunk *chunk,
+							   TsyncBuckets *buckets);
 extern void tsync_save_memory(TsyncTable *table, List *chunks, TsyncRowSet *memory, bool spared);
 extern TsyncDigest tsync_add_up_replica(List *chunks);
 

@@ -64,9 +64,9 @@ append_keys_of_buckets(StringInfo buf, List *buckets)
  * Append " AND bucket = ANY (..)" for a list of TsyncBucket; NIL stands for all
  * buckets.  The keys of a few bitmaps are listed, for an index to find.
  */
-static void
-append_bucket_filter(StringInfo buf, TsyncTable *table, TsyncBucketing *bucketing,
-					 List *buckets, TsyncFingerprint fingerprint)
+void
+tsync_append_bucket_filter(StringInfo buf, TsyncTable *table, TsyncBucketing *bucketing,
+						   List *buckets, TsyncFingerprint fingerprint)
 {
 	ListCell   *lc;
 
@@ -88,6 +88,25 @@ append_bucket_filter(StringInfo buf, TsyncTable *table, TsyncBucketing *bucketin
 	appendStringInfoString(buf, "}'::pg_catalog.int8[])");
 }
 
+/* Where the rows of a side are that a fingerprint can be made of. */
+static const char *
+fingerprinted(TsyncTable *table, TsyncSide side, TsyncFingerprint fingerprint)
+{
+	return side == TSYNC_SOURCE && fingerprint.xmin ? table->xmin_sql : tsync_relation_sql(table, side);
+}
+
+/* Append the sum of fingerprints; by xmin the replica's rows have none. */
+static void
+append_sum(StringInfo buf, TsyncTable *table, TsyncSide side, TsyncFingerprint fingerprint)
+{
+	appendStringInfoString(buf, "pg_catalog.sum(");
+	if (side == TSYNC_REPLICA && fingerprint.xmin)
+		appendStringInfoString(buf, "0::pg_catalog.int8");
+	else
+		tsync_append_fingerprint(buf, table, fingerprint);
+	appendStringInfoChar(buf, ')');
+}
+
 /* (rows, sum of fingerprints) of a chunk. */
 char *
 tsync_sql_digest(TsyncTable *table, TsyncSide side, TsyncRange *range, TsyncFingerprint fingerprint)
@@ -95,9 +114,9 @@ tsync_sql_digest(TsyncTable *table, TsyncSide side, TsyncRange *range, TsyncFing
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	appendStringInfoString(&buf, "SELECT pg_catalog.count(*), pg_catalog.sum(");
-	tsync_append_fingerprint(&buf, table, fingerprint);
-	appendStringInfo(&buf, ") FROM %s WHERE ", tsync_relation_sql(table, side));
+	appendStringInfoString(&buf, "SELECT pg_catalog.count(*), ");
+	append_sum(&buf, table, side, fingerprint);
+	appendStringInfo(&buf, " FROM %s WHERE ", fingerprinted(table, side, fingerprint));
 	tsync_append_range(&buf, table, range, false);
 	return buf.data;
 }
@@ -126,13 +145,15 @@ tsync_sql_digest_without(TsyncTable *table, TsyncRange *range, List *chunks, Tsy
 /*
  * (bucket, rows, sum of fingerprints) of each bucket of a chunk; rows are a
  * bitmap where buckets are, and then a fourth column may be the moment, or at
- * the source the bitmap of the rows that have reached the watermark.
+ * the source the bitmap of the rows that have reached the watermark.  By xmin
+ * it is that of the new rows, or their number.
  */
 char *
 tsync_sql_buckets(TsyncTable *table, TsyncSide side, TsyncRange *range,
 				  TsyncBucketing *bucketing, TsyncFingerprint fingerprint)
 {
 	bool		bitmap = bucketing->mask == TSYNC_BITMAP_MASK;
+	TsyncHint	hint = tsync_hint(table, fingerprint);
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -141,10 +162,18 @@ tsync_sql_buckets(TsyncTable *table, TsyncSide side, TsyncRange *range,
 	appendStringInfoString(&buf, bitmap ? ", pg_catalog.bit_or(" : ", pg_catalog.count(*");
 	if (bitmap)
 		append_bit(&buf, table);
-	appendStringInfoString(&buf, "), pg_catalog.sum(");
-	tsync_append_fingerprint(&buf, table, fingerprint);
-	appendStringInfoChar(&buf, ')');
-	if (bitmap && tsync_hint(table) == TSYNC_HINT_MOMENT)
+	appendStringInfoString(&buf, "), ");
+	append_sum(&buf, table, side, fingerprint);
+	if (fingerprint.xmin && hint == TSYNC_HINT_RECENT && side == TSYNC_SOURCE)
+	{
+		appendStringInfoString(&buf, bitmap ? ", pg_catalog.bit_or(" : ", pg_catalog.count(*");
+		if (bitmap)
+			append_bit(&buf, table);
+		appendStringInfoString(&buf, ") FILTER (WHERE ");
+		tsync_append_is_new(&buf, table);
+		appendStringInfoChar(&buf, ')');
+	}
+	else if (bitmap && hint == TSYNC_HINT_MOMENT)
 	{
 		appendStringInfoString(&buf, ", pg_catalog.sum(");
 		tsync_append_fingerprint(&buf, table, fingerprint);
@@ -152,7 +181,7 @@ tsync_sql_buckets(TsyncTable *table, TsyncSide side, TsyncRange *range,
 		append_bit_number(&buf, table);
 		appendStringInfoChar(&buf, ')');
 	}
-	else if (bitmap && side == TSYNC_SOURCE && tsync_hint(table) == TSYNC_HINT_RECENT)
+	else if (bitmap && side == TSYNC_SOURCE && hint == TSYNC_HINT_RECENT)
 	{
 		appendStringInfoString(&buf, ", pg_catalog.bit_or(");
 		append_bit(&buf, table);
@@ -160,7 +189,7 @@ tsync_sql_buckets(TsyncTable *table, TsyncSide side, TsyncRange *range,
 		tsync_append_comparison(&buf, table->version, ">=", table->watermark);
 		appendStringInfoChar(&buf, ')');
 	}
-	appendStringInfo(&buf, " FROM %s WHERE ", tsync_relation_sql(table, side));
+	appendStringInfo(&buf, " FROM %s WHERE ", fingerprinted(table, side, fingerprint));
 	tsync_append_range(&buf, table, range, false);
 	appendStringInfoString(&buf, " GROUP BY 1");
 	return buf.data;
@@ -242,7 +271,7 @@ tsync_sql_list_source(TsyncTable *table, TsyncRange *range, TsyncBucketing *buck
 		appendStringInfo(&buf, ", %s", table->version->quoted);
 	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
 	tsync_append_range(&buf, table, range, false);
-	append_bucket_filter(&buf, table, bucketing, buckets, fingerprint);
+	tsync_append_bucket_filter(&buf, table, bucketing, buckets, fingerprint);
 	if (fingerprint.all_columns)
 	{
 		appendStringInfoString(&buf, " GROUP BY ");
@@ -285,7 +314,7 @@ tsync_sql_compare(TsyncTable *table, const char *listed, TsyncRange *range,
 	tsync_append_fingerprint(&buf, table, fingerprint);
 	appendStringInfo(&buf, " AS f FROM %s WHERE ", table->replica_sql);
 	tsync_append_range(&buf, table, range, false);
-	append_bucket_filter(&buf, table, bucketing, buckets, fingerprint);
+	tsync_append_bucket_filter(&buf, table, bucketing, buckets, fingerprint);
 	appendStringInfoString(&buf, ") r ON ");
 	for (int i = 1; i <= table->nkeys; i++)
 		appendStringInfo(&buf, "%ss.k%d OPERATOR(pg_catalog.=) r.k%d", i > 1 ? " AND " : "", i, i);

@@ -57,7 +57,13 @@ tsync_append_fingerprint(StringInfo buf, TsyncTable *table, TsyncFingerprint fin
 	char	   *key = tsync_key_number(table, fingerprint.source_version);
 
 	Assert(fingerprint.source_version > 0);
-	Assert(fingerprint.all_columns || table->version != NULL);
+	Assert(fingerprint.xmin || fingerprint.all_columns || table->version != NULL);
+	if (fingerprint.xmin)
+	{
+		/* xid has no hash of its own that ships */
+		appendStringInfo(buf, "pg_catalog.hash_array_extended(ARRAY[%s], %s)", table->xmin_column, key);
+		return;
+	}
 	if (!fingerprint.all_columns)
 	{
 		tsync_append_column_hash(buf, table->version, key,
@@ -91,21 +97,39 @@ tsync_sql_memory_key(TsyncTable *table, TsyncFingerprint fingerprint)
 	tsync_append_keys(&buf, table, 0, table->nkeys, "");
 	for (int i = 0; fingerprint.all_columns && i < table->ncolumns; i++)
 		appendStringInfo(&buf, ", %s %u", table->columns[i].quoted, table->columns[i].type);
-	if (tsync_hint(table) == TSYNC_HINT_MOMENT)
+	if (tsync_hint(table, fingerprint) == TSYNC_HINT_MOMENT)
 		appendStringInfoString(&buf, " with moments");
 	return buf.data;
 }
 
 /*
- * What shows the changed rows of a bitmap: the version column, or, where every
- * column counts and there is none, the moment.  A row that changes its
+ * What shows the changed rows of a bitmap: the transaction that wrote them, the
+ * version column, or, where every column counts and there is none, the moment.  A row that changes its
  * fingerprint by d changes the sum by d and the moment by d << bit, which tells
  * the bit, and costs a second fingerprint.
  */
 TsyncHint
-tsync_hint(TsyncTable *table)
+tsync_hint(TsyncTable *table, TsyncFingerprint fingerprint)
 {
+	if (fingerprint.xmin)
+		return table->horizon.known ? TSYNC_HINT_RECENT : TSYNC_HINT_NONE;
 	if (table->version != NULL)
 		return table->watermark != NULL ? TSYNC_HINT_RECENT : TSYNC_HINT_NONE;
 	return TSYNC_HINT_MOMENT;
+}
+
+/*
+ * Append that a row was written by a transaction that had not ended when a run
+ * last succeeded.  Transaction ids have no order in SQL, but their bytes have.
+ */
+void
+tsync_append_is_new(StringInfo buf, TsyncTable *table)
+{
+	TsyncHorizon *horizon = &table->horizon;
+
+	Assert(horizon->known && table->xmin_column != NULL);
+	appendStringInfo(buf, "(pg_catalog.xidsend(%s) OPERATOR(pg_catalog.>=) '\\x%08x'::pg_catalog.bytea %s"
+					 " pg_catalog.xidsend(%s) OPERATOR(pg_catalog.<) '\\x%08x'::pg_catalog.bytea)",
+					 table->xmin_column, horizon->first, horizon->first <= horizon->end ? "AND" : "OR",
+					 table->xmin_column, horizon->end);
 }

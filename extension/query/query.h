@@ -27,6 +27,17 @@ typedef struct TsyncColumn
 	bool		refetch;		/* to be fetched for all rows, see evolve.c */
 } TsyncColumn;
 
+/*
+ * Transaction ids of the source that have written what was not there when a run
+ * last succeeded: from the first to before the end, modulo 2^32.
+ */
+typedef struct TsyncHorizon
+{
+	bool		known;
+	uint32		first;
+	uint32		end;
+} TsyncHorizon;
+
 /* A replica and its source, as SQL text sees them. */
 typedef struct TsyncTable
 {
@@ -43,6 +54,11 @@ typedef struct TsyncTable
 	TsyncColumn *version;		/* NULL when there is none */
 	const char *fingerprint_column; /* a name that no key column has */
 	bool		wide;			/* rows have no useful upper bound in bytes */
+	Oid			xmin_table;		/* foreign table over the source with key and xmin; invalid: there is none */
+	const char *xmin_sql;		/* quoted and qualified */
+	const char *xmin_column;	/* quoted */
+	TsyncHorizon horizon;
+	int64		seek_keys;		/* more keys are looked for in a scan, not by the source's index; 0: never */
 	const char *watermark;		/* of the version column, NULL: unknown; moves on with the rows applied */
 	int64		waited;			/* microseconds that statements for the source have taken */
 } TsyncTable;
@@ -51,6 +67,7 @@ typedef struct TsyncTable
 typedef struct TsyncFingerprint
 {
 	bool		all_columns;	/* or the version column only */
+	bool		xmin;			/* or the transaction that wrote it, which the replica does not have */
 	bool		opaque_apart;	/* of all columns those that have no hash are left out */
 	int			source_version; /* server_version_num there: which hashes it has */
 } TsyncFingerprint;
@@ -60,15 +77,16 @@ typedef struct TsyncFingerprint
 
 /*
  * A half-open range of keys; bounds are nrange texts, NULL is unbounded.  Or,
- * where "blocks" is set, a half-open range of the source's blocks.
+ * where "blocks" is set, a half-open range of the source's blocks, or of bitmaps.
  */
 typedef struct TsyncRange
 {
 	char	  **lower;			/* inclusive */
 	char	  **upper;			/* exclusive */
 	bool		blocks;
-	int64		first_block;
-	int64		end_block;		/* negative: the end of the table */
+	bool		buckets;		/* of 64 integer keys, by their numbers, in a way that no index serves */
+	int64		first_block;	/* or bucket */
+	int64		end_block;		/* negative: the end of the table; or PG_INT64_MAX: of the bitmaps */
 } TsyncRange;
 
 /* The watermark lies so far below the newest version applied: as long as transactions usually take. */
@@ -80,6 +98,7 @@ typedef struct TsyncRange
 #define TSYNC_DELETED "tsync_deleted"
 #define TSYNC_REAPPEARED "tsync_reappeared"
 #define TSYNC_TOUCHED "tsync_touched"	/* keys of rows that somebody has changed here */
+#define TSYNC_NEW "tsync_new"	/* keys of rows that the source has written since the last success */
 #define TSYNC_OPAQUE "tsync_opaque" /* columns without a hash of a chunk's source rows */
 
 /* Number of rows and sum, modulo 2^64, of their fingerprints. */
@@ -126,7 +145,7 @@ typedef struct TsyncBucket
 	int64		number;
 	uint64		rows;			/* how many, or the bitmap of those present */
 	uint64		sum;			/* of their fingerprints, modulo 2^64 */
-	uint64		recent;			/* source: bitmap of rows at or above the watermark */
+	uint64		recent;			/* source: of the rows at or above the watermark or horizon, as "rows" */
 	uint64		moment;			/* sum of fingerprint << bit, modulo 2^64 */
 } TsyncBucket;
 
@@ -158,6 +177,7 @@ tsync_is_bucket_number(const TsyncBucketing *bucketing, int64 number)
 typedef struct TsyncBuckets
 {
 	TsyncBucketing bucketing;
+	bool		without_sums;	/* nobody knows them */
 	int			count;
 	int			allocated;
 	TsyncBucket *buckets;
@@ -221,7 +241,8 @@ extern void tsync_append_column_hash(StringInfo buf, TsyncColumn *column, const 
 									 int version);
 extern void tsync_append_fingerprint(StringInfo buf, TsyncTable *table, TsyncFingerprint fingerprint);
 extern char *tsync_sql_memory_key(TsyncTable *table, TsyncFingerprint fingerprint);
-extern TsyncHint tsync_hint(TsyncTable *table);
+extern TsyncHint tsync_hint(TsyncTable *table, TsyncFingerprint fingerprint);
+extern void tsync_append_is_new(StringInfo buf, TsyncTable *table);
 
 /* in digest.c */
 extern char *tsync_sql_digest(TsyncTable *table, TsyncSide side, TsyncRange *range, TsyncFingerprint fingerprint);
@@ -229,6 +250,8 @@ extern char *tsync_sql_digest_without(TsyncTable *table, TsyncRange *range, List
 									  TsyncFingerprint fingerprint);
 extern char *tsync_sql_buckets(TsyncTable *table, TsyncSide side, TsyncRange *range, TsyncBucketing *bucketing,
 							   TsyncFingerprint fingerprint);
+extern void tsync_append_bucket_filter(StringInfo buf, TsyncTable *table, TsyncBucketing *bucketing,
+									   List *buckets, TsyncFingerprint fingerprint);
 extern char *tsync_sql_fingerprint(TsyncTable *table, TsyncFingerprint fingerprint);
 extern char *tsync_sql_fingerprints(TsyncTable *table, const char *rows, TsyncFingerprint fingerprint);
 extern char *tsync_sql_fingerprints_of_keys(TsyncTable *table, List *keys, TsyncFingerprint fingerprint);
@@ -237,6 +260,19 @@ extern char *tsync_sql_list_source(TsyncTable *table, TsyncRange *range, TsyncBu
 								   TsyncFingerprint fingerprint);
 extern char *tsync_sql_compare(TsyncTable *table, const char *listed, TsyncRange *range, TsyncBucketing *bucketing,
 							   List *buckets, TsyncFingerprint fingerprint);
+
+/* in new_rows.c */
+extern char *tsync_sql_new_keys(TsyncTable *table, TsyncRange *range, TsyncBucketing *bucketing, List *buckets,
+								TsyncFingerprint fingerprint);
+extern char *tsync_sql_new_of_keys(TsyncTable *table, List *keys);
+extern char *tsync_sql_keys_of_buckets(TsyncTable *table, TsyncRange *range, TsyncBucketing *bucketing, List *buckets,
+									   TsyncFingerprint fingerprint);
+extern char *tsync_sql_unlisted_keys(TsyncTable *table, const char *listed, TsyncRange *range, TsyncBucketing *bucketing,
+									 List *buckets, TsyncFingerprint fingerprint);
+extern char *tsync_sql_missing_rows(TsyncTable *table, const char *rows);
+extern char *tsync_sql_changed_rows(TsyncTable *table, const char *rows);
+extern char *tsync_sql_count_changed_rows(TsyncTable *table, const char *rows);
+extern char *tsync_sql_digest_of_rows(TsyncTable *table, const char *rows, TsyncFingerprint fingerprint);
 
 /* in read.c */
 extern char *tsync_sql_watermark(TsyncTable *table, const char *rows, const char *more);
@@ -265,7 +301,7 @@ extern char *tsync_sql_newest_version(TsyncTable *table, const char *seen);
 extern char *tsync_sql_set_back(TsyncTable *table, const char *seen);
 
 /* in row_difference.c */
-extern char *tsync_sql_differences(TsyncTable *table, List *ranges, bool touched, bool by_row, bool all,
+extern char *tsync_sql_differences(TsyncTable *table, List *ranges, bool touched, bool by_row, bool by_xmin, bool all,
 								   const char *keys);
 extern char *tsync_sql_suspects(TsyncTable *table, TsyncRange *range, TsyncFingerprint fingerprint, int limit);
 extern char *tsync_sql_unlike_replica(TsyncTable *table, int limit);

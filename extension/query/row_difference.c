@@ -119,13 +119,22 @@ append_verdict_of_pair(StringInfo buf, TsyncTable *table, bool touched, bool by_
 		return;
 	}
 	appendStringInfoString(buf, "CASE");
-	if (!by_row)
+	if (!by_row && table->version)
 		appendStringInfo(buf, " WHEN s.%s IS NOT DISTINCT FROM r.%s THEN 'different'",
 						 table->version->quoted, table->version->quoted);
 	if (touched)
 		appendStringInfo(buf, " WHEN s.%s OPERATOR(pg_catalog.>) r.%s OR (s.%s IS NOT NULL AND r.%s IS NULL) THEN " NEWER,
 						 version->quoted, version->quoted, version->quoted, version->quoted);
 	appendStringInfo(buf, " ELSE %s END", touched ? "'different'" : NEWER);
+}
+
+/* Append what to call a row of the source, "s": who wrote it tells whether it is newer than the last success. */
+static void
+append_verdict_by_xmin(StringInfo buf, TsyncTable *table, const char *otherwise)
+{
+	appendStringInfo(buf, "CASE WHEN EXISTS (SELECT FROM %s n WHERE ", TSYNC_NEW);
+	tsync_append_keys_equal(buf, table, "n.", "s.");
+	appendStringInfo(buf, ") THEN " NEWER " ELSE %s END", otherwise);
 }
 
 /*
@@ -168,7 +177,7 @@ append_key_filter(StringInfo buf, TsyncTable *table, const char *conjunction, co
  * what is not merely newer.
  */
 char *
-tsync_sql_differences(TsyncTable *table, List *ranges, bool touched, bool by_row, bool all, const char *keys)
+tsync_sql_differences(TsyncTable *table, List *ranges, bool touched, bool by_row, bool by_xmin, bool all, const char *keys)
 {
 	StringInfoData buf;
 
@@ -176,7 +185,10 @@ tsync_sql_differences(TsyncTable *table, List *ranges, bool touched, bool by_row
 	appendStringInfoString(&buf, "SELECT key, difference, source, replica_row FROM (SELECT ");
 	append_json_key(&buf, table, "s.");
 	appendStringInfoString(&buf, " AS key, ");
-	append_verdict_of_pair(&buf, table, touched, by_row);
+	if (by_xmin)
+		append_verdict_by_xmin(&buf, table, "'different'");
+	else
+		append_verdict_of_pair(&buf, table, touched, by_row);
 	appendStringInfoString(&buf, " AS difference, ");
 	append_json_row(&buf, table, "s.");
 	appendStringInfoString(&buf, " AS source, ");
@@ -188,7 +200,10 @@ tsync_sql_differences(TsyncTable *table, List *ranges, bool touched, bool by_row
 	appendStringInfoString(&buf, " UNION ALL SELECT ");
 	append_json_key(&buf, table, "s.");
 	appendStringInfoString(&buf, ", ");
-	append_verdict_of_source(&buf, table, touched);
+	if (by_xmin)
+		append_verdict_by_xmin(&buf, table, "'missing here'");
+	else
+		append_verdict_of_source(&buf, table, touched);
 	appendStringInfoString(&buf, ", ");
 	append_json_row(&buf, table, "s.");
 	appendStringInfoString(&buf, ", NULL FROM (SELECT ");

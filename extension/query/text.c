@@ -113,7 +113,7 @@ tsync_append_range(StringInfo buf, TsyncTable *table, TsyncRange *range, bool ab
 {
 	int			first = 0;
 
-	Assert(range->blocks || table->nrange > 0 || (!range->lower && !range->upper));
+	Assert(range->blocks || range->buckets || table->nrange > 0 || (!range->lower && !range->upper));
 	if (range->blocks)
 	{
 		appendStringInfo(buf, "ctid OPERATOR(pg_catalog.>=) '(" INT64_FORMAT ",0)'::pg_catalog.tid",
@@ -121,6 +121,17 @@ tsync_append_range(StringInfo buf, TsyncTable *table, TsyncRange *range, bool ab
 		if (range->end_block >= 0)
 			appendStringInfo(buf, " AND ctid OPERATOR(pg_catalog.<) '(" INT64_FORMAT ",0)'::pg_catalog.tid",
 							 range->end_block);
+		return;
+	}
+	if (range->buckets)
+	{
+		appendStringInfoString(buf, "true");
+		if (range->first_block > PG_INT64_MIN)
+			appendStringInfo(buf, " AND %s OPERATOR(pg_catalog.>>) %d OPERATOR(pg_catalog.>=) " INT64_FORMAT,
+							 table->keys[0]->quoted, TSYNC_BITMAP_SHIFT, range->first_block);
+		if (range->end_block < PG_INT64_MAX)
+			appendStringInfo(buf, " AND %s OPERATOR(pg_catalog.>>) %d OPERATOR(pg_catalog.<) " INT64_FORMAT,
+							 table->keys[0]->quoted, TSYNC_BITMAP_SHIFT, range->end_block);
 		return;
 	}
 	if (range->lower && range->upper)
@@ -140,7 +151,10 @@ tsync_append_range(StringInfo buf, TsyncTable *table, TsyncRange *range, bool ab
 		appendStringInfoString(buf, "true");
 }
 
-/* Append the condition that a single-column key is one of a list of keys. */
+/*
+ * Append the condition that a single-column key is one of a list of keys: more
+ * than an index should look for are compared as what no index has.
+ */
 static void
 append_key_array(StringInfo buf, TsyncTable *table, List *keys)
 {
@@ -160,7 +174,9 @@ append_key_array(StringInfo buf, TsyncTable *table, List *keys)
 		appendStringInfoChar(&array, '"');
 	}
 	appendStringInfoChar(&array, '}');
-	appendStringInfo(buf, "%s OPERATOR(pg_catalog.=) ANY (%s::%s[])", table->keys[0]->quoted,
+	appendStringInfo(buf, "%s OPERATOR(pg_catalog.=) ANY (%s::%s[])",
+					 list_length(keys) > TSYNC_GROUP_KEYS ? psprintf("(%s OPERATOR(pg_catalog.|) 0::%s)", table->keys[0]->quoted, tsync_type_sql(table->keys[0]->type))
+					 : table->keys[0]->quoted,
 					 quote_literal_cstr(array.data), tsync_type_sql(table->keys[0]->type));
 }
 

@@ -90,7 +90,12 @@ tsync_read_run(TsyncRun *run)
 static TsyncFingerprint
 usual_fingerprint(TsyncRun *run)
 {
-	return (TsyncFingerprint) {.all_columns = run->replica->settings.all_columns,.source_version = run->source.version};
+	return (TsyncFingerprint)
+	{
+		.all_columns = run->replica->settings.all_columns,
+			.xmin = run->replica->settings.by_xmin,
+			.source_version = run->source.version
+	};
 }
 
 /* What LOAD gets; rows that an earlier attempt has loaded count. */
@@ -103,6 +108,9 @@ tsync_prepare_load(TsyncRun *run)
 	load->replica = run->replica;
 	load->table = &run->replica->table;
 	load->fingerprint = usual_fingerprint(run);
+	/* of the look before the load: what a transaction that ended before has written is loaded */
+	load->horizon = run->source.horizon;
+	load->fresh = run->replica->state.load_position == NULL && !run->replica->state.bulk_loading;
 	load->source = &run->source;
 	load->pace = &run->pace;
 	load->grouped = run->grouped;
@@ -123,6 +131,9 @@ tsync_prepare_scan(TsyncRun *run)
 	scan->verify = &run->verify;
 	scan->stage = run->stage;
 	scan->snapshot_expired |= run->load.snapshot_expired;
+	scan->fresh = run->load.fresh && run->replica->settings.by_xmin && !run->verify.whole;
+	scan->load_horizon = run->load.horizon;
+	run->replica->table.seek_keys = tsync_seek_keys(&run->source);
 	scan->load_compared = run->load.compared;
 	scan->load_digest = run->load.digest;
 	run->load.compared = false; /* only the scan that follows at once may rely on it */
@@ -155,6 +166,10 @@ prepare_record(TsyncRun *run)
 	record->counters = run->source.counters;
 	record->counters_at = run->source.counters_at;
 	record->adopted = replica->state.adopted;
+	record->by_xmin = run->scan.fingerprint.xmin;
+	record->by_value = run->scan.by_value;
+	record->epoch = run->source.epoch;
+	record->source_changes = run->source.changes;
 }
 
 /* What APPLY gets, once all that is asked of the source has been. */
@@ -165,7 +180,8 @@ tsync_prepare_apply(TsyncRun *run, bool last_attempt)
 
 	prepare_record(run);
 	apply->table = &run->replica->table;
-	apply->fingerprint = run->scan.fingerprint;
+	apply->by_xmin = run->scan.fingerprint.xmin;
+	apply->fingerprint = apply->by_xmin ? tsync_every_column(run->source.version) : run->scan.fingerprint;
 	apply->stage = run->stage;
 	apply->chunks = run->scan.chunks;
 	apply->memory = &run->scan.memory;

@@ -71,6 +71,9 @@ look_at_source(TsyncRun *run)
 	tsync_begin_in(CurrentMemoryContext);
 	tsync_read_source(table, &run->source);
 	tsync_read_horizon(table, &run->source);
+	if (run->replica->settings.by_xmin)
+		tsync_read_writes(table, &run->source);
+	run->source.changes = -1;
 	if (run->source.estimate >= tsync_chunk_target(&run->pace))
 		tsync_read_layout(table, &run->source);
 	/* of the same snapshot as the shape: no change of columns after that escapes source_was_rewritten() */
@@ -184,6 +187,8 @@ begin_run(TsyncRun *run)
 	open_source(run);
 	run->apply.table = &run->replica->table;	/* should it come to nothing, this tells of which replica */
 	run->apply.unproved = false;
+	if (run->replica->settings.by_xmin)
+		tsync_prepare_xmin(&run->replica->table);
 	if (!run->replica->state.loaded)
 	{
 		tsync_prepare_load(run);

@@ -9,6 +9,11 @@
  * A row that an update moves would be seen twice or not at all from one
  * snapshot to the next; only a scan in one snapshot may come here.
  *
+ * A table that is larger than a quarter of the source's shared_buffers is read
+ * by one statement, without any range: a plain sequential scan of such a table
+ * goes through a ring of a few buffers and leaves all others alone, which
+ * neither a range of ctid nor an index does.
+ *
  *-------------------------------------------------------------------------
  */
 #include "tablesync.h"
@@ -26,6 +31,18 @@
 
 /* More ranges of keys than this are not worth excluding row by row. */
 #define MAX_EXCLUDED_RANGES 4	/* not measured; each is a comparison for every row */
+
+/* A sequential scan of a table that is larger than this share of shared_buffers uses few of them (heapam.c). */
+#define RING_FRACTION 4
+
+/* Pages that we may bring into the source's memory by its index: this share of shared_buffers. */
+#define SEEK_FRACTION 4			/* not measured; what has changed lately is there anyway */
+
+/* Blocks that a key takes at most, in the index and in the table. */
+#define BLOCKS_PER_KEY 2
+
+/* Bitmaps that one sequential scan counts: about 200 bytes each in the source's work_mem (connection.c). */
+#define SCANNED_BUCKETS 400000	/* not measured; 25 million dense keys */
 
 /* Rows whose buckets fit into the source's caches: more take a quarter longer each. */
 #define BUCKETED_ROWS 500000	/* measured by hand, figures not kept */
@@ -49,10 +66,33 @@ rows_of_blocks(TsyncSource *source, TsyncRange *range)
 	return (int64) ((end - range->first_block) * rows_per_block(source));
 }
 
+/* Is the source read by plain sequential scans, which spare its memory? */
+bool
+tsync_is_sequential(TsyncSource *source)
+{
+	return source->shared_buffers > 0 && source->blocks > source->shared_buffers / RING_FRACTION;
+}
+
+/* How many keys may be looked for by the source's index: more would push out too much of its memory; 0: any number. */
+int64
+tsync_seek_keys(TsyncSource *source)
+{
+	/* before 14 a list of keys has no hash: each row would be compared with all of them */
+	return tsync_is_sequential(source) && source->version >= BLOCKS_VERSION
+		? source->shared_buffers / SEEK_FRACTION / BLOCKS_PER_KEY : 0;
+}
+
+/* May a range of so many rows be read by the source's index? */
+bool
+tsync_may_seek_rows(TsyncSource *source, int64 rows)
+{
+	return !tsync_is_sequential(source) || rows / rows_per_block(source) < source->shared_buffers / SEEK_FRACTION;
+}
+
 bool
 tsync_can_read_blocks(TsyncSource *source)
 {
-	return source->blocks > 0 && source->version >= BLOCKS_VERSION;
+	return source->blocks > 0 && (source->version >= BLOCKS_VERSION || tsync_is_sequential(source));
 }
 
 /*
@@ -66,11 +106,39 @@ next_blocks(TsyncSource *source, TsyncRange *range, int64 rows)
 
 	if (range->blocks && range->end_block < 0)
 		return false;
+	if (tsync_is_sequential(source))
+	{
+		/* all of it, which no range may tell */
+		bool		first = !range->buckets;
+
+		*range = (TsyncRange) {.buckets = true,.first_block = PG_INT64_MIN,.end_block = PG_INT64_MAX};
+		return first;
+	}
 	range->first_block = range->blocks ? range->end_block : 0;
 	range->end_block = range->first_block + step;
 	if (range->end_block >= source->blocks)
 		range->end_block = -1;	/* open: relpages may be old */
 	range->blocks = true;
+	return true;
+}
+
+/*
+ * The next part of the bitmaps of all rows, with as many as a sequential scan
+ * can count, out of those from the first to the last key; false after the last
+ * part, which is open.
+ */
+static bool
+next_bitmaps(TsyncSource *source, TsyncRange *range, TsyncPace *pace, int64 first, int64 last)
+{
+	if (!tsync_is_sequential(source))
+		return next_blocks(source, range, Min(tsync_statement_rows(pace), BUCKETED_ROWS));
+	if (range->buckets && range->end_block == PG_INT64_MAX)
+		return false;
+	range->first_block = range->buckets ? range->end_block : PG_INT64_MIN;
+	range->end_block = (range->buckets ? range->end_block : first >> TSYNC_BITMAP_SHIFT) + SCANNED_BUCKETS;
+	if (range->end_block > last >> TSYNC_BITMAP_SHIFT)
+		range->end_block = PG_INT64_MAX;
+	range->buckets = true;
 	return true;
 }
 
@@ -104,11 +172,10 @@ tsync_read_all_buckets(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSou
 	int64		first;
 	int64		last;
 
-	all->hint = tsync_hint(table);
+	all->hint = tsync_hint(table, fingerprint);
 	tsync_key_span(table, &range, &first, &last);
 	tsync_expect_keys(all, first, last);
-	while (!all->overflow &&
-		   next_blocks(source, &range, Min(tsync_statement_rows(pace), BUCKETED_ROWS)))
+	while (!all->overflow && next_bitmaps(source, &range, pace, first, last))
 	{
 		int64		before = table->waited;
 
@@ -116,7 +183,8 @@ tsync_read_all_buckets(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSou
 		tsync_select_each(table, TSYNC_SOURCE,
 						  tsync_sql_buckets(table, TSYNC_SOURCE, &range, &bucketing,
 											fingerprint), NULL, take_bucket_of_blocks, all);
-		tsync_note_speed(pace, rows_of_blocks(source, &range), TSYNC_BUCKET_COST, table->waited - before);
+		if (range.blocks)
+			tsync_note_speed(pace, rows_of_blocks(source, &range), TSYNC_BUCKET_COST, table->waited - before);
 		if (all->nonsense)
 			tsync_refuse_answer(table, "a bucket that no key can be in");
 	}
@@ -175,7 +243,7 @@ tsync_learn_speed(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSource *
 {
 	int64		length;
 
-	if (pace->scan_rate > 0 || !tsync_can_read_blocks(source) ||
+	if (pace->scan_rate > 0 || !tsync_can_read_blocks(source) || source->version < BLOCKS_VERSION ||
 		strcmp(pace->consistency, "auto") != 0 || tsync_use_snapshot(pace, weighted_rows))
 		return;
 	length = Max((int64) (SAMPLE_ROWS / rows_per_block(source)), 1);

@@ -37,6 +37,6 @@ tsync_confirm(TsyncTable *table, TsyncStage *stage)
 		return;
 	tsync_progress_phase(TSYNC_PHASE_CONFIRM, 0, stage->deleted.count);
 	tsync_begin();
-	tsync_for_keys(table, &stage->deleted, find_again, stage);
+	tsync_for_keys(table, TSYNC_SOURCE, &stage->deleted, find_again, stage);
 	tsync_commit();
 }

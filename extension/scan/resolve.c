@@ -35,21 +35,11 @@
 /* More rows are not listed or fetched in one transaction: its snapshot would grow old. */
 #define MAX_ROWS_TO_FETCH 100000	/* not measured */
 
-/* A bucket that differs; a side that lacks it has no rows. */
-typedef struct BucketPair
-{
-	TsyncBucket source;
-	TsyncBucket replica;
-	bool		resolved;
-	uint64		expected;		/* sum of the replica's rows after the change */
-	int			missing;		/* candidates that nobody has found */
-} BucketPair;
-
 /* A key whose row has probably changed. */
 typedef struct Candidate
 {
 	int64		key;			/* hash key */
-	BucketPair *difference;
+	TsyncBucketPair *difference;
 	bool		wanted_old;
 	bool		wanted_new;
 	bool		has_old;
@@ -148,9 +138,12 @@ are_ascending(TsyncBuckets *buckets)
 }
 #endif
 
-/* The buckets in which two sides of a chunk differ: a list of BucketPair. */
-static List *
-find_differences(TsyncBuckets *source, TsyncBuckets *replica)
+/*
+ * The buckets in which two sides of a chunk differ, or may differ: a list of
+ * TsyncBucketPair.  Where nobody knows the replica's sums, those of new rows may.
+ */
+List *
+tsync_find_differences(TsyncBuckets *source, TsyncBuckets *replica)
 {
 	List	   *differences = NIL;
 	int			s = 0;
@@ -162,7 +155,7 @@ find_differences(TsyncBuckets *source, TsyncBuckets *replica)
 	{
 		TsyncBucket *theirs = s < source->count ? &source->buckets[s] : NULL;
 		TsyncBucket *ours = r < replica->count ? &replica->buckets[r] : NULL;
-		BucketPair *difference;
+		TsyncBucketPair *difference;
 
 		if (theirs && ours && theirs->number != ours->number)
 		{
@@ -173,9 +166,10 @@ find_differences(TsyncBuckets *source, TsyncBuckets *replica)
 		}
 		s += theirs != NULL;
 		r += ours != NULL;
-		if (theirs && ours && theirs->rows == ours->rows && theirs->sum == ours->sum)
+		if (theirs && ours && theirs->rows == ours->rows &&
+			(replica->without_sums ? theirs->recent == 0 : theirs->sum == ours->sum))
 			continue;
-		difference = palloc0(sizeof(BucketPair));
+		difference = palloc0(sizeof(TsyncBucketPair));
 		if (theirs)
 			difference->source = *theirs;
 		if (ours)
@@ -274,7 +268,7 @@ buckets_of(List *pairs)
 	ListCell   *lc;
 
 	foreach(lc, pairs)
-		buckets = lappend(buckets, &((BucketPair *) lfirst(lc))->source);
+		buckets = lappend(buckets, &((TsyncBucketPair *) lfirst(lc))->source);
 	return buckets;
 }
 
@@ -283,7 +277,7 @@ buckets_of(List *pairs)
  * recent ones, or those for which sum and moment have moved as by one change.
  */
 static uint64
-changed_keys(BucketPair *difference)
+changed_keys(TsyncBucketPair *difference)
 {
 	TsyncBucket *source = &difference->source;
 	TsyncBucket *replica = &difference->replica;
@@ -302,19 +296,19 @@ changed_keys(BucketPair *difference)
 
 /* Bitmaps of the keys whose rows the source has new, and the replica old. */
 static uint64
-new_keys(BucketPair *difference)
+new_keys(TsyncBucketPair *difference)
 {
 	return (difference->source.rows & ~difference->replica.rows) | changed_keys(difference);
 }
 
 static uint64
-old_keys(BucketPair *difference)
+old_keys(TsyncBucketPair *difference)
 {
 	return (difference->replica.rows & ~difference->source.rows) | changed_keys(difference);
 }
 
 static void
-add_candidates(TsyncTable *table, HTAB *candidates, BucketPair *difference, TsyncRowSet *to_fetch)
+add_candidates(TsyncTable *table, HTAB *candidates, TsyncBucketPair *difference, TsyncRowSet *to_fetch)
 {
 	uint64		fetch = new_keys(difference);
 	uint64		old = old_keys(difference);
@@ -394,7 +388,7 @@ read_fingerprints(TsyncResolver *resolver, HTAB *candidates)
 
 			put_row(&old, &value, &isnull);
 		}
-	tsync_for_keys(resolver->table, &old, read_old_fingerprints, &target);
+	tsync_for_keys(resolver->table, TSYNC_REPLICA, &old, read_old_fingerprints, &target);
 	tuplestore_end(old.rows);
 
 	/* computed here, from what has arrived: what changes on the way does not add up */
@@ -435,7 +429,7 @@ stage_fetched(TsyncResolver *resolver, HTAB *candidates)
 
 /* Stage the deleted keys of a resolved bucket. */
 static void
-stage_deleted(TsyncResolver *resolver, BucketPair *difference)
+stage_deleted(TsyncResolver *resolver, TsyncBucketPair *difference)
 {
 	for (uint64 left = difference->replica.rows & ~difference->source.rows; left != 0; left &= left - 1)
 	{
@@ -460,7 +454,7 @@ guess_batch(TsyncResolver *resolver, List *batch, List *unresolved)
 
 	foreach(lc, batch)
 	{
-		BucketPair *difference = lfirst(lc);
+		TsyncBucketPair *difference = lfirst(lc);
 
 		difference->expected = difference->replica.sum;
 		add_candidates(resolver->table, candidates, difference, &resolver->to_insert);
@@ -470,7 +464,7 @@ guess_batch(TsyncResolver *resolver, List *batch, List *unresolved)
 	MemoryContextSwitchTo(caller);
 	foreach(lc, batch)
 	{
-		BucketPair *difference = lfirst(lc);
+		TsyncBucketPair *difference = lfirst(lc);
 
 		/* the proof: a wrong guess, a late commit or a tie does not come out as the source's sum */
 		difference->resolved = difference->missing == 0 && difference->expected == difference->source.sum;
@@ -497,7 +491,7 @@ guess_rows(TsyncResolver *resolver, List *differences)
 
 	foreach(lc, differences)
 	{
-		BucketPair *difference = lfirst(lc);
+		TsyncBucketPair *difference = lfirst(lc);
 		int			mine = pg_popcount64(new_keys(difference) | old_keys(difference));
 
 		if (mine == 0)
@@ -526,7 +520,7 @@ check_amount(TsyncTable *table, TsyncBucketing *bucketing, List *differences)
 
 	foreach(lc, differences)
 	{
-		BucketPair *difference = lfirst(lc);
+		TsyncBucketPair *difference = lfirst(lc);
 		uint64		fetch = bucketing->mask == TSYNC_BITMAP_MASK ? new_keys(difference) : 0;
 
 		rows += fetch ? pg_popcount64(fetch) : tsync_rows_of_bucket(bucketing, &difference->source);
@@ -545,7 +539,7 @@ check_amount(TsyncTable *table, TsyncBucketing *bucketing, List *differences)
 bool
 tsync_resolve(TsyncResolver *resolver, TsyncChunk *chunk, TsyncBuckets *source, TsyncBuckets *replica, bool whatever_it_takes)
 {
-	List	   *differences = find_differences(source, replica);
+	List	   *differences = tsync_find_differences(source, replica);
 	List	   *unresolved = differences;
 
 	if (differences == NIL)

@@ -24,6 +24,19 @@ typedef enum TsyncVerdict
 /* Finds the rows that differ in a chunk; private to resolve.c. */
 typedef struct TsyncResolver TsyncResolver;
 
+/* Likewise by xmin; private to by_xmin.c. */
+typedef struct TsyncNewRows TsyncNewRows;
+
+/* A bucket that differs; a side that lacks it has no rows. */
+typedef struct TsyncBucketPair
+{
+	TsyncBucket source;
+	TsyncBucket replica;
+	bool		resolved;
+	uint64		expected;		/* sum of the replica's rows after the change */
+	int			missing;		/* candidates that nobody has found */
+} TsyncBucketPair;
+
 /* What SCAN looks at, and what it has found. */
 typedef struct TsyncScan
 {
@@ -42,6 +55,9 @@ typedef struct TsyncScan
 	TsyncDigest digest;			/* of the source */
 	bool		snapshot;		/* one for the whole scan */
 	bool		snapshot_expired;	/* it took too long */
+	int64		load_horizon;	/* transaction id of the source as the load began */
+	bool		fresh;			/* this run has loaded the replica: it has the rows that are not new */
+	bool		by_value;		/* every column is compared, because xmin tells too little */
 	bool		load_compared;	/* the load has found "load_digest" at the source, in a snapshot of its own */
 	TsyncDigest load_digest;
 } TsyncScan;
@@ -55,6 +71,9 @@ extern TsyncChunk *tsync_fit_chunk(TsyncScan *scan, int position);
 extern void tsync_halve_chunk(TsyncScan *scan, int position, bool must);
 
 /* in blocks.c */
+extern bool tsync_is_sequential(TsyncSource *source);
+extern int64 tsync_seek_keys(TsyncSource *source);
+extern bool tsync_may_seek_rows(TsyncSource *source, int64 rows);
 extern bool tsync_can_read_blocks(TsyncSource *source);
 extern TsyncAllBuckets *tsync_read_all_buckets(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSource *source,
 											   TsyncPace *pace);
@@ -65,7 +84,15 @@ extern void tsync_learn_speed(TsyncTable *table, TsyncFingerprint fingerprint, T
 extern TsyncVerdict tsync_compare_quiet_chunks(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSource *source,
 											   TsyncPace *pace, List *chunks);
 
+/* in by_xmin.c */
+extern TsyncNewRows *tsync_new_rows_create(TsyncTable *table, TsyncFingerprint fingerprint, TsyncStage *stage);
+extern void tsync_new_rows_destroy(TsyncNewRows *rows);
+extern void tsync_new_rows_clear(TsyncNewRows *rows);
+extern bool tsync_resolve_by_xmin(TsyncNewRows *rows, TsyncChunk *chunk, TsyncBuckets *source, TsyncBuckets *replica,
+								  bool whatever_it_takes);
+
 /* in resolve.c */
+extern List *tsync_find_differences(TsyncBuckets *source, TsyncBuckets *replica);
 extern TsyncResolver *tsync_resolver_create(TsyncTable *table, TsyncFingerprint fingerprint, TsyncStage *stage);
 extern void tsync_resolver_destroy(TsyncResolver *resolver);
 extern void tsync_resolver_clear(TsyncResolver *resolver);

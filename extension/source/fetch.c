@@ -60,5 +60,5 @@ fetch_keys(TsyncTable *table, List *keys, void *into)
 void
 tsync_fetch_rows(TsyncTable *table, TsyncRowSet *keys, TsyncRowSet *into)
 {
-	tsync_for_keys(table, keys, fetch_keys, into);
+	tsync_for_keys(table, TSYNC_SOURCE, keys, fetch_keys, into);
 }

@@ -65,11 +65,13 @@ void
 tsync_read_layout(TsyncTable *table, TsyncSource *source)
 {
 	tsync_await_source();
-	tsync_catalog_execute_oid("SELECT blocks, clustered FROM tablesync.source_layout($1::regclass)",
+	tsync_catalog_execute_oid("SELECT blocks, clustered, shared_buffers, coalesce(changes, -1) FROM tablesync.source_layout($1::regclass)",
 							  table->relid);
 	tsync_source_answered();
 	source->blocks = Max(Min(tsync_result_int64(0, 1), MaxBlockNumber), 0);
 	source->clustered = tsync_result_bool(0, 2);
+	source->shared_buffers = Max(Min(tsync_result_int64(0, 3), MaxBlockNumber), 0);
+	source->changes = tsync_result_int64(0, 4);
 	SPI_freetuptable(SPI_tuptable);
 }
 

@@ -45,8 +45,8 @@ tsync_home(PG_FUNCTION_ARGS)
  * Let the foreign tables that were made go away with the server or with the
  * extension, whichever is dropped first.
  */
-static void
-tie_to_server(Oid table, Oid server, Oid extension)
+void
+tsync_tie_to_server(Oid table, Oid server, Oid extension)
 {
 	ObjectAddress created;
 	ObjectAddress on_server;
@@ -72,7 +72,7 @@ create_source_catalogs(Oid server)
 	for (uint64 i = 0; i < ncreated; i++)
 		created[i] = (Oid) tsync_result_int64(i, 1);
 	for (uint64 i = 0; i < ncreated; i++)
-		tie_to_server(created[i], server, extension);
+		tsync_tie_to_server(created[i], server, extension);
 }
 
 /*

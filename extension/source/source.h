@@ -33,6 +33,10 @@ typedef struct TsyncSource
 	double		estimate;		/* rows, by its catalog */
 	int64		blocks;			/* likewise; 0 when unknown */
 	bool		clustered;		/* rows lie about in the order of their keys */
+	int64		shared_buffers; /* blocks that the server keeps in memory, 0: unknown */
+	int64		changes;		/* rows it has ever changed, by its counters; -1: unknown */
+	char	   *epoch;			/* since when transaction ids mean what they do, NULL: unknown */
+	int64		newest_xid;		/* in use, as far as it is known; 0: it is not */
 	int64		horizon;		/* its transaction counter, 0 if unknown */
 	bool		went_back;		/* that was further in the last successful run */
 	char	   *newest_version; /* seen there so far, NULL if none */
@@ -84,6 +88,13 @@ extern char *tsync_source_identity(TsyncTable *table);
 extern void tsync_read_layout(TsyncTable *table, TsyncSource *source);
 extern void tsync_read_horizon(TsyncTable *table, TsyncSource *source);
 extern bool tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id);
+
+/* in server.c */
+extern void tsync_tie_to_server(Oid table, Oid server, Oid extension);
+
+/* in xmin.c */
+extern void tsync_prepare_xmin(TsyncTable *table);
+extern void tsync_read_writes(TsyncTable *table, TsyncSource *source);
 
 /* in pace.c */
 extern double tsync_weigh_rows(int64 quiet, int64 differing);

@@ -15,7 +15,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     VALUES
         ('pg_class', 'oid oid, relname text, relnamespace oid, relfilenode oid, relkind "char", '
-                     'relrowsecurity boolean, relhassubclass boolean, reltuples real, relpages integer'),
+                     'relrowsecurity boolean, relhassubclass boolean, reltuples real, relpages integer, relam oid'),
         ('pg_namespace', 'oid oid, nspname text'),
         ('pg_attribute', 'attrelid oid, attname text, attnum smallint, atttypid oid, atttypmod integer, '
                          'attcollation oid, attnotnull boolean, attisdropped boolean, attacl text'),
@@ -32,7 +32,7 @@ AS $$
         ('pg_stats', 'schemaname text, tablename text, attname text, inherited boolean, correlation real, histogram_bounds text'),
         ('pg_stat_user_tables', 'relid oid, n_tup_ins bigint, n_tup_upd bigint, n_tup_del bigint'),
         ('pg_stat_database', 'datname text, stats_reset timestamptz'),
-        ('pg_stat_activity', 'backend_xmin bigint'),
+        ('pg_stat_activity', 'backend_xid bigint, backend_xmin bigint'),
         ('pg_stat_bgwriter', 'stats_reset timestamptz');
 $$;
 COMMENT ON FUNCTION tablesync.source_catalog_columns() IS 'names and columns of the foreign tables over a source''s catalogs';
@@ -240,10 +240,11 @@ $$;
 COMMENT ON FUNCTION tablesync.source_identity(regclass) IS 'OIDs and file nodes of a source table and its partitions, and a digest of its columns';
 
 /*
- * In how many blocks a source keeps its rows, 0 if that is not known, and
- * whether they lie about in the order of their keys.
+ * In how many blocks a source keeps its rows, 0 if that is not known, whether
+ * they lie about in the order of their keys, how many blocks the server keeps in
+ * memory, and how many rows it has ever changed, as far as its counters tell.
  */
-CREATE FUNCTION tablesync.source_layout(replica regclass, OUT blocks bigint, OUT clustered boolean)
+CREATE FUNCTION tablesync.source_layout(replica regclass, OUT blocks bigint, OUT clustered boolean, OUT shared_buffers bigint, OUT changes bigint)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -252,17 +253,18 @@ DECLARE
     target record;
     first_key text;
     column_grants boolean;
+    relid oid;
 BEGIN
     SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
     target := tablesync.source_target(settings.source);
     first_key := (SELECT c->>'remote' FROM jsonb_array_elements(settings.shape) c
                   WHERE c->>'column' = settings.key_columns[1]);
-    EXECUTE format('SELECT greatest(c.relpages, 0), EXISTS (SELECT FROM %s a WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL) '
+    EXECUTE format('SELECT c.oid, greatest(c.relpages, 0), EXISTS (SELECT FROM %s a WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL) '
                    'FROM %s c JOIN %s n ON n.oid = c.relnamespace '
                    'WHERE c.relname = %L AND n.nspname = %L AND c.relkind = ''r''',
                    tablesync.source_catalog(target.server, 'pg_attribute'), tablesync.source_catalog(target.server, 'pg_class'),
                    tablesync.source_catalog(target.server, 'pg_namespace'), target.table_name, target.schema_name)
-    INTO blocks, column_grants;
+    INTO relid, blocks, column_grants;
     IF blocks > 0 AND column_grants THEN
         BEGIN    -- grants on columns do not include where a row is
             EXECUTE format('SELECT ctid FROM %s LIMIT 0', settings.source);
@@ -278,11 +280,20 @@ BEGIN
     EXCEPTION WHEN insufficient_privilege THEN
         NULL;
     END;
+    EXECUTE format('SELECT setting FROM %s WHERE name = ''shared_buffers''', tablesync.source_catalog(target.server, 'pg_settings'))
+    INTO shared_buffers;
+    BEGIN    -- only a hint, too
+        EXECUTE format('SELECT n_tup_ins + n_tup_upd + n_tup_del FROM %s WHERE relid = %L',
+                       tablesync.source_catalog(target.server, 'pg_stat_user_tables'), relid)
+        INTO changes;
+    EXCEPTION WHEN insufficient_privilege OR numeric_value_out_of_range THEN
+        NULL;
+    END;
     blocks := coalesce(blocks, 0);
     clustered := coalesce(clustered, false);
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_layout(regclass) IS 'blocks of a replica''s source, and whether its rows lie in the order of their keys';
+COMMENT ON FUNCTION tablesync.source_layout(regclass) IS 'blocks of a replica''s source, whether its rows lie in the order of their keys, blocks of the server''s memory, and rows ever changed';
 
 /*
  * What moves when a source changes: statistics counters, their resets (a crash

@@ -7,6 +7,8 @@
  */
 #include "tablesync.h"
 
+#include <limits.h>
+
 #include "catalog/tables.h"
 #include "execute/execute.h"
 #include "query/query.h"
@@ -121,6 +123,71 @@ judge_remembered(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, List
 	}
 }
 
+/* Has somebody touched the replica since the last success?  By notes, and by the number of rows. */
+static void
+judge_chunks_by_xmin(TsyncVerify *verify, List *chunks)
+{
+	int64	   *rows = palloc0(Max(list_length(verify->remembered), 1) * sizeof(int64));
+	ListCell   *lc;
+
+	foreach(lc, chunks)
+		if (verify->remembered != NIL)
+			rows[((TsyncChunk *) lfirst(lc))->number] += ((TsyncChunk *) lfirst(lc))->replica.rows;
+	foreach(lc, chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+		TsyncChunk *whole = verify->remembered ? list_nth(verify->remembered, chunk->number) : NULL;
+
+		chunk->touched = whole == NULL || whole->stale || rows[chunk->number] != whole->remembered.rows;
+		if (chunk->differs && whole)
+			whole->differs = true;
+	}
+	pfree(rows);
+}
+
+static void
+find_new(TsyncTable *table, List *keys, void *arg)
+{
+	tsync_select_at_most(table, TSYNC_SOURCE, tsync_sql_new_of_keys(table, keys), arg, list_length(keys));
+}
+
+/* Find out which of the staged rows the source has written since the last success. */
+static void
+find_new_keys(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage)
+{
+	TsyncRowSet keys;
+
+	if (verify->new_keys.rows == NULL)
+		tsync_rowset_init(&verify->new_keys, TSYNC_NEW, tsync_key_desc(table, 0));
+	tsync_rowset_clear(&verify->new_keys);
+	if (!table->horizon.known || stage->inserted.count + stage->updated.count == 0)
+		return;
+	tsync_rowset_init(&keys, "tsync_staged_keys", tsync_key_desc(table, 0));
+	tsync_begin_in(CurrentMemoryContext);
+	tsync_register_stage(stage);
+	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_staged_keys(table, INT_MAX), &keys);
+	tsync_unregister_stage(stage);
+	tsync_for_keys(table, TSYNC_SOURCE, &keys, find_new, &verify->new_keys);
+	tsync_commit();
+	tuplestore_end(keys.rows);
+}
+
+/* Are rows compared that a run verifies, and do some differ? */
+static bool
+has_verified_differences(TsyncVerify *verify, List *chunks)
+{
+	ListCell   *lc;
+
+	foreach(lc, chunks)
+	{
+		TsyncChunk *chunk = lfirst(lc);
+
+		if (chunk->differs && (verify->whole || chunk->verifying))
+			return true;
+	}
+	return false;
+}
+
 /*
  * Find out which of the chunks that differ from the source hold what the last
  * usual run proved.
@@ -133,6 +200,14 @@ tsync_judge_chunks(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, Li
 	Assert(!IsTransactionState());
 	if (verify->touched_keys.rows != NULL)
 		tsync_rowset_clear(&verify->touched_keys);
+	if (verify->by_xmin)
+	{
+		if (verify->whole)
+			judge_chunks_by_xmin(verify, chunks);
+		if (has_verified_differences(verify, chunks))
+			find_new_keys(table, verify, stage);
+		return;
+	}
 	if (verify->whole)
 	{
 		judge_remembered(table, verify, stage, chunks, source_version);

@@ -41,8 +41,14 @@ differing_ranges(TsyncVerify *verify, List *chunks, bool touched, bool blamed)
 static void
 record_ranges(TsyncTable *table, TsyncVerify *verify, int64 run_id, List *ranges, bool touched, const char *keys)
 {
+	bool		by_xmin = verify->by_xmin && table->horizon.known;
+
+	if (by_xmin)
+		tsync_rowset_register(&verify->new_keys);
 	tsync_write_differences(table, run_id,
-							tsync_sql_differences(table, ranges, touched, verify->by_row, verify->whole, keys));
+							tsync_sql_differences(table, ranges, touched, verify->by_row, by_xmin, verify->whole, keys));
+	if (by_xmin)
+		SPI_unregister_relation(verify->new_keys.name);
 }
 
 /*

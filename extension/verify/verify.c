@@ -90,6 +90,7 @@ tsync_prepare_verify(TsyncReplica *replica, TsyncVerify *verify, TsyncPace *pace
 		if (table->columns[i].refetch)
 			tsync_refuse_to_evolve(table->label);
 	verify->by_row = replica->settings.all_columns;
+	verify->by_xmin = replica->settings.by_xmin;
 	if (!verify->by_row)
 		pace->scan_rate /= TSYNC_ROW_COST;
 	prepare_opaque(table, verify);
@@ -151,11 +152,13 @@ tsync_choose_chunks(TsyncReplica *replica, TsyncVerify *verify, List *chunks)
 
 	Assert(!verify->whole);
 	verify->by_row = replica->settings.all_columns;
+	verify->by_xmin = replica->settings.by_xmin;
+	/* by xmin any chunk may have to be compared by value */
+	if (!verify->by_row && (wanted > 0 || verify->by_xmin))
+		prepare_opaque(&replica->table, verify);
 	if (wanted <= 0)
 		return;
 	verify->verified_at = GetCurrentTimestamp();
-	if (!verify->by_row)
-		prepare_opaque(&replica->table, verify);
 	by_age = list_copy(chunks);
 	list_sort(by_age, compare_verified);
 	foreach(lc, by_age)
@@ -166,6 +169,8 @@ tsync_choose_chunks(TsyncReplica *replica, TsyncVerify *verify, List *chunks)
 			break;
 		chunk->verifying = true;
 		chunk->by_row = !verify->by_row;
+		if (verify->by_xmin)
+			continue;			/* nothing that is remembered can be compared with what the replica holds */
 		chunk->stale |= chunk->known;
 		chunk->known = false;
 	}
@@ -177,7 +182,7 @@ tsync_choose_chunks(TsyncReplica *replica, TsyncVerify *verify, List *chunks)
  * the source is read, and see whether somebody has touched them.
  */
 void
-tsync_know_rows(TsyncTable *table, int source_version, List *chunks)
+tsync_know_rows(TsyncTable *table, TsyncVerify *verify, int source_version, List *chunks)
 {
 	ListCell   *lc;
 
@@ -185,10 +190,10 @@ tsync_know_rows(TsyncTable *table, int source_version, List *chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
-		if (!chunk->verifying)
+		if (!chunk->verifying && !chunk->by_row)
 			continue;
-		Assert(chunk->known);
-		chunk->touched = chunk->proved && !tsync_digest_equal(chunk->replica, chunk->remembered);
+		if (!verify->by_xmin)
+			chunk->touched = chunk->proved && !tsync_digest_equal(chunk->replica, chunk->remembered);
 		if (!chunk->by_row)
 			continue;
 		tsync_begin();
@@ -197,6 +202,13 @@ tsync_know_rows(TsyncTable *table, int source_version, List *chunks)
 																  tsync_every_column(source_version)));
 		tsync_commit();
 		chunk->rows_known = true;
+		if (verify->by_xmin)
+		{
+			chunk->touched = chunk->stale || chunk->row_replica.rows != chunk->remembered.rows;
+			chunk->replica.rows = chunk->expected_rows = chunk->row_replica.rows;
+			chunk->known = true;
+		}
+		Assert(chunk->known);
 	}
 }
 

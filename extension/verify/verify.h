@@ -19,10 +19,12 @@ typedef struct TsyncVerify
 	bool		whole;			/* every column of every row; the run does nothing else */
 	bool		repair;			/* and mends what differs */
 	bool		by_row;			/* a usual run sees a change of any column */
+	bool		by_xmin;		/* likewise, by the transaction that made it */
 	List	   *remembered;		/* whole: tablesync.chunk as it is */
 	bool		memory_usable;	/* whole: and we know what its digests are made of */
 	bool		memory_by_row;	/* all columns */
 	TimestampTz verified_at;	/* when the current scan began */
+	TsyncRowSet new_keys;		/* of staged rows that the source has written since the last success */
 	TsyncRowSet touched_keys;	/* of rows that somebody has changed here */
 	TsyncRowSet opaque;			/* columns without a hash of a chunk's source rows */
 	int64		differences;	/* rows that it has found */
@@ -42,7 +44,7 @@ extern void tsync_prepare_verify(TsyncReplica *replica, TsyncVerify *verify, Tsy
 extern TsyncChunk *tsync_forget_chunk(TsyncChunk *remembered);
 extern List *tsync_plan_verify(TsyncTable *table, TsyncVerify *verify);
 extern void tsync_choose_chunks(TsyncReplica *replica, TsyncVerify *verify, List *chunks);
-extern void tsync_know_rows(TsyncTable *table, int source_version, List *chunks);
+extern void tsync_know_rows(TsyncTable *table, TsyncVerify *verify, int source_version, List *chunks);
 extern void tsync_compare_opaque(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage, TsyncChunk *chunk);
 
 /* in judge.c */

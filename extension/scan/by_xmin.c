@@ -1,0 +1,260 @@
+/*-------------------------------------------------------------------------
+ *
+ * by_xmin.c
+ *	  From buckets that differ to the rows that changed, by who wrote them.
+ *
+ * A row that was not there when a run last succeeded has an xmin that was not
+ * given out, or had not ended, then.  So buckets show which rows are new; these
+ * are fetched and compared with the replica's, byte by byte, because a row may
+ * be written without being changed.  Rows that are gone leave fewer rows in
+ * their bucket.  Each bucket that differs must be explained so.  If one is not,
+ * transaction ids do not mean what we think, as when the source is another
+ * server now, and every column is compared instead.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "execute/execute.h"
+#include "executor/spi.h"
+#include "query/query.h"
+#include "scan/scan.h"
+#include "source/source.h"
+
+/* Fewer rows of a chunk are never too many to be fetched. */
+#define FEW_ROWS 1000			/* not measured */
+
+/* Where more of a chunk's rows were written anew, they may well be the same. */
+#define MAX_NEW_FRACTION 0.5	/* not measured; comparing all columns costs about three digests */
+
+/* More rows are not fetched in one transaction: its snapshot would grow old. */
+#define MAX_ROWS_TO_FETCH 100000	/* not measured; as in resolve.c */
+
+/* Row sets that one chunk fills and the next one clears. */
+struct TsyncNewRows
+{
+	TsyncTable *table;
+	TsyncFingerprint fingerprint;
+	TsyncStage *stage;			/* into which the rows go */
+	TsyncRowSet wanted;			/* keys of new rows */
+	TsyncRowSet fetched;		/* these rows */
+	TsyncRowSet listed;			/* keys of buckets from which rows are gone */
+};
+
+TsyncNewRows *
+tsync_new_rows_create(TsyncTable *table, TsyncFingerprint fingerprint, TsyncStage *stage)
+{
+	TsyncNewRows *rows = palloc0(sizeof(TsyncNewRows));
+
+	rows->table = table;
+	rows->fingerprint = fingerprint;
+	rows->stage = stage;
+	tsync_rowset_init(&rows->wanted, "tsync_wanted", tsync_key_desc(table, 0));
+	tsync_rowset_init(&rows->fetched, "tsync_fetched", tsync_row_desc(table));
+	tsync_rowset_init(&rows->listed, "tsync_listed", tsync_key_desc(table, 0));
+	return rows;
+}
+
+void
+tsync_new_rows_destroy(TsyncNewRows *rows)
+{
+	tuplestore_end(rows->wanted.rows);
+	tuplestore_end(rows->fetched.rows);
+	tuplestore_end(rows->listed.rows);
+}
+
+/* Forget the rows of a chunk. */
+void
+tsync_new_rows_clear(TsyncNewRows *rows)
+{
+	tsync_rowset_clear(&rows->wanted);
+	tsync_rowset_clear(&rows->fetched);
+	tsync_rowset_clear(&rows->listed);
+}
+
+/* Give up on xmin: SCAN starts over, and compares every column. */
+static void
+compare_by_value(TsyncTable *table, const char *reason)
+{
+	ereport(ERROR,
+			(errcode(TSYNC_ERRCODE_BY_VALUE),
+			 errmsg("xmin does not tell which rows of the source of %s have changed", table->label),
+			 errdetail_internal("%s", reason)));
+}
+
+static void
+put_key(TsyncNewRows *rows, TsyncRowSet *set, int64 number, int bit)
+{
+	/* unsigned: C does not define what shifting a negative number does */
+	int64		key = (int64) ((uint64) number << TSYNC_BITMAP_SHIFT) + bit;
+	Datum		value = tsync_integer_datum(rows->table->keys[0]->type, key);
+	bool		isnull = false;
+
+	tuplestore_putvalues(set->rows, set->tupdesc, &value, &isnull);
+	set->count++;
+}
+
+static void
+put_keys(TsyncNewRows *rows, TsyncRowSet *set, int64 number, uint64 keys)
+{
+	for (uint64 left = keys; left != 0; left &= left - 1)
+		put_key(rows, set, number, pg_rightmost_one_pos64(left));
+}
+
+/* Stop before anything is staged that would take too long, or is likely to be the same. */
+static void
+check_amount(TsyncNewRows *rows, TsyncChunk *chunk, int64 wanted, int64 written_anew, bool whatever_it_takes)
+{
+	if (written_anew > Max(chunk->replica.rows * MAX_NEW_FRACTION, FEW_ROWS))
+		compare_by_value(rows->table, "Most of its rows were written anew.");
+	if (!whatever_it_takes && !chunk->indivisible && wanted > MAX_ROWS_TO_FETCH)
+		ereport(ERROR,
+				(errcode(ERRCODE_SNAPSHOT_TOO_OLD),
+				 errmsg("a chunk of %s has " INT64_FORMAT " rows to fetch", rows->table->label, wanted)));
+}
+
+/* Take the keys that came, changed, and went from bitmaps. */
+static void
+read_bitmaps(TsyncNewRows *rows, TsyncChunk *chunk, List *differences, bool without_sums, bool whatever_it_takes)
+{
+	int64		wanted = 0;
+	int64		written_anew = 0;
+	ListCell   *lc;
+
+	foreach(lc, differences)
+	{
+		TsyncBucketPair *pair = lfirst(lc);
+		uint64		come = pair->source.rows & ~pair->replica.rows;
+		uint64		gone = pair->replica.rows & ~pair->source.rows;
+		uint64		changed = pair->source.recent & pair->source.rows & pair->replica.rows;
+
+		if ((come & ~pair->source.recent) != 0)
+			compare_by_value(rows->table, "Rows have come that were written before.");
+		if (!without_sums && (come | gone | changed) == 0)
+			compare_by_value(rows->table, "Rows have changed that were not written since.");
+		wanted += pg_popcount64(come | changed);
+		written_anew += pg_popcount64(changed);
+	}
+	check_amount(rows, chunk, wanted, written_anew, whatever_it_takes);
+	foreach(lc, differences)
+	{
+		TsyncBucketPair *pair = lfirst(lc);
+
+		put_keys(rows, &rows->wanted, pair->source.number,
+				 pair->source.rows & (~pair->replica.rows | pair->source.recent));
+		put_keys(rows, &rows->stage->deleted, pair->source.number, pair->replica.rows & ~pair->source.rows);
+	}
+}
+
+/* Fetch the wanted rows, and stage those that the replica lacks or has otherwise; returns how many it lacks. */
+static int64
+stage_wanted(TsyncNewRows *rows)
+{
+	TsyncTable *table = rows->table;
+	int64		before = rows->stage->inserted.count;
+
+	if (rows->wanted.count == 0)
+		return 0;
+	tsync_fetch_rows(table, &rows->wanted, &rows->fetched);
+	tsync_rowset_register(&rows->fetched);
+	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_missing_rows(table, rows->fetched.name), &rows->stage->inserted);
+	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_changed_rows(table, rows->fetched.name), &rows->stage->updated);
+	SPI_unregister_relation(rows->fetched.name);
+	return rows->stage->inserted.count - before;
+}
+
+/* The buckets of some pairs, for statements about them; NIL, which is all, where most of them differ. */
+static List *
+buckets_of(List *pairs, int of_all)
+{
+	List	   *buckets = NIL;
+	ListCell   *lc;
+
+	if (list_length(pairs) > of_all / 2)
+		return NIL;
+	foreach(lc, pairs)
+		buckets = lappend(buckets, &((TsyncBucketPair *) lfirst(lc))->source);
+	return buckets;
+}
+
+/* Stage the keys that the source does not have any more in some buckets: so many. */
+static void
+stage_gone(TsyncNewRows *rows, TsyncChunk *chunk, TsyncBucketing *bucketing, List *buckets, int64 gone)
+{
+	TsyncTable *table = rows->table;
+	int64		before = rows->stage->deleted.count;
+
+	if (gone < 0)
+		compare_by_value(table, "Rows have come that were written before.");
+	if (gone == 0)
+		return;
+	tsync_select_into(table, TSYNC_SOURCE,
+					  tsync_sql_keys_of_buckets(table, &chunk->range, bucketing, buckets, rows->fingerprint), &rows->listed);
+	tsync_rowset_register(&rows->listed);
+	tsync_select_into(table, TSYNC_REPLICA,
+					  tsync_sql_unlisted_keys(table, rows->listed.name, &chunk->range, bucketing, buckets, rows->fingerprint),
+					  &rows->stage->deleted);
+	SPI_unregister_relation(rows->listed.name);
+	if (rows->stage->deleted.count - before != gone)
+		compare_by_value(table, "Other rows are gone than the replica has.");
+}
+
+/* Find what came, changed, and went in buckets that have only a number of rows. */
+static void
+read_counts(TsyncNewRows *rows, TsyncChunk *chunk, TsyncBuckets *source, List *differences, bool without_sums,
+			bool whatever_it_takes)
+{
+	TsyncTable *table = rows->table;
+	List	   *buckets = buckets_of(differences, source->count);
+	int64		fewer = 0;
+	int64		recent = 0;
+	ListCell   *lc;
+
+	foreach(lc, differences)
+	{
+		TsyncBucketPair *pair = lfirst(lc);
+		int64		more = (int64) (pair->source.rows - pair->replica.rows);
+
+		if ((int64) pair->source.recent < more || (!without_sums && pair->source.recent == 0 && more == 0))
+			compare_by_value(table, "Rows have come or changed that were not written since.");
+		fewer -= more;
+		recent += (int64) pair->source.recent;
+	}
+	check_amount(rows, chunk, recent, recent + Min(fewer, 0), whatever_it_takes);
+	if (recent > 0)
+		tsync_select_into(table, TSYNC_SOURCE,
+						  tsync_sql_new_keys(table, &chunk->range, &source->bucketing, buckets, rows->fingerprint), &rows->wanted);
+	stage_gone(rows, chunk, &source->bucketing, buckets, fewer + stage_wanted(rows));
+}
+
+/*
+ * Find the rows in which the two sides of a chunk differ and put them into the
+ * stage.  Returns false when they do not differ.  Unless "whatever_it_takes", an
+ * error is raised before anything is staged that would take too long.
+ */
+bool
+tsync_resolve_by_xmin(TsyncNewRows *rows, TsyncChunk *chunk, TsyncBuckets *source, TsyncBuckets *replica,
+					  bool whatever_it_takes)
+{
+	List	   *differences = tsync_find_differences(source, replica);
+	int64		staged = tsync_staged_rows(rows->stage);
+	bool		digests_differ = !chunk->counted && !tsync_digest_equal(chunk->source, chunk->replica);
+
+	/* without it no row is new, and a difference has no explanation */
+	if (!rows->table->horizon.known && (differences != NIL || replica->without_sums))
+		compare_by_value(rows->table, "Nobody knows which transactions the last run has seen.");
+	if (differences == NIL && digests_differ)
+		compare_by_value(rows->table, "Rows have changed that were not written since.");
+	if (differences == NIL)
+		return false;
+	if (source->bucketing.mask == TSYNC_BITMAP_MASK)
+	{
+		read_bitmaps(rows, chunk, differences, replica->without_sums, whatever_it_takes);
+		(void) stage_wanted(rows);
+	}
+	else
+		read_counts(rows, chunk, source, differences, replica->without_sums, whatever_it_takes);
+	tsync_new_rows_clear(rows);
+	/* what is remembered is made anew, also where rows were written and not changed */
+	return tsync_staged_rows(rows->stage) > staged || !chunk->counted;
+}

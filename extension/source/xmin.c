@@ -1,0 +1,69 @@
+/*-------------------------------------------------------------------------
+ *
+ * xmin.c
+ *	  Which transaction has written each row of a source.
+ *
+ * That is the fingerprint of a row that needs nothing of the application: no
+ * column that it sets, and no column that has a hash.  A transaction that had
+ * ended when a snapshot was taken has written nothing since; so the rows that
+ * are new show by their xmin, as long as the server has the same life in which
+ * transaction ids were given out.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "access/transam.h"
+#include "catalog/dependency.h"
+#include "catalog/objectaddress.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_foreign_server.h"
+#include "commands/extension.h"
+#include "execute/execute.h"
+#include "executor/spi.h"
+#include "process/process.h"
+#include "query/query.h"
+#include "source/source.h"
+#include "utils/builtins.h"
+
+/* Let the foreign table go away with the replica, with the server, or with the extension. */
+static void
+tie_to_replica(Oid relation, Oid replica, Oid server)
+{
+	ObjectAddress created;
+	ObjectAddress of_replica;
+
+	tsync_tie_to_server(relation, server, get_extension_oid("tablesync", false));
+	ObjectAddressSet(created, RelationRelationId, relation);
+	ObjectAddressSet(of_replica, RelationRelationId, replica);
+	recordDependencyOn(&created, &of_replica, DEPENDENCY_AUTO);
+}
+
+/* Make sure that the replica has the foreign table through which xmin is read; a transaction of its own. */
+void
+tsync_prepare_xmin(TsyncTable *table)
+{
+	MemoryContext caller = CurrentMemoryContext;
+
+	tsync_begin_in(caller);
+	tsync_record_oid("SELECT t.relation, t.xmin_column, t.created, t.server FROM tablesync.xmin_table($1::pg_catalog.regclass) t", table->relid);
+	table->xmin_table = (Oid) tsync_result_int64(0, 1);
+	table->xmin_column = quote_identifier(tsync_result_text(0, 2));
+	if (tsync_result_bool(0, 3))
+		tie_to_replica(table->xmin_table, table->relid, (Oid) tsync_result_int64(0, 4));
+	table->xmin_sql = tsync_relation_label(table->xmin_table);
+	tsync_commit();
+}
+
+/* Ask the source what its transaction ids mean; part of the transaction that opens it. */
+void
+tsync_read_writes(TsyncTable *table, TsyncSource *source)
+{
+	tsync_await_source();
+	tsync_catalog_execute_oid("SELECT epoch, newest_xid FROM tablesync.source_writes($1::pg_catalog.regclass)", table->source);
+	tsync_source_answered();
+	source->epoch = tsync_result_text(0, 1);
+	source->newest_xid = tsync_result_int64(0, 2);
+	SPI_freetuptable(SPI_tuptable);
+}
