@@ -556,14 +556,18 @@ BEGIN
     EXECUTE format('COMMENT ON TRIGGER tablesync_note_write ON %s IS %L', wanted.replica,
                    'tells tablesync that somebody else than a run has written to the replica');
 
-    IF wanted.fingerprint = 'row' AND wanted.version_column IS NULL THEN
+    IF wanted.version_column IS NULL THEN
         SELECT c->>'column' INTO suggestion
         FROM jsonb_array_elements(wanted.shape) c
         WHERE c->>'type' LIKE 'timestamp%' AND NOT c->>'column' = ANY (wanted.key_columns)
           AND c->>'column' IN ('updated_at', 'modified_at', 'last_modified', 'last_modified_at', 'last_updated',
                                'last_update', 'changed_at', 'updated_on', 'modified_on', 'mtime')
         LIMIT 1;
-        IF suggestion IS NOT NULL THEN
+        IF suggestion IS NOT NULL AND wanted.fingerprint = 'xmin' THEN
+            RAISE NOTICE 'column "%" may tell the version of a row', suggestion
+                USING HINT = format('If the source sets it on every insert and update, runs can also tell by it that the source has gone back in time: SELECT tablesync_alter(%L, version_column => %L);',
+                                    wanted.replica, suggestion);
+        ELSIF suggestion IS NOT NULL THEN
             RAISE NOTICE 'every column of every row is compared; column "%" may make runs faster', suggestion
                 USING HINT = format('If the source sets it on every insert and update: SELECT tablesync_alter(%L, version_column => %L);',
                                     wanted.replica, suggestion);

@@ -103,6 +103,9 @@ make_piece(TsyncChunk *whole, char **lower, char **upper, int64 rows)
 	piece->verified_at = whole->verified_at;
 	piece->verifying = whole->verifying;
 	piece->by_row = whole->by_row;
+	piece->expected = whole->expected;
+	piece->counted = whole->counted;
+	piece->learned = whole->learned || whole->by_row;
 	piece->touched = whole->touched;
 	return piece;
 }
@@ -230,6 +233,8 @@ replace_chunk(TsyncScan *scan, int position, List *pieces)
 		tsync_write_plan(scan->table, scan->chunks);
 	tsync_commit();
 	scan->drifted += tsync_know_replica(scan->table, scan->fingerprint, scan->chunks, !scan->verify->whole);
+	if (scan->fingerprint.xmin)
+		tsync_know_rows(scan->table, scan->verify, scan->source->version, pieces);
 }
 
 /* Replace a chunk by pieces of about so many rows of the replica. */

@@ -157,19 +157,20 @@ find_new_keys(TsyncTable *table, TsyncVerify *verify, TsyncStage *stage)
 {
 	TsyncRowSet keys;
 
+	tsync_begin_in(CurrentMemoryContext);
 	if (verify->new_keys.rows == NULL)
 		tsync_rowset_init(&verify->new_keys, TSYNC_NEW, tsync_key_desc(table, 0));
 	tsync_rowset_clear(&verify->new_keys);
-	if (!table->horizon.known || stage->inserted.count + stage->updated.count == 0)
-		return;
 	tsync_rowset_init(&keys, "tsync_staged_keys", tsync_key_desc(table, 0));
-	tsync_begin_in(CurrentMemoryContext);
-	tsync_register_stage(stage);
-	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_staged_keys(table, INT_MAX), &keys);
-	tsync_unregister_stage(stage);
-	tsync_for_keys(table, TSYNC_SOURCE, &keys, find_new, &verify->new_keys);
-	tsync_commit();
+	if (table->horizon.known && stage->inserted.count + stage->updated.count > 0)
+	{
+		tsync_register_stage(stage);
+		tsync_select_into(table, TSYNC_REPLICA, tsync_sql_staged_keys(table, INT_MAX), &keys);
+		tsync_unregister_stage(stage);
+		tsync_for_keys(table, TSYNC_SOURCE, &keys, find_new, &verify->new_keys);
+	}
 	tuplestore_end(keys.rows);
+	tsync_commit();
 }
 
 /* Are rows compared that a run verifies, and do some differ? */
