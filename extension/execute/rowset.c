@@ -218,7 +218,7 @@ static int
 group_keys(TsyncTable *table, TsyncSide side, TsyncRowSet *keys)
 {
 	if (side == TSYNC_SOURCE && table->seek_keys > 0 && keys->count > Max(table->seek_keys, TSYNC_GROUP_KEYS) &&
-		table->nkeys == 1 && tsync_is_integer(table->keys[0]->type) && !table->wide)
+		table->nkeys == 1 && tsync_is_integer(table->keys[0]->type))
 		return SCANNED_KEYS;
 	return table->nkeys == 1 ? TSYNC_GROUP_KEYS : GROUP_COMPOSITE_KEYS;
 }

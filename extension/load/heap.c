@@ -71,7 +71,8 @@ tsync_heap_open(TsyncTable *table, TsyncFingerprint fingerprint, Relation rel)
 	TsyncHeapWriter *writer = palloc0(sizeof(TsyncHeapWriter));
 
 	writer->rel = rel;
-	writer->fingerprint = prepare_fingerprint(table, fingerprint);
+	/* by xmin there is nothing here that it could be made of: rows are counted only */
+	writer->fingerprint = fingerprint.xmin ? NULL : prepare_fingerprint(table, fingerprint);
 	writer->econtext = CreateStandaloneExprContext();
 	writer->bistate = GetBulkInsertState();
 	writer->cid = GetCurrentCommandId(true);
@@ -115,8 +116,10 @@ add_to_digest(TsyncHeapWriter *writer, TupleTableSlot *slot)
 {
 	bool		isnull;
 
-	writer->econtext->ecxt_scantuple = slot;
 	writer->digest.rows++;
+	if (writer->fingerprint == NULL)
+		return;
+	writer->econtext->ecxt_scantuple = slot;
 	writer->digest.sum += (uint64) DatumGetInt64(ExecEvalExprSwitchContext(writer->fingerprint,
 																		   writer->econtext, &isnull));
 	ResetExprContext(writer->econtext);

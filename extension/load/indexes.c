@@ -157,7 +157,8 @@ digest_source(TsyncLoad *load)
 	int64		busy = load->table->waited;
 	TimestampTz taken;
 
-	if (load->grouped || !tsync_can_read_blocks(load->source))
+	/* by xmin a load is compared by what has come since it began, not by a digest */
+	if (load->grouped || load->fingerprint.xmin || !tsync_can_read_blocks(load->source))
 		return;
 	if (!tsync_try(digest_all, load, is_left_to_scan, NULL) && strcmp(load->pace->consistency, "auto") == 0)
 	{

@@ -24,7 +24,8 @@ static void
 end_counted(StringInfo buf, TsyncTable *table, TsyncFingerprint fingerprint)
 {
 	appendStringInfoString(buf, " RETURNING ");
-	if (fingerprint.source_version == 0)
+	/* by xmin rows here have none */
+	if (fingerprint.source_version == 0 || fingerprint.xmin)
 		appendStringInfoString(buf, "0::pg_catalog.int8");
 	else
 		tsync_append_fingerprint(buf, table, fingerprint);

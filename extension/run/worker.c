@@ -178,6 +178,16 @@ is_unmoved(TsyncRun *run)
 		tsync_source_unmoved(&run->replica->table, &run->source, run->run_id);
 }
 
+/* Ask how far the source has come while it was loaded, which may have taken hours. */
+static void
+look_again(TsyncRun *run)
+{
+	tsync_begin_in(CurrentMemoryContext);
+	tsync_read_horizon(&run->replica->table, &run->source);
+	tsync_read_writes(&run->replica->table, &run->source);
+	tsync_commit();
+}
+
 /* Open the source of a run, and load its replica if it was not. */
 static void
 begin_run(TsyncRun *run)
@@ -193,6 +203,8 @@ begin_run(TsyncRun *run)
 	{
 		tsync_prepare_load(run);
 		tsync_load(&run->load);
+		if (run->replica->settings.by_xmin)
+			look_again(run);
 	}
 	else if (is_unmoved(run))
 	{

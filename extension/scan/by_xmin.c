@@ -36,6 +36,7 @@ struct TsyncNewRows
 	TsyncTable *table;
 	TsyncFingerprint fingerprint;
 	TsyncStage *stage;			/* into which the rows go */
+	bool		together;		/* the new rows of all chunks are fetched in the end */
 	TsyncRowSet wanted;			/* keys of new rows */
 	TsyncRowSet fetched;		/* these rows */
 	TsyncRowSet listed;			/* keys of buckets from which rows are gone */
@@ -67,6 +68,7 @@ tsync_new_rows_destroy(TsyncNewRows *rows)
 void
 tsync_new_rows_clear(TsyncNewRows *rows)
 {
+	rows->together = false;
 	tsync_rowset_clear(&rows->wanted);
 	tsync_rowset_clear(&rows->fetched);
 	tsync_rowset_clear(&rows->listed);
@@ -160,6 +162,8 @@ stage_wanted(TsyncNewRows *rows)
 	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_missing_rows(table, rows->fetched.name), &rows->stage->inserted);
 	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_changed_rows(table, rows->fetched.name), &rows->stage->updated);
 	SPI_unregister_relation(rows->fetched.name);
+	tsync_rowset_clear(&rows->wanted);
+	tsync_rowset_clear(&rows->fetched);
 	return rows->stage->inserted.count - before;
 }
 
@@ -221,6 +225,8 @@ read_counts(TsyncNewRows *rows, TsyncChunk *chunk, TsyncBuckets *source, List *d
 		recent += (int64) pair->source.recent;
 	}
 	check_amount(rows, chunk, recent, recent + Min(fewer, 0), whatever_it_takes);
+	/* those of other chunks first: how many of ours have come is counted */
+	(void) stage_wanted(rows);
 	if (recent > 0)
 		tsync_select_into(table, TSYNC_SOURCE,
 						  tsync_sql_new_keys(table, &chunk->range, &source->bucketing, buckets, rows->fingerprint), &rows->wanted);
@@ -237,7 +243,8 @@ tsync_resolve_by_xmin(TsyncNewRows *rows, TsyncChunk *chunk, TsyncBuckets *sourc
 					  bool whatever_it_takes)
 {
 	List	   *differences = tsync_find_differences(source, replica);
-	int64		staged = tsync_staged_rows(rows->stage);
+	int64		before = tsync_staged_rows(rows->stage) + rows->wanted.count;
+	bool		differs = true;
 	bool		digests_differ = !chunk->counted && !tsync_digest_equal(chunk->source, chunk->replica);
 
 	/* without it no row is new, and a difference has no explanation */
@@ -250,11 +257,29 @@ tsync_resolve_by_xmin(TsyncNewRows *rows, TsyncChunk *chunk, TsyncBuckets *sourc
 	if (source->bucketing.mask == TSYNC_BITMAP_MASK)
 	{
 		read_bitmaps(rows, chunk, differences, replica->without_sums, whatever_it_takes);
-		(void) stage_wanted(rows);
+		if (!rows->together)
+			(void) stage_wanted(rows);
+		differs = tsync_staged_rows(rows->stage) + rows->wanted.count > before;
 	}
 	else
 		read_counts(rows, chunk, source, differences, replica->without_sums, whatever_it_takes);
-	tsync_new_rows_clear(rows);
+	tsync_rowset_clear(&rows->listed);
 	/* what is remembered is made anew, also where rows were written and not changed */
-	return tsync_staged_rows(rows->stage) > staged || !chunk->counted;
+	return differs || !chunk->counted;
+}
+
+/* From here on, fetch the new rows of chunks whose buckets are bitmaps together, where many keys cost less than few. */
+void
+tsync_begin_together(TsyncNewRows *rows)
+{
+	Assert(rows->wanted.count == 0);
+	rows->together = true;
+}
+
+/* Fetch and stage the new rows of all chunks since. */
+void
+tsync_end_together(TsyncNewRows *rows)
+{
+	rows->together = false;
+	(void) stage_wanted(rows);
 }

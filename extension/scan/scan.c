@@ -13,7 +13,6 @@
  */
 #include "tablesync.h"
 
-#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/tables.h"
 #include "execute/execute.h"
@@ -29,9 +28,6 @@
 /* From here on the newest version of one percent of the rows is good enough. */
 #define SAMPLED_ROWS 1000000
 
-/* So many transactions may have been given an id since the oldest that was seen in use. */
-#define HORIZON_SLACK (1 << 24)	/* more, and rows that are taken for old make the run compare every column */
-
 /* Where to look for the newest version: a watermark is only a hint. */
 static const char *
 sample_of_replica(TsyncScan *scan)
@@ -45,29 +41,14 @@ sample_of_replica(TsyncScan *scan)
 		: psprintf("%s TABLESAMPLE SYSTEM (1)", scan->table->replica_sql);
 }
 
-/*
- * From which transaction on the source's rows are new: what had ended when the
- * last run began has been seen.  Not known where the server may have had another
- * life since, in which ids were given out again.
- */
-static TsyncHorizon
-find_horizon(TsyncScan *scan)
+/* From which transaction on rows are new: of what a load or the last run has not seen. */
+static void
+set_horizon(TsyncScan *scan)
 {
-	TsyncSource *source = scan->source;
 	TsyncState *state = &scan->replica->state;
-	int64		first = scan->fresh ? scan->load_horizon : state->horizon;
-	const char *epoch = scan->fresh ? source->epoch : state->epoch;
-	TsyncHorizon horizon = {.first = (uint32) first};
-	uint32		newest = (uint32) source->horizon;
 
-	if (source->newest_xid > 0 && (int32) ((uint32) source->newest_xid - newest) > 0)
-		newest = (uint32) source->newest_xid;
-	horizon.end = newest + HORIZON_SLACK;
-	if (horizon.end < FirstNormalTransactionId)
-		horizon.end = FirstNormalTransactionId;
-	horizon.known = first > 0 && source->horizon > 0 && epoch && source->epoch && strcmp(epoch, source->epoch) == 0 &&
-		(int32) (newest - horizon.first) >= 0 && (scan->fresh || state->horizon_is_recent);
-	return horizon;
+	scan->table->horizon = scan->fresh ? tsync_find_horizon(scan->source, scan->load_horizon, scan->source->epoch)
+		: tsync_find_horizon(scan->source, state->horizon_is_recent ? state->horizon : 0, state->epoch);
 }
 
 /*
@@ -79,7 +60,7 @@ prepare_by_xmin(TsyncScan *scan)
 {
 	ListCell   *lc;
 
-	scan->table->horizon = find_horizon(scan);
+	set_horizon(scan);
 	foreach(lc, scan->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
@@ -134,6 +115,8 @@ prepare_scan(TsyncScan *scan)
 	tsync_commit();
 	if (scan->fingerprint.xmin)
 		prepare_by_xmin(scan);
+	else if (scan->verify->by_xmin)
+		set_horizon(scan);		/* tells who is at fault for a difference */
 	expect_differences(scan);
 	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(scan->chunks), 0);
 	/* before the first statement of the scan: no snapshot there has to last while we read here */

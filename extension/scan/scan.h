@@ -88,6 +88,8 @@ extern TsyncVerdict tsync_compare_quiet_chunks(TsyncTable *table, TsyncFingerpri
 extern TsyncNewRows *tsync_new_rows_create(TsyncTable *table, TsyncFingerprint fingerprint, TsyncStage *stage);
 extern void tsync_new_rows_destroy(TsyncNewRows *rows);
 extern void tsync_new_rows_clear(TsyncNewRows *rows);
+extern void tsync_begin_together(TsyncNewRows *rows);
+extern void tsync_end_together(TsyncNewRows *rows);
 extern bool tsync_resolve_by_xmin(TsyncNewRows *rows, TsyncChunk *chunk, TsyncBuckets *source, TsyncBuckets *replica,
 								  bool whatever_it_takes);
 

@@ -87,6 +87,8 @@ scan_all_buckets(TsyncScanState *state)
 	MemoryContextSwitchTo(context);
 	all = tsync_read_all_buckets(scan->table, scan->fingerprint, scan->source, scan->pace);
 	MemoryContextSwitchTo(caller);
+	if (all && state->new_rows)
+		tsync_begin_together(state->new_rows);
 	foreach(lc, scan->chunks)
 	{
 		if (all == NULL)
@@ -95,6 +97,8 @@ scan_all_buckets(TsyncScanState *state)
 		tsync_scan_slice(state, lfirst(lc), all);
 		tsync_finish_chunk(scan, lfirst(lc));
 	}
+	if (all && state->new_rows)
+		tsync_end_together(state->new_rows);
 	MemoryContextDelete(context);
 	return all != NULL;
 }

@@ -13,7 +13,6 @@
  */
 #include "tablesync.h"
 
-#include "access/transam.h"
 #include "catalog/dependency.h"
 #include "catalog/objectaddress.h"
 #include "catalog/pg_class.h"
@@ -26,6 +25,9 @@
 #include "query/query.h"
 #include "source/source.h"
 #include "utils/builtins.h"
+
+/* So many ids may have been given out since the newest that was seen in use. */
+#define HORIZON_SLACK (1 << 24) /* not measured; with more, the run has to compare every column */
 
 /* Let the foreign table go away with the replica, with the server, or with the extension. */
 static void
@@ -54,6 +56,25 @@ tsync_prepare_xmin(TsyncTable *table)
 		tie_to_replica(table->xmin_table, table->relid, (Oid) tsync_result_int64(0, 4));
 	table->xmin_sql = tsync_relation_label(table->xmin_table);
 	tsync_commit();
+}
+
+/*
+ * From which transaction id on rows are new, if all had ended before that of
+ * "first" that was in use in "epoch".  Not known where the server may have had
+ * another life since, in which ids were given out again.
+ */
+TsyncHorizon
+tsync_find_horizon(TsyncSource *source, int64 first, const char *epoch)
+{
+	TsyncHorizon horizon = {.first = (uint32) first};
+	uint32		newest = (uint32) source->horizon;
+
+	if (source->newest_xid > 0 && (int32) ((uint32) source->newest_xid - newest) > 0)
+		newest = (uint32) source->newest_xid;
+	horizon.end = newest + HORIZON_SLACK;
+	horizon.known = first > 0 && source->horizon > 0 && epoch && source->epoch && strcmp(epoch, source->epoch) == 0 &&
+		(int32) (newest - horizon.first) >= 0;
+	return horizon;
 }
 
 /* Ask the source what its transaction ids mean; part of the transaction that opens it. */

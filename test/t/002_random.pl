@@ -15,7 +15,7 @@ srand($seed);
 diag("TABLESYNC_SEED=$seed");
 
 # key: column definitions, names and an expression for a random key
-# settings: arguments of tablesync_add
+# settings: arguments of tablesync_add; where they name no fingerprint it is xmin
 my %tables = (
 	by_int => {
 		key => 'id integer', names => 'id', random => '(random() * 4000 - 2000)::integer',
@@ -23,7 +23,7 @@ my %tables = (
 	by_int_chunks => {
 		key => 'id integer', names => 'id',
 		random => '(CASE WHEN random() < 0.02 THEN 2147483647 WHEN random() < 0.02 THEN -2147483648 ELSE random() * 800 END)::integer',
-		settings => "version_column => 'updated_at', chunk_rows => 7, consistency => 'chunk', verify_fraction => 0.3" },
+		settings => "fingerprint => 'version', version_column => 'updated_at', chunk_rows => 7, consistency => 'chunk', verify_fraction => 0.3" },
 	by_bigint => {
 		key => 'id bigint', names => 'id',
 		random => '(CASE WHEN random() < 0.5 THEN (random() * 1000)::bigint ELSE (floor(random() * 16)::bigint - 8) * 1152921504606846976 + floor(random() * 20)::bigint END)',
@@ -37,24 +37,24 @@ my %tables = (
 	by_numeric => {
 		key => 'id numeric', names => 'id',
 		random => q{(CASE WHEN random() < 0.02 THEN 'NaN' ELSE round((random() * 300 - 150)::numeric, (random() * 3)::integer) END)::numeric},
-		settings => "chunk_rows => 5" },
+		settings => "fingerprint => 'row', chunk_rows => 5" },
 	by_date => {
 		key => 'id date', names => 'id',
 		random => q{CASE WHEN random() < 0.02 THEN 'infinity' WHEN random() < 0.02 THEN '4000-01-01 BC' ELSE date '2000-01-01' + (random() * 2000)::integer END},
-		settings => "version_column => 'updated_at', consistency => 'chunk', chunk_rows => 9" },
+		settings => "fingerprint => 'version', version_column => 'updated_at', consistency => 'chunk', chunk_rows => 9" },
 	by_timestamptz => {
 		key => 'id timestamptz', names => 'id', random => q{timestamptz '2020-01-01' + random() * interval '3 days'},
-		settings => "chunk_rows => 20" },
+		settings => "fingerprint => 'row', chunk_rows => 20" },
 	by_text => {
 		key => 'id text', names => 'id',
 		random => q{chr(65 + (random() * 60)::integer) || CASE WHEN random() < 0.5 THEN chr(200 + (random() * 3000)::integer) ELSE '"\\' END || (random() * 50)::integer},
-		settings => "version_column => 'updated_at'" },
+		settings => "fingerprint => 'version', version_column => 'updated_at'" },
 	by_char => {
 		key => 'id char(4)', names => 'id', random => q{left(chr(97 + (random() * 25)::integer) || CASE WHEN random() < 0.5 THEN ' ' ELSE '' END || (random() * 30)::integer, 4)},
 		settings => "consistency => 'chunk'" },
 	by_pair => {
 		key => 'k1 integer, k2 date', names => 'k1, k2', random => q{(random() * 6)::integer, date '2020-02-01' + (random() * 300)::integer},
-		settings => "version_column => 'updated_at', chunk_rows => 10" },
+		settings => "fingerprint => 'version', version_column => 'updated_at', chunk_rows => 10" },
 	by_triple => {
 		key => 'k1 smallint, k2 varchar(10), k3 bigint', names => 'k1, k2, k3',
 		random => q{(random() * 3)::smallint, chr(97 + (random() * 25)::integer), (random() * 20)::bigint * 4611686018427},
@@ -62,7 +62,7 @@ my %tables = (
 	# dense integers: their buckets are bitmaps
 	dense_int => {
 		key => 'id integer', names => 'id', random => '(random() * 1500 - 700)::integer', rows => 800,
-		settings => "version_column => 'updated_at', chunk_rows => 200, consistency => 'snapshot'" },
+		settings => "fingerprint => 'version', version_column => 'updated_at', chunk_rows => 200, consistency => 'snapshot'" },
 	dense_bigint => {
 		key => 'id bigint', names => 'id', random => '9223372036854775807 - (random() * 1200)::bigint', rows => 700,
 		settings => "version_column => 'updated_at', chunk_rows => 64" },
@@ -74,7 +74,7 @@ my %tables = (
 		settings => "version_column => 'updated_at', fingerprint => 'row', chunk_rows => 64, consistency => 'snapshot'" },
 	dense_chunks => {
 		key => 'id bigint', names => 'id', random => '(random() * 1200 - 600)::bigint', rows => 800,
-		settings => "version_column => 'updated_at', chunk_rows => 200, consistency => 'chunk'" },
+		settings => "fingerprint => 'version', version_column => 'updated_at', chunk_rows => 200, consistency => 'chunk'" },
 	# many bitmaps in one chunk, of which many differ at once
 	dense_large => {
 		key => 'id integer', names => 'id', random => '(random() * 60000)::integer', rows => 40000,
@@ -116,6 +116,7 @@ for my $table (sort keys %tables)
 		CREATE TABLE $table ($t->{key}, $payload, PRIMARY KEY ($t->{names}));
 		CREATE TABLE late_$table ($t->{key}, $payload, PRIMARY KEY ($t->{names}))});
 	app_sql($target, "SELECT tablesync_add('$table', 'src', 'public.$table', $t->{settings})");
+	$t->{fingerprint} = $t->{settings} =~ /fingerprint => '(\w+)'/ ? $1 : 'xmin';
 	if ($t->{rows})
 	{
 		my $sql = inserts($table, $t->{rows}) =~ s/(ON CONFLICT)/ORDER BY 1 $1/r;    # in the order of keys
@@ -151,6 +152,18 @@ sub stray_write
 		"TRUNCATE $table",
 		"CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT * FROM $table; TRUNCATE $table; INSERT INTO $table SELECT * FROM mine OFFSET 1");
 	return $kinds[ int(rand(@kinds)) ];
+}
+
+# Another fingerprint from the next run on.
+sub switch_fingerprint
+{
+	my ($table) = @_;
+	my $t = $tables{$table};
+	my @kinds = ('xmin', 'row', $t->{settings} =~ /version_column/ ? 'version' : ());
+	my $kind = $kinds[ int(rand(@kinds)) ];
+	app_sql($target, "SELECT tablesync_alter('$table', fingerprint => '$kind')");
+	$t->{fingerprint} = $kind;
+	return;
 }
 
 # Write to the replica before a run, or return what is to be written during it.
@@ -196,7 +209,7 @@ sub change
 	my ($table) = @_;
 	my $t = $tables{$table};
 	my $few = 1 + int(rand(5));
-	my $by_row = $t->{settings} !~ /version_column/ || $t->{settings} =~ /fingerprint => 'row'/;
+	my $by_row = $t->{fingerprint} ne 'version';
 	my @kinds = (
 		sub { inserts($table, $few) },
 		sub { inserts($table, 1 + int(rand(200))) },
@@ -227,6 +240,10 @@ sub change
 	# most of a dense table, so that most of its buckets differ
 	$sql = "UPDATE $table SET t = 'wave', updated_at = $new_stamp WHERE random() < " . (rand() < 0.5 ? 0.9 : 0.025) if $t->{rows} && rand() < 0.2;
 	$sql = "VACUUM FULL $table" if rand() < 0.01;
+	# rows written anew that are the same
+	$sql = "UPDATE $table SET t = t WHERE random() < " . rand() if rand() < 0.02;
+	$sql = "ALTER TABLE $table ALTER t TYPE text USING t || ''" if rand() < 0.01;
+	$sql = "CLUSTER $table USING ${table}_pkey" if rand() < 0.01;
 	$sql = "UPDATE $table SET updated_at = $new_stamp" if rand() < 0.01;
 	return $sql;
 }
@@ -268,6 +285,7 @@ for my $round (1 .. $rounds)
 
 	for my $table (sort keys %touched)
 	{
+		switch_fingerprint($table) if rand() < 0.05;
 		my $sql = 'SELECT setseed(' . rand() . ')';
 		if (rand() < 0.1)
 		{
