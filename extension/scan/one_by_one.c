@@ -37,7 +37,7 @@ stored_rows(TsyncStage *stage)
 /* A chunk that is being tried. */
 typedef struct ChunkTry
 {
-	TsyncScanState  *state;
+	TsyncScanState *state;
 	TsyncChunk *chunk;
 	ChunkOutcome outcome;
 } ChunkTry;
