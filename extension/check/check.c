@@ -217,13 +217,19 @@ tsync_check_digest(PG_FUNCTION_ARGS)
 {
 	TsyncReplica *replica;
 	TsyncRange	everything = {0};
+	TsyncFingerprint fingerprint = {.source_version = PG_GETARG_INT32(1)};
 
 	check_in_worker_only();
 	SPI_connect();
 	replica = tsync_read_replica(PG_GETARG_OID(0));
 	tsync_read_columns(replica);
-	tsync_check_ships(tsync_sql_digest(&replica->table, TSYNC_SOURCE, &everything,
-									   (TsyncFingerprint) {.all_columns = replica->settings.all_columns,.source_version = PG_GETARG_INT32(1)}));
+	/* by xmin, all columns are compared at times; the foreign table with xmin is made by the first run */
+	fingerprint.opaque_apart = replica->settings.by_xmin;
+	fingerprint.all_columns = replica->settings.all_columns || replica->settings.by_xmin;
+	tsync_check_ships(tsync_sql_digest(&replica->table, TSYNC_SOURCE, &everything, fingerprint));
+	fingerprint.xmin = tsync_find_xmin(&replica->table);
+	if (fingerprint.xmin)
+		tsync_check_ships(tsync_sql_digest(&replica->table, TSYNC_SOURCE, &everything, fingerprint));
 	SPI_finish();
 	PG_RETURN_VOID();
 }

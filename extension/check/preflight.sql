@@ -266,7 +266,8 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM tablesync.ask_source(format('SELECT %s FROM %s LIMIT 0',
+    PERFORM tablesync.ask_source(format('SELECT %s%s FROM %s LIMIT 0',
+        CASE WHEN settings.fingerprint = 'xmin' THEN 'ctid, ' END,    -- a system column, too
         (SELECT string_agg(quote_ident(c.column_name), ', ') FROM tablesync.replica_columns(settings.replica) c), settings.source));
 END
 $$;

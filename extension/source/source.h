@@ -95,6 +95,7 @@ extern void tsync_tie_to_server(Oid table, Oid server, Oid extension);
 /* in xmin.c */
 extern void tsync_prepare_xmin(TsyncTable *table);
 extern TsyncHorizon tsync_find_horizon(TsyncSource *source, int64 first, const char *epoch);
+extern bool tsync_find_xmin(TsyncTable *table);
 extern void tsync_read_writes(TsyncTable *table, TsyncSource *source);
 
 /* in pace.c */

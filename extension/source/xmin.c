@@ -77,6 +77,21 @@ tsync_find_horizon(TsyncSource *source, int64 first, const char *epoch)
 	return horizon;
 }
 
+/* Look for that foreign table, part of a transaction of the caller; false: the next run will make it. */
+bool
+tsync_find_xmin(TsyncTable *table)
+{
+	if (tsync_catalog_execute_oid("SELECT x.relation::pg_catalog.oid::pg_catalog.int8, a.attname"
+								  " FROM (SELECT tablesync.find_xmin_table($1::pg_catalog.regclass)) x (relation)"
+								  " JOIN pg_attribute a ON a.attrelid = x.relation AND a.atttypid = 'xid'::pg_catalog.regtype"
+								  " WHERE has_table_privilege(x.relation, 'SELECT')", table->relid) != 1)
+		return false;
+	table->xmin_table = (Oid) tsync_result_int64(0, 1);
+	table->xmin_column = quote_identifier(tsync_result_text(0, 2));
+	table->xmin_sql = tsync_relation_label(table->xmin_table);
+	return true;
+}
+
 /* Ask the source what its transaction ids mean; part of the transaction that opens it. */
 void
 tsync_read_writes(TsyncTable *table, TsyncSource *source)
