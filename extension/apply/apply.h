@@ -37,7 +37,6 @@ extern bool tsync_apply(List *applies);
 extern void tsync_end_without_apply(TsyncApply *apply);
 
 /* in merge.c */
-extern void tsync_avoid_large_joins(void);
 extern bool tsync_is_proved(TsyncApply *apply);
 extern bool tsync_merge(TsyncApply *apply);
 

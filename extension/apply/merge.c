@@ -17,7 +17,6 @@
 #include "process/process.h"
 #include "query/query.h"
 #include "storage/lmgr.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "verify/verify.h"
@@ -49,20 +48,6 @@ update_in_place(void *arg)
 	TsyncTable *table = rows->apply->table;
 
 	rows->changed = tsync_modify(table, tsync_sql_update(table, TSYNC_UPDATED, rows->apply->fingerprint));
-}
-
-/*
- * Look rows without bound up one by one: a hash or merge join would keep
- * whole rows in memory.
- */
-void
-tsync_avoid_large_joins(void)
-{
-	static const char *const joins[] = {"enable_hashjoin", "enable_mergejoin"};
-
-	for (int i = 0; i < lengthof(joins); i++)
-		(void) set_config_option(joins[i], "off", PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_LOCAL, true, 0, false);
 }
 
 static void
@@ -184,7 +169,11 @@ digest_all(TsyncApply *apply)
 
 	if (!apply->by_xmin)
 		return now;
-	/* nothing is remembered of such a replica: all columns of all chunks were compared, but those of a load were only counted */
+
+	/*
+	 * nothing is remembered of such a replica: all columns of all chunks were compared, but those of a load were only
+	 * counted
+	 */
 	foreach(lc, apply->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);

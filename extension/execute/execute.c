@@ -235,6 +235,20 @@ tsync_select_into(TsyncTable *table, TsyncSide side, const char *sql, TsyncRowSe
 }
 
 /*
+ * Look rows without bound up one by one, up to the end of the transaction or of
+ * the nest level of settings: a hash or merge join would keep whole rows in memory.
+ */
+void
+tsync_avoid_large_joins(void)
+{
+	static const char *const joins[] = {"enable_hashjoin", "enable_mergejoin"};
+
+	for (int i = 0; i < lengthof(joins); i++)
+		(void) set_config_option(joins[i], "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+/*
  * Call a function that has transactions of its own.  If it ends with an error
  * that "judge" expects, returns false, with the transaction that failed aborted
  * and a copy of the error in the caller's context in "error" (NULL: nobody wants

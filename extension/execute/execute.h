@@ -54,6 +54,7 @@ extern uint64 tsync_select_each(TsyncTable *table, TsyncSide side, const char *s
 extern uint64 tsync_select_at_most(TsyncTable *table, TsyncSide side, const char *sql, TsyncRowSet *into,
 								   uint64 limit);
 extern uint64 tsync_select_into(TsyncTable *table, TsyncSide side, const char *sql, TsyncRowSet *into);
+extern void tsync_avoid_large_joins(void);
 extern bool tsync_try(void (*function) (void *), void *arg, bool (*judge) (ErrorData *, void *), ErrorData **error);
 extern bool tsync_try_inside(void (*function) (void *), void *arg, bool (*judge) (ErrorData *, void *),
 							 ErrorData **error);

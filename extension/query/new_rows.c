@@ -7,6 +7,7 @@
  */
 #include "tablesync.h"
 
+#include "catalog/pg_type.h"
 #include "query/query.h"
 
 /* Begin a query for keys of the source, where their xmin is. */
@@ -95,7 +96,59 @@ tsync_sql_missing_rows(TsyncTable *table, const char *rows)
 	return buf.data;
 }
 
-/* The rows of a row set that the replica has with other values, byte by byte. */
+/* Are values of a type equal only if their bytes are, in collation C if there is one? */
+static bool
+is_string(Oid type)
+{
+	return type == TEXTOID || type == VARCHAROID || type == BYTEAOID;
+}
+
+/* Append "prefix.column, .." for all columns that are no strings; returns how many. */
+static int
+append_others(StringInfo buf, TsyncTable *table, const char *prefix)
+{
+	int			others = 0;
+
+	for (int i = 0; i < table->ncolumns; i++)
+		if (!is_string(table->columns[i].type))
+			appendStringInfo(buf, "%s%s%s", others++ > 0 ? ", " : "", prefix, table->columns[i].quoted);
+	return others;
+}
+
+/*
+ * Append whether rows s and r differ, byte by byte: not by equality, which some
+ * types lack and others take more lightly than we do.  Strings are no part of
+ * the records that are compared: these would be further copies of large values.
+ */
+static void
+append_differs(StringInfo buf, TsyncTable *table)
+{
+	const char *or = "";
+	StringInfoData others;
+
+	initStringInfo(&others);
+	appendStringInfoChar(buf, '(');
+	if (append_others(&others, table, "s.") > 0)
+	{
+		/* as records, or it would be a comparison by the columns' operators */
+		appendStringInfo(buf, "ROW(%s)::pg_catalog.record OPERATOR(pg_catalog.*<>) ROW(", others.data);
+		(void) append_others(buf, table, "r.");
+		appendStringInfoString(buf, ")::pg_catalog.record");
+		or = " OR ";
+	}
+	for (int i = 0; i < table->ncolumns; i++)
+		if (is_string(table->columns[i].type))
+		{
+			const char *collate = table->columns[i].type == BYTEAOID ? "" : " COLLATE pg_catalog.\"C\"";
+
+			appendStringInfo(buf, "%ss.%s%s IS DISTINCT FROM r.%s%s", or, table->columns[i].quoted, collate,
+							 table->columns[i].quoted, collate);
+			or = " OR ";
+		}
+	appendStringInfoChar(buf, ')');
+}
+
+/* The rows of a row set that the replica has with other values. */
 char *
 tsync_sql_changed_rows(TsyncTable *table, const char *rows)
 {
@@ -104,14 +157,10 @@ tsync_sql_changed_rows(TsyncTable *table, const char *rows)
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	tsync_append_columns(&buf, table, "s.");
-	appendStringInfoString(&buf, " FROM (SELECT ");
-	tsync_append_columns(&buf, table, "");
-	appendStringInfo(&buf, " FROM %s) s JOIN (SELECT ", rows);
-	tsync_append_columns(&buf, table, "");
-	appendStringInfo(&buf, " FROM %s) r ON ", table->replica_sql);
+	appendStringInfo(&buf, " FROM %s s JOIN %s r ON ", rows, table->replica_sql);
 	tsync_append_keys_equal(&buf, table, "r.", "s.");
-	/* not by equality, which some types lack and others take more lightly than we do */
-	appendStringInfoString(&buf, " WHERE (s.*) OPERATOR(pg_catalog.*<>) (r.*)");
+	appendStringInfoString(&buf, " WHERE ");
+	append_differs(&buf, table);
 	return buf.data;
 }
 

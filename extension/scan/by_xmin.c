@@ -20,6 +20,7 @@
 #include "query/query.h"
 #include "scan/scan.h"
 #include "source/source.h"
+#include "utils/guc.h"
 
 /* Fewer rows of a chunk are never too many to be fetched. */
 #define FEW_ROWS 1000			/* not measured */
@@ -154,14 +155,19 @@ stage_wanted(TsyncNewRows *rows)
 {
 	TsyncTable *table = rows->table;
 	int64		before = rows->stage->inserted.count;
+	int			settings;
 
 	if (rows->wanted.count == 0)
 		return 0;
 	tsync_fetch_rows(table, &rows->wanted, &rows->fetched);
+	settings = NewGUCNestLevel();
+	if (table->wide)
+		tsync_avoid_large_joins();
 	tsync_rowset_register(&rows->fetched);
 	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_missing_rows(table, rows->fetched.name), &rows->stage->inserted);
 	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_changed_rows(table, rows->fetched.name), &rows->stage->updated);
 	SPI_unregister_relation(rows->fetched.name);
+	AtEOXact_GUC(true, settings);
 	tsync_rowset_clear(&rows->wanted);
 	tsync_rowset_clear(&rows->fetched);
 	return rows->stage->inserted.count - before;
