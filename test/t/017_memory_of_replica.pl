@@ -1,5 +1,6 @@
 # What a run remembers of the replica: it does not read it again while nobody
-# else writes to it, and notices whoever does.
+# else writes to it, and notices whoever does.  By xmin, and by version
+# (036_memory_by_version.pl).
 
 use strict;
 use warnings;
@@ -8,13 +9,14 @@ use PostgreSQL::Test::Utils;
 use TablesyncTest;
 use Test::More;
 
+my $fingerprint = $ENV{TABLESYNC_FINGERPRINT} // 'xmin';
 my ($source, $target) = start_pair();
 
 $source->safe_psql('postgres', q{
 	CREATE TABLE items (id integer PRIMARY KEY, note text, updated_at timestamp NOT NULL DEFAULT now());
 	INSERT INTO items SELECT i, 'n' || i, now() - interval '1 day' FROM generate_series(1, 20000) i});
-app_sql($target, q{
-	SELECT tablesync_add('items', 'src', 'public.items', version_column => 'updated_at', chunk_rows => 2000, max_delete_fraction => 1);
+app_sql($target, qq{
+	SELECT tablesync_add('items', 'src', 'public.items', version_column => 'updated_at', fingerprint => '$fingerprint', chunk_rows => 2000, max_delete_fraction => 1);
 	CREATE TABLE twins (note text)});
 
 sub change_something
@@ -142,11 +144,11 @@ is(run_counts($target, 'items'), 'succeeded|0|0|0', 'by row');
 app_sql($target, 'ALTER TABLE items DROP note; ALTER TABLE items ADD note text');
 is(run_counts($target, 'items'), 'succeeded|0|20000|0', 'column dropped and added again');
 is($target->safe_psql('postgres', 'SELECT count(*) FROM items WHERE note IS NULL'), 0, 'filled');
-app_sql($target, "SELECT tablesync_alter('items', fingerprint => 'version')");
-is(run_counts($target, 'items'), 'succeeded|0|0|0', 'by version');
-app_sql($target, q{
+app_sql($target, "SELECT tablesync_alter('items', fingerprint => '$fingerprint')");
+is(run_counts($target, 'items'), 'succeeded|0|0|0', "by $fingerprint");
+app_sql($target, qq{
 	SELECT tablesync_remove('items', drop_replica => true);
-	SELECT tablesync_add('items', 'src', 'public.items', version_column => 'updated_at', chunk_rows => 500, max_delete_fraction => 1)});
+	SELECT tablesync_add('items', 'src', 'public.items', version_column => 'updated_at', fingerprint => '$fingerprint', chunk_rows => 500, max_delete_fraction => 1)});
 $source->safe_psql('postgres', 'DELETE FROM items WHERE id > 5000');
 is(run_counts($target, 'items'), 'succeeded|5000|0|0', 'loaded again');
 app_sql($target, 'ANALYZE items');
@@ -215,8 +217,14 @@ my %damage = (
 	'everything called known' => q{digest = 0, rows = 0, stale = false, buckets = '', bucket_shift = 6, bucket_mask = -1});
 for my $name (sort keys %damage)
 {
-	$source->safe_psql('postgres', q{UPDATE items SET note = 'y', updated_at = clock_timestamp() WHERE id % 400 = 3});
-	run_counts($target, 'items');
+	# twice: chunks that are new are compared by all columns
+	for my $note (qw(y z))
+	{
+		$source->safe_psql('postgres', qq{UPDATE items SET note = '$note', updated_at = clock_timestamp() WHERE id % 400 = 3});
+		run_counts($target, 'items');
+	}
+	is($target->safe_psql('postgres', "SELECT count(*) FROM tablesync.chunk WHERE replica = 'items'::regclass AND buckets IS NULL"),
+		0, "$name: buckets are remembered");
 	$target->safe_psql('postgres', 'UPDATE ' . sprintf($chunk, $damage{$name}));
 	# changes next to each other, of all kinds
 	$source->safe_psql('postgres', q{
@@ -256,7 +264,7 @@ my $columns = '(id integer PRIMARY KEY, note text, updated_at timestamp NOT NULL
 sub add_replica
 {
 	my ($replica) = @_;
-	app_sql($target, "SELECT tablesync_add('$replica', 'src', 'public.items', version_column => 'updated_at', chunk_rows => 500)");
+	app_sql($target, "SELECT tablesync_add('$replica', 'src', 'public.items', version_column => 'updated_at', fingerprint => '$fingerprint', chunk_rows => 500)");
 	like(run_counts($target, $replica), qr/^succeeded\|50\d\d\|0\|0$/, "$replica loaded");
 	is(run_counts($target, $replica), 'succeeded|0|0|0', "$replica is equal");
 	return;
@@ -306,7 +314,7 @@ is($target->safe_psql('postgres', q{SELECT string_agg(replica::text, ',') FROM t
 $source->safe_psql('postgres', q{
 	CREATE TABLE versions (id integer PRIMARY KEY, a timestamp, b bigint, c uuid, d bytea, e timestamp NOT NULL DEFAULT '4713-01-01 BC');
 	INSERT INTO versions SELECT i, now(), i, gen_random_uuid(), '\x01' FROM generate_series(1, 300) i});
-app_sql($target, q{SELECT tablesync_add('versions', 'src', 'public.versions', version_column => 'a')});
+app_sql($target, qq{SELECT tablesync_add('versions', 'src', 'public.versions', version_column => 'a', fingerprint => '$fingerprint')});
 is(run_counts($target, 'versions'), 'succeeded|300|0|0', 'loaded');
 for my $column (qw(b c d e a))
 {

@@ -1,0 +1,7 @@
+# What a run remembers of a replica whose rows are compared by their version.
+
+use strict;
+use warnings;
+
+$ENV{TABLESYNC_FINGERPRINT} = 'version';
+require './test/t/017_memory_of_replica.pl';
