@@ -41,7 +41,7 @@ BEGIN
         PERFORM tablesync.refuse_column(quote_ident(misfit.column_name), format('%I.%I', target.schema_name, target.table_name),
                                         misfit.problem,
                                         CASE WHEN settings.fingerprint = 'row' THEN
-                                            'If the source sets a column on every change, name it as version_column.'
+                                            'Set fingerprint to xmin if the source is a table, or to version if it sets a column on every change, and name that as version_column.'
                                         ELSE 'Choose another version column, or none.' END);
     END IF;
 END
@@ -103,6 +103,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     changed tablesync.replica;
+    no_xmin text;
 BEGIN
     PERFORM tablesync.check_replica($1);
     SELECT * INTO changed FROM tablesync.replica t WHERE t.replica = $1;
@@ -116,8 +117,11 @@ BEGIN
     IF version_column IS NOT NULL OR fingerprint IS NOT NULL THEN
         PERFORM tablesync.check_comparable(changed);
     END IF;
-    IF fingerprint = 'xmin' AND tablesync.xmin_problem(changed.source) IS NOT NULL THEN
-        PERFORM tablesync.refuse_xmin(changed.source, tablesync.xmin_problem(changed.source));
+    IF fingerprint = 'xmin' THEN    -- else the source need not be there
+        no_xmin := tablesync.xmin_problem(changed.source);
+    END IF;
+    IF no_xmin IS NOT NULL THEN
+        PERFORM tablesync.refuse_xmin(changed.source, no_xmin);
     END IF;
     PERFORM tablesync.alter($1, to_jsonb(changed));
     RETURN QUERY SELECT * FROM tablesync.replica t WHERE t.replica = $1;
