@@ -141,7 +141,7 @@ BEGIN
                         'Create the foreign table again with IMPORT FOREIGN SCHEMA, or let tablesync_add(replica, server, source) do it.'
                     WHEN tablesync.type_problem(c.type, false, false) IS NOT NULL THEN NULL    -- not at all
                     WHEN u.key THEN 'Types of keys are smallint, integer, bigint, numeric, uuid, date, timestamp, timestamptz, text, varchar and char.'
-                    WHEN fingerprint = 'row' THEN 'If the source sets a column on every change, name it as version_column.'
+                    WHEN fingerprint = 'row' THEN 'Set fingerprint to xmin if the source is a table, or to version if it sets a column on every change, and name that as version_column.'
                     ELSE 'Choose another version column, or none.' END AS hint
         FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
         LEFT JOIN pg_attribute a

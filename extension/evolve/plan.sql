@@ -166,7 +166,7 @@ BEGIN
         step.hint := concat_ws(' ',
             CASE WHEN new->>'problem' LIKE 'type % here' THEN 'Create the type here like at the source, and resume.'
                  WHEN tablesync.type_problem((new->>'type_oid')::oid, false, false) IS NULL AND new->>'problem' IS NULL THEN
-                     'If the source sets a column on every change, name it as version_column with tablesync_alter(), and resume.' END,
+                     'With tablesync_alter(), set fingerprint to xmin if the source is a table, or to version if it sets a column on every change, and name that as version_column. Then resume.' END,
             format('To leave new columns out: SELECT tablesync_alter(%L, on_schema_change => ''ignore'', enabled => true);', settings.replica));
     ELSIF mine.type IS NULL THEN
         step.statements := format('ALTER TABLE %s ADD COLUMN %I %s%s', settings.replica, new->>'column', new->>'type',
