@@ -35,7 +35,7 @@ SELECT results_eq(
     $$SELECT source, key_columns, version_column, fingerprint, consistency, chunk_rows, max_source_load, max_delete_fraction,
              on_schema_change, freshness, workers, enabled
       FROM tablesync.replica WHERE replica = 'media'::regclass$$,
-    $$VALUES ('media_source'::regclass, '{id}'::name[], 'updated_at'::name, 'version', 'auto', NULL::integer, 1.0::double precision,
+    $$VALUES ('media_source'::regclass, '{id}'::name[], 'updated_at'::name, 'xmin', 'auto', NULL::integer, 1.0::double precision,
               0.2::double precision, 'apply', NULL::interval, 1, true)$$,
     'settings of a replica that was added without any');
 
