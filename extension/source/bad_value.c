@@ -299,6 +299,16 @@ where_it_was(const char *context)
 	return NULL;
 }
 
+/* What to do about an error of the source, if it has to do with how rows are compared; NULL if not. */
+static char *
+hint_about(ErrorData *edata)
+{
+	if (edata->sqlerrcode == ERRCODE_INSUFFICIENT_PRIVILEGE && edata->context && strstr(edata->context, "remote SQL command") &&
+		strstr(edata->context, "xmin"))
+		return "Rows are compared by xmin, which grants on single columns do not include. At the source, grant SELECT on the table; or set fingerprint to version or row with tablesync_alter().";
+	return NULL;
+}
+
 /* A search, and what it has found. */
 typedef struct Finding
 {
@@ -334,6 +344,8 @@ tsync_explain_error(ErrorData *edata)
 	if (finding.reading != NULL && tsync_is_about_value(edata->sqlerrcode))
 		(void) tsync_try(perform_search, &finding, does_not_matter, NULL);
 	found = finding.text;
+	if (edata->hint == NULL)
+		edata->hint = hint_about(edata);
 	if (found != NULL && where != NULL && strncmp(where, "It", 2) != 0)
 		found = psprintf("%s %s", where, found);
 	if (edata->detail != NULL)
