@@ -128,9 +128,14 @@ SELECT tablesync_add('copy', 'loopback', 'src.composite_type', version_column =>
 SELECT tablesync_add('copy', 'loopback', 'src.xml_type', fingerprint => 'row');
 SELECT tablesync_add('copy', 'loopback', 'src.bigint_array', fingerprint => 'row');
 SELECT tablesync_add('copy', 'loopback', 'src.enum_type', fingerprint => 'row');
--- accepted: with a version column they need not be compared
-SELECT tablesync_add(name, 'loopback', 'src.' || name, version_column => 'updated_at')
+-- accepted: by xmin, or with a version column, they need not be hashed
+SELECT tablesync_add(name, 'loopback', 'src.' || name)
 FROM (VALUES ('xml_type'), ('bigint_array'), ('enum_type')) v (name);
+SELECT tablesync_add(name || '_by_version', 'loopback', 'src.' || name, version_column => 'updated_at', fingerprint => 'version')
+FROM (VALUES ('xml_type'), ('bigint_array'), ('enum_type')) v (name);
+-- and can't be hashed afterwards either
+SELECT replica FROM tablesync_alter('xml_type', fingerprint => 'row');
+SELECT tablesync_remove('enum_type_by_version', drop_replica => true);
 
 -- refused: a version column that can't be one
 SELECT tablesync_add('copy', 'loopback', 'src.media', version_column => 'missing');

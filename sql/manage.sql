@@ -29,7 +29,10 @@ FROM tablesync_alter('item');
 SELECT fingerprint, version_column, consistency, chunk_rows, max_source_load, max_delete_fraction, on_schema_change, freshness, workers, enabled
 FROM tablesync_alter('item', consistency => 'chunk', chunk_rows => 3, max_source_load => 0.9, max_delete_fraction => 0.5,
                      on_schema_change => 'pause', freshness => '1 day', workers => 2);
--- a version column makes the fingerprint take it, unless told otherwise
+-- a version column makes the fingerprint take it if every column was compared, unless told otherwise; by xmin it is a hint
+SELECT fingerprint, version_column FROM tablesync_alter('item', fingerprint => 'row');
+SELECT fingerprint, version_column FROM tablesync_alter('item', version_column => 'updated_at');
+SELECT fingerprint, version_column FROM tablesync_alter('item', fingerprint => 'xmin');
 SELECT fingerprint, version_column FROM tablesync_alter('item', version_column => 'updated_at');
 SELECT fingerprint, version_column, chunk_rows, freshness FROM tablesync_alter('item', fingerprint => 'row');
 SELECT fingerprint, version_column FROM tablesync_alter('item', fingerprint => 'version');
