@@ -1,5 +1,6 @@
 # Every column of every row: tablesync_verify, its repair, and the share of it
-# that each run does (verify_fraction).
+# that each run does (verify_fraction).  By version and by row first, where
+# usual runs see least; by xmin in the end.
 
 use strict;
 use warnings;
@@ -66,11 +67,11 @@ $target->safe_psql('postgres', q{
 	CREATE ROLE other LOGIN;
 	CREATE ROLE watcher LOGIN IN ROLE pg_monitor});
 app_sql($target, q{
-	SELECT tablesync_add('media', 'src', 'public.media', version_column => 'updated_at', chunk_rows => 100);
-	SELECT tablesync_add('plain', 'src', 'public.plain', chunk_rows => 100, consistency => 'chunk');
-	SELECT tablesync_add('pair', 'src', 'public.pair', version_column => 'updated_at', chunk_rows => 100);
-	SELECT tablesync_add('named', 'src', 'public.named', version_column => 'version');
-	SELECT tablesync_add('odd', 'src', 'public.odd', version_column => 'updated_at', chunk_rows => 50)});
+	SELECT tablesync_add('media', 'src', 'public.media', version_column => 'updated_at', fingerprint => 'version', chunk_rows => 100);
+	SELECT tablesync_add('plain', 'src', 'public.plain', fingerprint => 'row', chunk_rows => 100, consistency => 'chunk');
+	SELECT tablesync_add('pair', 'src', 'public.pair', version_column => 'updated_at', fingerprint => 'version', chunk_rows => 100);
+	SELECT tablesync_add('named', 'src', 'public.named', version_column => 'version', fingerprint => 'version');
+	SELECT tablesync_add('odd', 'src', 'public.odd', version_column => 'updated_at', fingerprint => 'version', chunk_rows => 50)});
 
 like(app_fails($target, q{SELECT * FROM tablesync_verify('media')}), qr/55000.*has not been loaded yet.*HINT:.*tablesync_run/s,
 	'what was never loaded can\'t be verified');
@@ -330,6 +331,46 @@ is(app_sql($target, q{SELECT oldest_proof FROM tablesync_status WHERE replica = 
 app_sql($target, q{SELECT tablesync_alter('media', chunk_rows => 500)});
 app_sql($target, q{SELECT * FROM tablesync_run('media')});
 is(app_sql($target, q{SELECT oldest_proof FROM tablesync_status WHERE replica = 'media'::regclass}), $before, 'so is what they make together');
+
+# 13. By xmin: what a usual run has seen needs no version, and what it has not is newer
+$source->safe_psql('postgres', q{
+	CREATE TABLE written (id integer PRIMARY KEY, note text, mood mood, doc xml, updated_at timestamp);
+	INSERT INTO written SELECT i, 'n' || i, 'ok', '<a/>', '2021-01-01' FROM generate_series(1, 1000) i});
+app_sql($target, q{SELECT tablesync_add('written', 'src', 'public.written', version_column => 'updated_at', chunk_rows => 100)});
+is(run_counts($target, 'written'), 'succeeded|1000|0|0', 'xmin: loaded');
+is(verify('written'), 'clean', 'xmin: nothing differs');
+$source->safe_psql('postgres', q{UPDATE written SET note = 'quiet' WHERE id = 10; UPDATE written SET doc = '<b/>' WHERE id = 11; UPDATE written SET mood = 'sad' WHERE id = 12});
+is(verify('written'), '10 newer at source; 11 newer at source; 12 newer at source', 'xmin: the replica is as the last run left it');
+is(run_counts($target, 'written'), 'succeeded|0|3|0', 'xmin: a usual run sees what is changed quietly');
+is(verify('written'), 'clean', 'xmin: so verify has nothing to find');
+$source->safe_psql('postgres', q{
+	UPDATE written SET note = 'changed' WHERE id = 20;
+	UPDATE written SET note = note WHERE id = 22;
+	DELETE FROM written WHERE id IN (30, 530);
+	INSERT INTO written VALUES (-5, 'first'), (1001, 'last')});
+is(verify('written'), join('; ', map { "$_ newer at source" } qw(-5 1001 20 30 530)), 'xmin: changes that no run has seen');
+is(run_counts($target, 'written'), 'succeeded|2|1|2', 'xmin: the next run takes them over');
+is(verify('written'), 'clean', 'xmin: then nothing differs');
+my $touches = q{
+	UPDATE written SET note = 'mine' WHERE id = 40;
+	UPDATE written SET doc = '<mine/>' WHERE id = 41;
+	DELETE FROM written WHERE id = 42;
+	INSERT INTO written VALUES (5000, 'mine')};
+app_sql($target, $touches);
+$source->safe_psql('postgres', q{UPDATE written SET note = 'now' WHERE id = 700; INSERT INTO written VALUES (701, 'now') ON CONFLICT (id) DO UPDATE SET note = 'now'});
+is(verify('written'), "$found; 700 newer at source; 701 newer at source", 'xmin: written by somebody, and changed at the source');
+is(verify('written', ', repair => true'), "$found; 700 newer at source; 701 newer at source", 'xmin: repaired');
+is_replica($source, $target, 'written', 'written', 'xmin: identical');
+is(run_counts($target, 'written'), 'succeeded|0|0|0', 'xmin: a usual run has nothing to do');
+is(last_message('written'), '', 'xmin: and nothing to report');
+silently('written', $touches);
+is(verify('written'), $found, 'xmin: what leaves no note, too');
+is(verify('written', ', repair => true'), $found, 'xmin: and that is repaired');
+is_replica($source, $target, 'written', 'written', 'xmin: identical');
+app_sql($target, q{SELECT tablesync_alter('written', verify_fraction => 1)});
+silently('written', q{UPDATE written SET mood = 'happy' WHERE id = 60});
+is(run_counts($target, 'written'), 'succeeded|0|1|0', 'xmin: each run verifies');
+like(last_message('written'), qr/^1 rows had drifted/, 'xmin: and says what it has found');
 
 sub md5
 {
