@@ -78,7 +78,7 @@ sub follow_hint
 # --- apply: columns added, for all rows, by each kind of fingerprint ---
 
 my $rows = q{SELECT i, 'n' || i, '2021-01-01' FROM generate_series(1, 1000) i};
-replicate('added', 'id integer PRIMARY KEY, note text NOT NULL, updated_at timestamp NOT NULL', $rows, "version_column => 'updated_at'");
+replicate('added', 'id integer PRIMARY KEY, note text NOT NULL, updated_at timestamp NOT NULL', $rows, "version_column => 'updated_at', fingerprint => 'version'");
 at_source(q{ALTER TABLE added ADD "full ""100%"" name" varchar(20) COLLATE "C" NOT NULL DEFAULT 'x', ADD amount numeric(10,2);
 	UPDATE added SET "full ""100%"" name" = 'name ' || id, amount = id WHERE id % 3 > 0});
 is(run_counts($target, 'added'), 'succeeded|0|1000|0', 'a column added: filled for all rows though no version has moved');
@@ -110,7 +110,7 @@ at_source(q{ALTER TABLE added ALTER updated_at TYPE timestamp(6); UPDATE added S
 is(run_counts($target, 'added'), 'succeeded|0|98|0', 'the version column is widened, and rows change');
 is_replica($source, $target, 'added', 'added', 'all of their columns are here');
 
-replicate('byrow', 'id integer PRIMARY KEY, note text', q{SELECT i, 'n' FROM generate_series(1, 100) i});
+replicate('byrow', 'id integer PRIMARY KEY, note text', q{SELECT i, 'n' FROM generate_series(1, 100) i}, "fingerprint => 'row'");
 at_source(q{ALTER TABLE byrow ADD size integer DEFAULT 7});
 is(run_counts($target, 'byrow'), 'succeeded|0|100|0', 'fingerprint row');
 is_replica($source, $target, 'byrow', 'byrow', 'fingerprint row');
@@ -118,6 +118,25 @@ at_source(q{ALTER TABLE byrow ADD doc xml});
 pauses('byrow', "column doc xml was added and can't be replicated exactly: values of type xml can't be compared exactly without fetching them", 'a column that no fingerprint covers');
 app_sql($target, "SELECT tablesync_alter('byrow', on_schema_change => 'ignore', enabled => true)");
 is(run_counts($target, 'byrow'), 'succeeded|0|0|0', 'left out');
+
+# by xmin they are rows that were written, or are looked at once
+replicate('byxmin', 'id integer PRIMARY KEY, note text, updated_at timestamp', q{SELECT i, 'n', '2021-01-01' FROM generate_series(1, 1000) i}, "version_column => 'updated_at'");
+at_source(q{ALTER TABLE byxmin ADD size integer DEFAULT 7, ADD doc xml DEFAULT '<a/>', ADD mood mood});
+is(run_counts($target, 'byxmin'), 'succeeded|0|1000|0', 'by xmin: values of new columns');
+is_replica($source, $target, 'byxmin', 'byxmin', 'without a hash, too');
+is(logged('byxmin'), 'added size applied, added doc applied, added mood applied', 'logged');
+is(run_counts($target, 'byxmin'), 'succeeded|0|0|0', 'they are known then');
+at_source(q{UPDATE byxmin SET doc = '<b/>' WHERE id < 4; UPDATE byxmin SET mood = 'sad' WHERE id = 9; ALTER TABLE byxmin ADD late json});
+is(run_counts($target, 'byxmin'), 'succeeded|0|4|0', 'no value of them is overlooked');
+is_replica($source, $target, 'byxmin', 'byxmin', 'identical');
+at_source(q{ALTER TABLE byxmin ALTER id TYPE bigint, ALTER size TYPE bigint; UPDATE byxmin SET size = 8 WHERE id = 10});
+is(run_counts($target, 'byxmin'), 'succeeded|0|1|0', 'rewritten for wider types');
+is_replica($source, $target, 'byxmin', 'byxmin', 'identical');
+at_source(q{ALTER TABLE byxmin DROP updated_at});
+is(run_counts($target, 'byxmin'), 'succeeded|0|0|0', 'a version column that was a hint may go');
+is(app_sql($target, "SELECT version_column IS NULL, fingerprint FROM tablesync.replica WHERE replica = 'byxmin'::regclass"), 't|xmin', 'and is none any more');
+at_source(q{UPDATE byxmin SET note = 'm' WHERE id = 8});
+is(run_counts($target, 'byxmin'), 'succeeded|0|1|0', 'changes are found as before');
 
 # --- apply: types that lose nothing, under views ---
 
@@ -216,7 +235,7 @@ same_columns('nulls', 'id, a, updated_at', 'its values are the new ones');
 # --- apply: what only the owner can do ---
 
 replicate('things', 'id integer PRIMARY KEY, price numeric, name varchar(20), qty integer, updated_at timestamp NOT NULL',
-	q{SELECT i, i / 4.0, 'n' || i, i, '2021-01-01' FROM generate_series(1, 100) i}, "version_column => 'updated_at'");
+	q{SELECT i, i / 4.0, 'n' || i, i, '2021-01-01' FROM generate_series(1, 100) i}, "version_column => 'updated_at', fingerprint => 'version'");
 app_sql($target, 'CREATE VIEW priced AS SELECT id, price FROM things');
 at_source('ALTER TABLE things RENAME price TO cost');
 app_sql($target, q{SELECT tablesync_alter('things', on_schema_change => 'pause')});
@@ -340,7 +359,7 @@ is(run_counts($target, 'rough'), 'succeeded|0|1|0', 'one that does');
 is(app_sql($target, "SELECT count(*) FROM tablesync_verify('rough')"), 0, 'verify compares the values of a column whose hash is another one there');
 at_source(q{UPDATE rough SET c = 6 WHERE id = 2});
 app_sql($target, 'UPDATE rough SET c = 7 WHERE id = 3');
-is(app_sql($target, "SELECT string_agg(key->>'id' || ' ' || difference, ', ' ORDER BY key->>'id') FROM tablesync_verify('rough', repair => true)"), '2 different, 3 different', 'and finds what differs');
+is(app_sql($target, "SELECT string_agg(key->>'id' || ' ' || difference, ', ' ORDER BY key->>'id') FROM tablesync_verify('rough', repair => true)"), '2 newer at source, 3 different', 'and finds what differs');
 is(app_sql($target, "SELECT count(*) FROM tablesync_verify('rough')"), 0, 'and repairs it');
 app_sql($target, q{SELECT tablesync_alter('rough', on_schema_change => 'apply')});
 at_source('ALTER TABLE rough DROP d');
@@ -436,7 +455,7 @@ sub between_chunks
 }
 
 replicate('chunky', 'id integer PRIMARY KEY, a integer, b text, c integer NOT NULL, updated_at timestamp NOT NULL',
-	q{SELECT i, i, 'b' || i, i, '2021-01-01' FROM generate_series(1, 1000) i}, "consistency => 'chunk', chunk_rows => 50");
+	q{SELECT i, i, 'b' || i, i, '2021-01-01' FROM generate_series(1, 1000) i}, "consistency => 'chunk', fingerprint => 'row', chunk_rows => 50");
 is(between_chunks('chunky', q{ALTER TABLE chunky ADD d integer DEFAULT 4; UPDATE chunky SET a = -1 WHERE id IN (1, 1000)}), 'succeeded ', 'added between two chunks');
 is_replica($source, $target, 'chunky', 'chunky', 'added between two chunks');
 is(between_chunks('chunky', q{ALTER TABLE chunky DROP d, ALTER c TYPE bigint USING c * 2}), 'succeeded ', 'dropped and widened between two chunks');
@@ -453,11 +472,11 @@ same_columns('chunky', 'id, a, b, c, e, updated_at', 'replaced between two chunk
 
 # a load that is under way
 at_source(q{CREATE TABLE loading (id integer PRIMARY KEY, note text, updated_at timestamp NOT NULL); INSERT INTO loading SELECT i, 'n', '2021-01-01' FROM generate_series(1, 2000) i});
-app_sql($target, q{SELECT tablesync_add('loading', 'src', 'public.loading', chunk_rows => 50, version_column => 'updated_at')});
+app_sql($target, q{SELECT tablesync_add('loading', 'src', 'public.loading', chunk_rows => 50, version_column => 'updated_at', fingerprint => 'version')});
 is(between_chunks('loading', q{ALTER TABLE loading ADD d integer DEFAULT 4; ALTER TABLE loading DROP note}), 'succeeded ', 'changed between two pages of a load');
 same_columns('loading', 'id, d, updated_at', 'changed between two pages of a load');
 
-app_sql($target, q{SELECT tablesync_remove('loading', drop_replica => true); SELECT tablesync_add('loading', 'src', 'public.loading', chunk_rows => 50, version_column => 'updated_at', max_source_load => 0.01)});
+app_sql($target, q{SELECT tablesync_remove('loading', drop_replica => true); SELECT tablesync_add('loading', 'src', 'public.loading', chunk_rows => 50, version_column => 'updated_at', fingerprint => 'version', max_source_load => 0.01)});
 $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('loading', wait => false)");
 wait_until($target, "SELECT load_position[1]::integer BETWEEN 100 AND 1900 FROM tablesync.replica WHERE replica = 'loading'::regclass");
 app_sql($target, "SELECT tablesync_cancel('loading'); SELECT tablesync_wait($run_id); SELECT tablesync_alter('loading', max_source_load => 1)");
