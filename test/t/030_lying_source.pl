@@ -39,6 +39,7 @@ my %lies = (
 	'bigint' => [ @integers, '9223372036854775807', "'-9223372036854775808'::bigint" ],
 	'real' => [ map { "'$_'" } qw(NaN Infinity -Infinity -1 0 3e38 1e-38 1e15) ],
 	'boolean' => [ 'NULL', 'true', 'false', 'random() < 0.5' ],
+	'xid' => [ map { "'$_'::xid" } qw(0 1 2 3 2147483647 4294967295) ],
 	'"char"' => [ map { literal($_) } '', qw(r v m f p S e d c x) ],
 	'timestamptz' => [ "'infinity'", "'-infinity'", 'NULL', "'4714-11-24 BC'", 'clock_timestamp()' ],
 	'text' => [ 'NULL', "''", "repeat('x', 5000000)", "'{}'", "'{1,NULL,2}'", "'{{1},{2}}'", "'{\"'", "'1 2 3'", "'-1'", "'99999999999999999999'", map { literal($_) } @hostile ],
@@ -54,7 +55,7 @@ my @catalog_names = sort keys %catalogs;
 
 # The view lies.items passes for the table public.items in everything else: the two schemas' names are swapped.
 my $swapped = q{CASE x.%1$s WHEN 'public' THEN 'lies' WHEN 'lies' THEN 'public' ELSE x.%1$s::text END};
-my %true = (nspname => sprintf($swapped, 'nspname'), schemaname => sprintf($swapped, 'schemaname'), table_schema => sprintf($swapped, 'table_schema'), backend_xmin => 'x.backend_xmin::text');
+my %true = (nspname => sprintf($swapped, 'nspname'), schemaname => sprintf($swapped, 'schemaname'), table_schema => sprintf($swapped, 'table_schema'), backend_xmin => 'x.backend_xmin::text', backend_xid => 'x.backend_xid::text');
 
 # A view of a catalog (or of rows); lies: expressions by column.
 sub view_sql
@@ -100,13 +101,13 @@ sub random_lies
 	return \%chosen;
 }
 
-my @row_columns = ([ 'id', 'bigint' ], [ 'v', 'text' ], [ 'n', 'public.amount' ], [ 'updated_at', 'timestamptz' ], [ 'ctid', 'tid' ]);
+my @row_columns = ([ 'id', 'bigint' ], [ 'v', 'text' ], [ 'n', 'public.amount' ], [ 'updated_at', 'timestamptz' ], [ 'ctid', 'tid' ], [ 'xmin', 'xid' ]);
 my $true_rows = view_sql('items', 'public.items', \@row_columns, {}, '');
 
 # Rows that lie, in number too; a wide one now and then.
 sub lying_rows
 {
-	my $lies = random_lies([ @row_columns[0 .. 3] ]);
+	my $lies = random_lies([ @row_columns[0 .. 3, 5] ]);
 	delete $lies->{v};
 	$lies->{v} = pick('NULL', "'other'", "CASE WHEN id = 5 THEN repeat('x', 5000000) ELSE v END", 'random()::text') if rand() < 0.4;
 	my $tail = pick('', '', 'WHERE false', 'WHERE random() < 0.7', 'CROSS JOIN generate_series(1, 50) g', 'LIMIT 3');
@@ -122,7 +123,8 @@ $source->safe_psql('postgres', q{
 
 my %settings = (
 	pausing => q{on_schema_change => 'pause', fingerprint => 'row'},
-	applying => q{on_schema_change => 'apply', version_column => 'updated_at', chunk_rows => 400},
+	applying => q{on_schema_change => 'apply', version_column => 'updated_at', fingerprint => 'version', chunk_rows => 400},
+	by_xmin => q{on_schema_change => 'apply', fingerprint => 'xmin', chunk_rows => 400},
 	by_chunk => q{on_schema_change => 'ignore', version_column => 'updated_at', consistency => 'chunk', chunk_rows => 300});
 my @replicas = sort keys %settings;
 
