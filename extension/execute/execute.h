@@ -64,6 +64,7 @@ extern TsyncDigest tsync_select_digest(TsyncTable *table, TsyncSide side, const 
 extern TsyncDigest tsync_modify(TsyncTable *table, const char *sql);
 
 /* in hold.c */
+extern void tsync_hold_early(TsyncTable *table);
 extern void tsync_hold(TsyncTable *table, TsyncSide side);
 extern void tsync_prepare_executor(void);
 extern void tsync_hold_nothing(void);

@@ -12,7 +12,9 @@
  * looks once more, at what the names have come to mean.
  *
  * Only the side that is asked is held: while the source is in a transaction of
- * ours, nobody here may keep us waiting for the replica.
+ * ours, nobody here may keep us waiting for the replica.  By xmin the replica is
+ * held first, before the source is asked in this transaction: who drops it locks
+ * it before the foreign table with xmin that goes with it, and so must we.
  *
  *-------------------------------------------------------------------------
  */
@@ -59,6 +61,14 @@ hold(TsyncTable *table, Oid relid, const char *known_as)
 		refuse_replaced(table, known_as, "was renamed");
 }
 
+/* Before the source is asked anything, also about other replicas: hold what has to be held before it. */
+void
+tsync_hold_early(TsyncTable *table)
+{
+	if (OidIsValid(table->xmin_table))
+		hold(table, table->relid, table->replica_sql);
+}
+
 /*
  * Hold the side that a statement of a run reads, and let the executor refuse
  * everything else.  In the transaction of the statement, before it is planned.
@@ -70,6 +80,7 @@ tsync_hold(TsyncTable *table, TsyncSide side)
 		return;
 	if (side == TSYNC_SOURCE)
 	{
+		tsync_hold_early(table);
 		hold(table, table->source, table->source_sql);
 		if (get_rel_relkind(table->source) != RELKIND_FOREIGN_TABLE)
 			refuse_replaced(table, table->source_sql, "was replaced");

@@ -169,6 +169,8 @@ tsync_scan_snapshot(void *arg)
 	/* postgres_fdw takes the snapshot with the first statement, so it is not older than this */
 	tsync_begin_in(CurrentMemoryContext);
 	foreach(lc, states)
+		tsync_hold_early(((TsyncScanState *) lfirst(lc))->scan->table);
+	foreach(lc, states)
 		tsync_note_snapshot(((TsyncScanState *) lfirst(lc))->scan->pace);
 	foreach(lc, states)
 	{
