@@ -27,7 +27,7 @@ $source->safe_psql('postgres', qq{
 	INSERT INTO tiny SELECT i, '"b"' FROM generate_series(1, 60) i});
 $target->safe_psql('postgres', q{ALTER ROLE app SET tablesync.chunk_time = '50ms'});    # statements end after 200 ms
 app_sql($target, q{
-	SELECT tablesync_add('slow', 'src', 'public.slow', consistency => 'chunk', chunk_rows => 1000000, max_delete_fraction => 1);
+	SELECT tablesync_add('slow', 'src', 'public.slow', fingerprint => 'row', consistency => 'chunk', chunk_rows => 1000000, max_delete_fraction => 1);
 	SELECT tablesync_add('tiny', 'src', 'public.tiny', consistency => 'chunk');
 	ALTER TABLE slow ALTER body SET STORAGE EXTERNAL});    # no time for compression
 is(run_counts($target, 'slow'), 'succeeded|300|0|0', 'loaded');
