@@ -1,6 +1,6 @@
 # What a run remembers of the replica: it does not read it again while nobody
 # else writes to it, and notices whoever does.  By xmin, and by version
-# (036_memory_by_version.pl).
+# (037_memory_by_version.pl).
 
 use strict;
 use warnings;

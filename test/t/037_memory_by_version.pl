@@ -3,5 +3,8 @@
 use strict;
 use warnings;
 
+use TablesyncTest;
+use Test::More;
+
 $ENV{TABLESYNC_FINGERPRINT} = 'version';
 require './test/t/017_memory_of_replica.pl';
