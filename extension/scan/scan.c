@@ -134,7 +134,7 @@ prepare_scan(TsyncScan *scan)
 static TsyncScanState *
 scan_state_create(TsyncScan *scan)
 {
-	TsyncScanState  *state = palloc0(sizeof(TsyncScanState));
+	TsyncScanState *state = palloc0(sizeof(TsyncScanState));
 	TsyncSettings *settings = &scan->replica->settings;
 	ListCell   *lc;
 
@@ -231,7 +231,7 @@ count_drifted(TsyncScan *scan)
 static bool
 try_scan(TsyncScan *scan)
 {
-	TsyncScanState  *state = scan_state_create(scan);
+	TsyncScanState *state = scan_state_create(scan);
 	int64		busy = scan->table->waited;
 	bool		done;
 
