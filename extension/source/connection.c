@@ -44,7 +44,8 @@ source_application_name(const char *label)
  * hidden rows, short of patience, and recognisable.  "timeout" is for each
  * statement there, in ms; that it was a lock and not work must show before.
  * The source's planner can't know how few buckets there are, and would sort
- * all rows on disk to count them.
+ * all rows on disk to count them; a scan's share of them (SCANNED_BUCKETS) fits
+ * into this work_mem.
  */
 void
 tsync_restrict_source_session(const char *label, int timeout)
@@ -59,6 +60,7 @@ tsync_restrict_source_session(const char *label, int timeout)
 					   " -c max_parallel_workers_per_gather=0"
 					   " -c jit=off"
 					   " -c enable_sort=off"
+					   " -c work_mem=96MB"
 					   " -c lc_monetary=C",
 					   timeout,
 					   timeout > 0 && (tsync_lock_timeout == 0 || timeout < tsync_lock_timeout) ? timeout / 4 * 3 : tsync_lock_timeout,
