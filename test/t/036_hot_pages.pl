@@ -11,6 +11,8 @@ use Test::More;
 
 my ($source, $target) = start_pair(source => { conf => "shared_buffers = 32MB\nautovacuum = off\nmax_wal_size = 4GB" });
 
+plan skip_all => 'pg_buffercache, which tells what is in memory, is not there'
+	if $source->safe_psql('postgres', "SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_buffercache'") == 0;
 $source->safe_psql('postgres', q{
 	CREATE EXTENSION pg_buffercache;
 	CREATE TABLE hot (id integer PRIMARY KEY, v text);
