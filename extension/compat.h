@@ -53,4 +53,11 @@
 #define tsync_wait_event(name) PG_WAIT_EXTENSION
 #endif
 
+/* 17 moved the number of a transaction that has no xid. */
+#if PG_VERSION_NUM >= 170000
+#define tsync_local_xid() (MyProc->vxid.lxid)
+#else
+#define tsync_local_xid() (MyProc->lxid)
+#endif
+
 #endif							/* TABLESYNC_COMPAT_H */

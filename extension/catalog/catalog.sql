@@ -47,6 +47,7 @@ CREATE TABLE tablesync.replica (
     load_position text[],
     bounds_key text,
     identity text,
+    source_version integer,
     load_indexes oid[],
     memory_key text,
     memory_file oid,
@@ -75,6 +76,7 @@ COMMENT ON COLUMN tablesync.replica.refetch IS 'columns whose values the next ru
 COMMENT ON COLUMN tablesync.replica.load_position IS 'key of the last row that an unfinished load has committed';
 COMMENT ON COLUMN tablesync.replica.bounds_key IS 'types of the key for which load_position and the bounds in tablesync.chunk were made';
 COMMENT ON COLUMN tablesync.replica.identity IS 'OIDs and file nodes of the source and its partitions when it was last read';
+COMMENT ON COLUMN tablesync.replica.source_version IS 'server_version_num of the source when it was last read';
 COMMENT ON COLUMN tablesync.replica.load_indexes IS 'indexes that are not kept up to date while a load goes on; NULL when it is over';
 COMMENT ON COLUMN tablesync.replica.memory_key IS 'what the digests in tablesync.chunk were made with: fingerprint and columns';
 COMMENT ON COLUMN tablesync.replica.memory_file IS 'file node of the replica when the digests in tablesync.chunk were true';

@@ -138,6 +138,8 @@ take_state(TsyncState *state)
 	state->quiet_rows = tsync_result_int64(0, tsync_result_column("quiet_rows"));
 	state->differing_rows = tsync_result_int64(0, tsync_result_column("differing_rows"));
 	state->drift_known = tsync_result_bool(0, tsync_result_column("drift_known"));
+	state->refetching = strcmp(tsync_result_text(0, tsync_result_column("refetch")), "{}") != 0;
+	state->source_version = (int) tsync_result_int64(0, tsync_result_column("source_version"));
 }
 
 /* Policies that apply to the owner would hide rows from a run, and foreign tables can be dropped. */
@@ -172,7 +174,8 @@ tsync_read_replica(Oid relid)
 	table->relid = relid;
 	table->replica_sql = table->label = tsync_relation_label(relid);
 
-	if (tsync_record_oid("SELECT t.*, t.source::oid::int8 AS source_oid, t.fingerprint = 'row' OR t.adopted AS all_columns,"
+	if (tsync_record_oid("SELECT t.*, t.source::oid::int8 AS source_oid,"
+						 " (SELECT f.ftserver::int8 FROM pg_foreign_table f WHERE f.ftrelid = t.source) AS server_oid, t.fingerprint = 'row' OR t.adopted AS all_columns,"
 						 " c.relforcerowsecurity,"
 						 " (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND NOT k.differed) AS quiet_rows,"
 						 " (SELECT sum(k.rows) FROM tablesync.all_chunks k WHERE k.replica = t.replica AND k.differed) AS differing_rows,"
@@ -185,6 +188,7 @@ tsync_read_replica(Oid relid)
 				 errmsg("%s is not a replica", table->label),
 				 errhint("Add it with tablesync_add(), and commit before you run it.")));
 	table->source = (Oid) tsync_result_int64(0, tsync_result_column("source_oid"));
+	table->server = (Oid) tsync_result_int64(0, tsync_result_column("server_oid"));
 	table->watermark = tsync_result_text(0, tsync_result_column("watermark"));
 	take_settings(&replica->settings);
 	take_state(&replica->state);
@@ -197,14 +201,14 @@ tsync_read_replica(Oid relid)
 
 /*
  * Record what a look at the source has shown: new columns that may not be read,
- * and which files hold its rows.  Returns whether all columns have to be compared
+ * which files hold its rows, and its version.  Returns whether all columns have to be compared
  * once, because these are others.  In a transaction that is not the source's.
  */
 bool
-tsync_record_source(Oid relid, int64 run_id, const char *identity, char **unreadable, int nunreadable)
+tsync_record_source(Oid relid, int64 run_id, const char *identity, int version, char **unreadable, int nunreadable)
 {
-	Oid			types[] = {OIDOID, TEXTOID};
-	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(identity)};
+	Oid			types[] = {OIDOID, TEXTOID, INT4OID};
+	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(identity), Int32GetDatum(version)};
 	bool		replaced;
 
 	if (nunreadable > 0)
@@ -215,7 +219,7 @@ tsync_record_source(Oid relid, int64 run_id, const char *identity, char **unread
 
 		tsync_record("SELECT tablesync.record_unreadable($1::regclass, $2, $3)", lengthof(note_types), note_types, note_values, NULL);
 	}
-	tsync_record("SELECT tablesync.record_identity($1::regclass, $2)", lengthof(types), types, values, NULL);
+	tsync_record("SELECT tablesync.record_identity($1::regclass, $2, $3)", lengthof(types), types, values, NULL);
 	replaced = tsync_result_bool(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	return replaced;

@@ -38,6 +38,8 @@ typedef struct TsyncState
 	int64		quiet_rows;		/* of chunks that did not differ in the last run */
 	int64		differing_rows; /* of those that did */
 	bool		drift_known;	/* an alert is open */
+	bool		refetching;		/* columns are to be fetched for all rows */
+	int			source_version; /* server_version_num of the source when it was last read; 0: nobody knows */
 } TsyncState;
 
 /* A row of tablesync.replica, and the columns of both sides. */
@@ -120,7 +122,8 @@ typedef struct TsyncRecord
 /* in replicas.c */
 extern void tsync_read_columns(TsyncReplica *replica);
 extern TsyncReplica *tsync_read_replica(Oid relid);
-extern bool tsync_record_source(Oid relid, int64 run_id, const char *identity, char **unreadable, int nunreadable);
+extern bool tsync_record_source(Oid relid, int64 run_id, const char *identity, int version,
+								char **unreadable, int nunreadable);
 extern bool tsync_evolve_catalog(Oid relid, int64 run_id, const char *new_shape, char **problem, char **hint);
 extern void tsync_finish_refetch(Oid relid);
 extern List *tsync_group_members(Oid replica);

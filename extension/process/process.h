@@ -72,6 +72,7 @@ extern void tsync_progress_throttled(int64 usec, double slowness);
 
 /* in session.c */
 extern bool tsync_source_asked;
+extern int64 tsync_waited_elsewhere;
 extern void tsync_watch_signals(void);
 extern bool tsync_is_cancelled(void);
 extern void tsync_begin_recording(void);

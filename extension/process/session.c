@@ -29,8 +29,18 @@ static volatile sig_atomic_t recording = false; /* how runs have ended: not to b
 static volatile sig_atomic_t source_silent = false;
 static TimeoutId source_timeout;
 
+/* Is this session one of ours, and not one that calls a user's function? */
+static bool session_is_ours = false;
+static bool session_is_read_only = false;
+
 /* Has the current transaction asked the source for anything? */
 bool		tsync_source_asked = false;
+
+/*
+ * Microseconds that this process has waited for sources besides the statements
+ * of its runs: for connections, catalogs, and ends of transactions.
+ */
+int64		tsync_waited_elsewhere = 0;
 
 /*
  * SIGTERM cancels what runs, like SIGINT, instead of ending the process in
@@ -101,7 +111,7 @@ tsync_await_source(void)
 {
 	/* for the commit, which has to wait for the source as well, and for APPLY, which must not have asked */
 	tsync_source_asked = true;
-	if (tsync_statement_timeout > 0)
+	if (session_is_ours && tsync_statement_timeout > 0)
 		enable_timeout_after(source_timeout, source_patience());
 }
 
@@ -109,7 +119,7 @@ tsync_await_source(void)
 void
 tsync_source_answered(void)
 {
-	if (tsync_statement_timeout > 0)
+	if (session_is_ours && tsync_statement_timeout > 0)
 		disable_timeout(source_timeout, false);
 }
 
@@ -137,10 +147,6 @@ tsync_source_timed_out(ErrorData *edata)
 	/* one SQLSTATE for three: who has cancelled decides */
 	return edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !cancel_requested && !source_silent;
 }
-
-/* Is this session one of ours, and not one that calls a user's function? */
-static bool session_is_ours = false;
-static bool session_is_read_only = false;
 
 /*
  * Values must look the same here and at the source, whatever the settings; and

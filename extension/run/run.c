@@ -27,6 +27,7 @@ tsync_make_run(TsyncStart *start)
 	run->verify.whole = start->verify;
 	run->verify.repair = start->repair;
 	run->source.version = start->source_version;
+	run->waited_before = tsync_waited_elsewhere;
 	return run;
 }
 
@@ -61,6 +62,7 @@ tsync_make_runs(TsyncStart *start)
 		member->replica_oid = lfirst_oid(lc);
 		member->force = start->force;
 		member->grouped = true;
+		member->waited_before = -1; /* the first one has waited for all */
 		runs = lappend(runs, member);
 	}
 	return runs;
@@ -86,6 +88,14 @@ tsync_read_run(TsyncRun *run)
 	return &run->replica->table;
 }
 
+/* Microseconds that a run has waited for its source so far. */
+int64
+tsync_waited(TsyncRun *run)
+{
+	return (run->replica ? run->replica->table.waited : 0) +
+		(run->waited_before >= 0 ? tsync_waited_elsewhere - run->waited_before : 0);
+}
+
 /* The fingerprint that usual runs compare and remember. */
 static TsyncFingerprint
 usual_fingerprint(TsyncRun *run)
@@ -108,6 +118,15 @@ tsync_prepare_load(TsyncRun *run)
 	load->grouped = run->grouped;
 }
 
+/* An empty stage for the columns of a replica, in a transaction of the caller. */
+void
+tsync_renew_stage(TsyncRun *run)
+{
+	if (run->stage != NULL)
+		tsync_stage_clear(run->stage);
+	run->stage = tsync_stage_create(&run->replica->table);
+}
+
 /* What SCAN gets, once the replica is loaded. */
 void
 tsync_prepare_scan(TsyncRun *run)
@@ -125,6 +144,8 @@ tsync_prepare_scan(TsyncRun *run)
 	scan->snapshot_expired |= run->load.snapshot_expired;
 	scan->load_compared = run->load.compared;
 	scan->load_digest = run->load.digest;
+	scan->look = NULL;
+	scan->unlike = false;
 	run->load.compared = false; /* only the scan that follows at once may rely on it */
 }
 
@@ -142,7 +163,7 @@ prepare_record(TsyncRun *run)
 	record->repair = run->verify.repair;
 	record->source = run->scan.digest;
 	record->loaded = run->load.rows;
-	record->waited = replica->table.waited;
+	record->waited = tsync_waited(run);
 	record->snapshot = run->scan.snapshot;
 	record->snapshot_expired = run->scan.snapshot_expired;
 	record->slowness = run->pace.slowness;

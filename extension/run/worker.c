@@ -42,104 +42,6 @@
 /* A run starts over when source or replica change under it. */
 #define ATTEMPTS 5
 
-/* Identity of the source's files, in a remote transaction of its own. */
-static char *
-read_identity(TsyncRun *run)
-{
-	char	   *identity;
-
-	tsync_begin_in(CurrentMemoryContext);
-	identity = tsync_source_identity(&run->replica->table);
-	tsync_commit();
-	return identity;
-}
-
-/* Read the replica's settings, and look at the source in one transaction of its own. */
-static void
-look_at_source(TsyncRun *run)
-{
-	TsyncTable *table;
-
-	tsync_begin_in(CurrentMemoryContext);
-	table = tsync_read_run(run);
-	tsync_commit();
-	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
-	/* before the source is asked: a session there gets its limit as it begins */
-	tsync_limit_source(table, tsync_first_timeout(&run->pace, run->replica->state.loaded,
-												  tsync_weigh_rows(run->replica->state.quiet_rows, run->replica->state.differing_rows)));
-
-	tsync_begin_in(CurrentMemoryContext);
-	tsync_read_source(table, &run->source);
-	tsync_read_horizon(table, &run->source);
-	if (run->source.estimate >= tsync_chunk_target(&run->pace))
-		tsync_read_layout(table, &run->source);
-	/* of the same snapshot as the shape: no change of columns after that escapes source_was_rewritten() */
-	run->source.identity = tsync_source_identity(table);
-	tsync_commit();
-}
-
-/*
- * Look at the source, follow its shape, and read the columns that both sides
- * have then.
- */
-static void
-open_source(TsyncRun *run)
-{
-	TsyncSource *source = &run->source;
-
-	look_at_source(run);
-	if (source->new_shape != NULL)
-	{
-		if (run->verify.whole)
-			tsync_refuse_to_evolve(run->replica->table.label);
-		/* a transaction that changes columns begins when the source's has ended: it may wait for locks */
-		tsync_evolve(&run->replica->table, run->run_id, source->new_shape, &run->paused);
-	}
-
-	tsync_begin_in(CurrentMemoryContext);
-	if ((!run->verify.whole && tsync_record_source(run->replica_oid, run->run_id, source->identity,
-												   source->unreadable, source->nunreadable)) ||
-		source->new_shape != NULL)
-		tsync_read_run(run);
-	/* not with the settings: before the shape was followed they may not fit the source */
-	tsync_read_columns(run->replica);
-	if (run->verify.whole)
-		tsync_prepare_verify(run->replica, &run->verify, &run->pace);
-	/* anew in each attempt: its rows have the columns of now */
-	if (run->stage != NULL)
-		tsync_stage_clear(run->stage);
-	run->stage = tsync_stage_create(&run->replica->table);
-	tsync_commit();
-	/* needs the columns: bounds mean nothing for a key of another type */
-	tsync_check_bounds(run->replica);
-}
-
-/*
- * Was the source rewritten since the run began?  Then a snapshot of ours may
- * have missed its rows: absence proves nothing.  Or were its columns changed?
- * Then rows of this run may not fit each other.
- */
-static bool
-source_was_rewritten(TsyncRun *run)
-{
-	char	   *identity = read_identity(run);
-	bool		rewritten = strcmp(identity, run->source.identity) != 0;
-
-	run->source.identity = identity;
-	return rewritten;
-}
-
-static bool
-any_was_rewritten(List *runs)
-{
-	bool		rewritten = false;
-	ListCell   *lc;
-
-	foreach(lc, runs)
-		rewritten |= source_was_rewritten(lfirst(lc));
-	return rewritten;
-}
-
 /*
  * CONFIRM the deletes of all runs; false to start over.  Rows that are found
  * again stay, which is right chunk by chunk but would mix two instants where
@@ -164,15 +66,7 @@ confirm_deletes(List *runs)
 			return false;
 	}
 	/* only now: a rewrite while we looked would have hidden rows from that look, too */
-	return !confirmed || !any_was_rewritten(runs);
-}
-
-/* Is there nothing to scan, because the source's counters, which the user trusts, stand still? */
-static bool
-is_unmoved(TsyncRun *run)
-{
-	return run->replica->settings.trust_counters && !run->grouped && !run->verify.whole &&
-		tsync_source_unmoved(&run->replica->table, &run->source, run->run_id);
+	return !confirmed || !tsync_was_rewritten(runs);
 }
 
 /* Open the source of a run, and load its replica if it was not. */
@@ -181,15 +75,21 @@ begin_run(TsyncRun *run)
 {
 	tsync_progress_run(run->run_id, run->replica_oid);
 	tsync_forget_reading();
-	open_source(run);
-	run->apply.table = &run->replica->table;	/* should it come to nothing, this tells of which replica */
 	run->apply.unproved = false;
+	if (tsync_expect_as_known(run))
+	{
+		run->apply.table = &run->replica->table;	/* should it come to nothing, this tells of which replica */
+		return;
+	}
+	tsync_open_source(run);
+	run->apply.table = &run->replica->table;
 	if (!run->replica->state.loaded)
 	{
 		tsync_prepare_load(run);
 		tsync_load(&run->load);
 	}
-	else if (is_unmoved(run))
+	else if (tsync_trusts_counters(run) &&
+			 tsync_source_unmoved(&run->replica->table, &run->source, run->run_id, tsync_waited(run)))
 	{
 		run->skipped = true;
 		return;
@@ -215,6 +115,26 @@ check_guards(List *runs)
 	}
 }
 
+static void
+scan(void *arg)
+{
+	tsync_scan(tsync_scans_of(arg));
+}
+
+/* Could a scan that was to look at the source by the way, or that was prepared before, go well after a look? */
+static bool
+was_too_hasty(ErrorData *edata, void *runs)
+{
+	return ((TsyncRun *) linitial(runs))->scan.look != NULL && tsync_is_about_shape(edata);
+}
+
+/* SCAN; false if the source is not as a run has taken it to be. */
+static bool
+scan_sources(List *runs)
+{
+	return tsync_try(scan, runs, was_too_hasty, NULL) && !((TsyncRun *) linitial(runs))->scan.unlike;
+}
+
 /*
  * One attempt to find and apply the differences of a run, or of a group of
  * runs that share a snapshot and a transaction; false to start over.
@@ -229,9 +149,13 @@ synchronise(List *runs, bool last_attempt)
 		begin_run(lfirst(lc));
 	if (first->skipped)
 		return true;
-	tsync_scan(tsync_scans_of(runs));
+	if (!scan_sources(runs))
+	{
+		first->surprised = true;
+		return synchronise(runs, last_attempt);
+	}
 	/* an empty replica would hide a blind read: without deletes CONFIRM does not look again */
-	if (any_was_rewritten(runs))
+	if (tsync_needs_second_look(runs) && tsync_was_rewritten(runs))
 		return false;
 	check_guards(runs);			/* before CONFIRM: it would look up all those keys */
 	if (!confirm_deletes(runs))
@@ -270,11 +194,6 @@ try_synchronise(void *arg)
 static bool
 may_be_new_shape(ErrorData *edata, void *arg)
 {
-	static const int categories[] = {
-		ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION, ERRCODE_DATA_EXCEPTION,
-		ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION, ERRCODE_FEATURE_NOT_SUPPORTED,
-		ERRCODE_FDW_ERROR, ERRCODE_INTERNAL_ERROR
-	};
 	Attempt    *attempt = arg;
 	ListCell   *lc;
 
@@ -286,10 +205,7 @@ may_be_new_shape(ErrorData *edata, void *arg)
 		if (run->source.identity == NULL || run->paused)
 			return false;
 	}
-	for (int i = 0; i < lengthof(categories); i++)
-		if (ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_TO_CATEGORY(categories[i]))
-			return true;
-	return false;
+	return tsync_is_about_shape(edata);
 }
 
 /* The story of a run, or of a group: an error that a change of the source explains means to start over, too. */
@@ -302,7 +218,7 @@ perform_runs(List *runs)
 		ErrorData  *edata = NULL;
 
 		/* the same files and columns as before: then the error is what it says */
-		if (!tsync_try(try_synchronise, &attempt, may_be_new_shape, &edata) && !any_was_rewritten(runs))
+		if (!tsync_try(try_synchronise, &attempt, may_be_new_shape, &edata) && !tsync_was_rewritten(runs))
 			ReThrowError(edata);
 		if (attempt.done)
 			return;
@@ -340,7 +256,7 @@ record_failure(List *runs, ErrorData *edata)
 	{
 		TsyncRun   *run = lfirst(lc);
 
-		tsync_fail_run(run->run_id, run->load.rows, run->replica ? run->replica->table.waited : 0, edata,
+		tsync_fail_run(run->run_id, run->load.rows, tsync_waited(run), edata,
 					   tsync_is_cancelled() && edata->sqlerrcode == ERRCODE_QUERY_CANCELED);
 	}
 }

@@ -297,7 +297,10 @@ scan_snapshot(void *arg)
 
 		tsync_progress_run(state->scan->run_id, state->scan->table->relid);
 		tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(state->scan->chunks), state->expected_rows);
-		scan_in_snapshot(state);
+		if (state->scan->look && !state->scan->look(state->scan->look_at))
+			state->scan->unlike = true;
+		else
+			scan_in_snapshot(state);
 	}
 	tsync_commit();
 }
@@ -556,6 +559,8 @@ try_scan(TsyncScan *scan)
 	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(scan->chunks), state->expected_rows);
 	if (scan->snapshot && is_settled_by_load(scan))
 		done = true;
+	else if (!scan->snapshot && scan->look)
+		done = scan->unlike = true; /* chunk by chunk there is no first statement of all */
 	else if (scan->snapshot)
 	{
 		tsync_limit_source(scan->table, tsync_snapshot_timeout());
@@ -572,7 +577,7 @@ try_scan(TsyncScan *scan)
 	scan_state_destroy(state);
 	/* another attempt needs a snapshot of its own */
 	scan->load_compared = false;
-	Assert(!done || adds_up(scan));
+	Assert(!done || scan->unlike || adds_up(scan));
 	return done;
 }
 

@@ -42,6 +42,9 @@ typedef struct TsyncScan
 	TsyncDigest digest;			/* of the source */
 	bool		snapshot;		/* one for the whole scan */
 	bool		snapshot_expired;	/* it took too long */
+	bool		(*look) (void *look_at);	/* NULL, or the first thing that is done in the snapshot: goes on if true */
+	void	   *look_at;
+	bool		unlike;			/* it was false, and nothing was compared */
 	bool		load_compared;	/* the load has found "load_digest" at the source, in a snapshot of its own */
 	TsyncDigest load_digest;
 } TsyncScan;

@@ -44,7 +44,7 @@ source_application_name(const char *label)
  * hidden rows, short of patience, and recognisable.  "timeout" is for each
  * statement there, in ms; that it was a lock and not work must show before.
  * The source's planner can't know how few buckets there are, and would sort
- * all rows on disk to count them.
+ * all rows on disk to count them; and what we join is in the right order.
  */
 void
 tsync_restrict_source_session(const char *label, int timeout)
@@ -59,6 +59,8 @@ tsync_restrict_source_session(const char *label, int timeout)
 					   " -c max_parallel_workers_per_gather=0"
 					   " -c jit=off"
 					   " -c enable_sort=off"
+					   " -c join_collapse_limit=1"
+					   " -c from_collapse_limit=1"
 					   " -c lc_monetary=C",
 					   timeout,
 					   timeout > 0 && (tsync_lock_timeout == 0 || timeout < tsync_lock_timeout) ? timeout / 4 * 3 : tsync_lock_timeout,
@@ -88,18 +90,49 @@ disconnect(TsyncTable *table)
 	tsync_commit();
 }
 
-/* Let no statement at the source take longer; reconnects where that is news. */
+/* A connection of this process, and what it was opened with. */
+typedef struct Limit
+{
+	Oid			server;
+	int			timeout;		/* ms */
+} Limit;
+
+static List *limits = NIL;
+
+/* The limit that the connection to a server has; -1 if none was asked for. */
+static Limit *
+limit_of(Oid server)
+{
+	MemoryContext caller;
+	Limit	   *limit;
+	ListCell   *lc;
+
+	foreach(lc, limits)
+		if (((Limit *) lfirst(lc))->server == server)
+			return lfirst(lc);
+	caller = MemoryContextSwitchTo(TopMemoryContext);
+	limit = palloc(sizeof(Limit));
+	limit->server = server;
+	limit->timeout = -1;
+	limits = lappend(limits, limit);
+	MemoryContextSwitchTo(caller);
+	return limit;
+}
+
+/*
+ * Let no statement at the source take longer.  A connection that other runs of
+ * this process have left open is used again; where it has another limit, it ends
+ * here.  The environment is set in any case: postgres_fdw may have to connect again.
+ */
 void
 tsync_limit_source(TsyncTable *table, int timeout)
 {
-	static int	current = -1;
+	Limit	   *limit = limit_of(table->server);
 
 	Assert(!IsTransactionState());	/* it may end the connection */
-	if (current == timeout)
-		return;
 	tsync_restrict_source_session(table->label, timeout);
 	/* a limit is one of the options that a session begins with */
-	if (current >= 0)
+	if (limit->timeout >= 0 && limit->timeout != timeout)
 		disconnect(table);
-	current = timeout;
+	limit->timeout = timeout;
 }

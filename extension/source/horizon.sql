@@ -21,33 +21,27 @@ COMMENT ON FUNCTION tablesync.xid_precedes(bigint, bigint) IS 'whether a transac
  * transaction, or newer.  The rows are compared here, because transaction ids
  * have no max().
  */
-CREATE FUNCTION tablesync.source_horizon(source regclass)
+CREATE FUNCTION tablesync.newest_xid(xids bigint[])
 RETURNS bigint
-LANGUAGE plpgsql
+LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    target record := tablesync.source_target(source);
     seen bigint;
-    horizon bigint;
+    newest bigint;
 BEGIN
-    FOR seen IN EXECUTE    -- no server has so many sessions
-        format('SELECT backend_xmin FROM %s WHERE backend_xmin IS NOT NULL LIMIT 10000',
-               tablesync.source_catalog(target.server, 'pg_stat_activity'))
-    LOOP
-        IF horizon IS NULL OR tablesync.xid_precedes(horizon, seen) THEN
-            horizon := seen;
+    FOREACH seen IN ARRAY coalesce(xids[:10000], '{}') LOOP    -- no server has so many sessions
+        IF newest IS NULL OR tablesync.xid_precedes(newest, seen) THEN
+            newest := seen;
         END IF;
     END LOOP;
-    RETURN horizon;
-EXCEPTION WHEN insufficient_privilege THEN
-    RETURN NULL;    -- then the versions alone have to tell
+    RETURN newest;
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_horizon(regclass) IS 'how far the transaction counter of the source has come';
+COMMENT ON FUNCTION tablesync.newest_xid(bigint[]) IS 'the newest of some transaction ids, modulo 2^32';
 
 /* What a run must know before it believes that rows are gone. */
-CREATE FUNCTION tablesync.source_time(replica regclass, OUT horizon bigint, OUT went_back boolean, OUT newest_version text)
+CREATE FUNCTION tablesync.source_time(replica regclass, ask boolean, OUT horizon bigint, OUT went_back boolean, OUT newest_version text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -55,7 +49,10 @@ DECLARE
     last_horizon bigint;
     seen_at timestamptz;
 BEGIN
-    horizon := (SELECT tablesync.source_horizon(t.source) FROM tablesync.replica t WHERE t.replica = $1);
+    IF ask THEN
+        SELECT tablesync.newest_xid((tablesync.source_image(s.server, s.schema_name, s.table_name, horizon => true)).xmins) INTO horizon
+        FROM tablesync.replica t, tablesync.source_target(t.source) s WHERE t.replica = $1;
+    END IF;
     SELECT r.source_horizon, r.newest_version, r.finished_at INTO last_horizon, newest_version, seen_at
     FROM tablesync.run r
     WHERE r.replica = $1 AND r.status = 'succeeded' AND r.source_horizon IS NOT NULL
@@ -64,4 +61,4 @@ BEGIN
     went_back := coalesce(tablesync.xid_precedes(horizon, last_horizon) AND seen_at > clock_timestamp() - interval '1 day', false);
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_time(regclass) IS 'how far the source has come, whether the last success had seen it further, and the newest version that was seen';
+COMMENT ON FUNCTION tablesync.source_time(regclass, boolean) IS 'how far the source has come (if it is to be asked), whether the last success had seen it further, and the newest version that was seen';

@@ -27,6 +27,9 @@ typedef struct TsyncSource
 {
 	int			version;		/* server_version_num */
 	char	   *identity;		/* which files hold its rows, and its columns */
+	bool		divided;		/* into partitions */
+	bool		whole;			/* a look takes more catalogs than usual */
+	bool		as_known;		/* all of this is what the last run has left in our tables */
 	char	   *new_shape;		/* NULL while it is the one known */
 	char	  **unreadable;		/* its new columns that we may not read */
 	int			nunreadable;
@@ -79,11 +82,11 @@ extern void tsync_limit_source(TsyncTable *table, int timeout);
 extern void tsync_fetch_rows(TsyncTable *table, TsyncRowSet *keys, TsyncRowSet *into);
 
 /* in identity.c */
-extern void tsync_read_source(TsyncTable *table, TsyncSource *source);
-extern char *tsync_source_identity(TsyncTable *table);
+extern void tsync_read_source(TsyncTable *table, TsyncSource *source, bool horizon);
+extern char *tsync_source_identity(TsyncTable *table, TsyncSource *source);
 extern void tsync_read_layout(TsyncTable *table, TsyncSource *source);
-extern void tsync_read_horizon(TsyncTable *table, TsyncSource *source);
-extern bool tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id);
+extern void tsync_read_counters(TsyncTable *table, TsyncSource *source);
+extern bool tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id, int64 waited);
 
 /* in pace.c */
 extern double tsync_weigh_rows(int64 quiet, int64 differing);
