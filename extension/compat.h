@@ -60,4 +60,11 @@
 #define tsync_local_xid() (MyProc->lxid)
 #endif
 
+/* 17 gave processes another number to be woken up by. */
+#if PG_VERSION_NUM >= 170000
+#define tsync_my_proc_number() (MyProcNumber)
+#else
+#define tsync_my_proc_number() (MyProc->pgprocno)
+#endif
+
 #endif							/* TABLESYNC_COMPAT_H */

@@ -18,19 +18,12 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "query/query.h"
+#include "process/process.h"
 #include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-
-/*
- * A run holds an advisory lock for as long as its process lives.  The fourth
- * field keeps it apart from users' advisory locks (1 and 2);
- * tablesync.live_runs() looks for the same values in pg_locks.
- */
-#define RUN_LOCK_CLASS 1953721955
-#define RUN_LOCK_FIELD4 3
 
 /* Rows that can't be longer are fetched by the thousand. */
 #define NARROW_ROW_BYTES 8192	/* a page */
@@ -266,9 +259,12 @@ List *
 tsync_group_members(Oid replica)
 {
 	List	   *members = NIL;
-	uint64		nmembers = tsync_catalog_execute_oid("SELECT m::oid FROM tablesync.group_members($1::regclass) m ORDER BY 1",
-													 replica);
+	uint64		nmembers;
 
+	/* few replicas have one, and to look for others takes longer the more there are */
+	if (tsync_record_oid("SELECT FROM tablesync.all_replicas WHERE replica = $1::regclass AND sync_group IS NOT NULL", replica) == 0)
+		return NIL;
+	nmembers = tsync_catalog_execute_oid("SELECT m::oid FROM tablesync.group_members($1::regclass) m ORDER BY 1", replica);
 	for (uint64 i = 0; i < nmembers; i++)
 		members = lappend_oid(members, (Oid) tsync_result_int64(i, 1));
 	SPI_freetuptable(SPI_tuptable);
@@ -366,13 +362,32 @@ tsync_finish_load(TsyncReplica *replica, bool adopted)
 	replica->state.adopted |= adopted;
 }
 
-/* Take the run lock of a replica for the life of this process. */
+/* Replicas whose run lock this process has. */
+static List *locked = NIL;
+
+/* Take the run lock of a replica: no transaction releases it, the end of this process does. */
 bool
 tsync_lock_run(Oid relid)
 {
-	LOCKTAG		tag;
+	MemoryContext caller;
 
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, RUN_LOCK_CLASS, relid, RUN_LOCK_FIELD4);
 	/* of the session: no commit or abort releases it, the end of the process does, however it comes */
-	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+	if (!tsync_try_lock(TSYNC_LOCK_RUN, relid, ExclusiveLock, true))
+		return false;
+	caller = MemoryContextSwitchTo(TopMemoryContext);
+	locked = lappend_oid(locked, relid);
+	MemoryContextSwitchTo(caller);
+	return true;
+}
+
+/* The runs are over, and this process goes on. */
+void
+tsync_unlock_runs(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, locked)
+		tsync_unlock(TSYNC_LOCK_RUN, lfirst_oid(lc), ExclusiveLock, true);
+	list_free(locked);
+	locked = NIL;
 }

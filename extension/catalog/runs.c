@@ -95,19 +95,20 @@ run_message(TsyncRecord *record, char *null_flag)
 static void
 save_lessons(TsyncRecord *record)
 {
-	Oid			types[] = {OIDOID, FLOAT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, BOOLOID};
-	char		nulls[] = "      ";
+	Oid			types[] = {OIDOID, FLOAT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, BOOLOID, TEXTOID};
+	char		nulls[] = "       ";
 	Datum		values[] = {
 		ObjectIdGetDatum(record->relid),
 		Float8GetDatum(record->scan_rate),
 		text_or_null(record->watermark, &nulls[2]),
 		text_or_null(record->counters, &nulls[3]),
 		TimestampTzGetDatum(record->counters_at),
-		BoolGetDatum(record->adopted)
+		BoolGetDatum(record->adopted),
+		text_or_null(record->look_key, &nulls[6])
 	};
 
 	tsync_record("UPDATE tablesync.all_replicas SET scan_rate = nullif($2, 0), watermark = $3,"
-				 " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = $6"
+				 " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = $6, look_key = $7"
 				 " WHERE replica = $1::regclass", lengthof(types), types, values, nulls);
 }
 

@@ -85,6 +85,16 @@ tsync_is_quiet(TsyncChunk *chunk)
 	return !chunk->differed && !chunk->by_row;
 }
 
+/* A run that waits for a worker; a row of tablesync.queue. */
+typedef struct TsyncQueued
+{
+	int64		run_id;
+	Oid			replica;
+	bool		force;
+	bool		paused;			/* since it was put there */
+	bool		others_wait;	/* those of another owner, and longer than they should */
+} TsyncQueued;
+
 /* How a run has succeeded; a row of tablesync.run, and what the next run should know. */
 typedef struct TsyncRecord
 {
@@ -117,6 +127,7 @@ typedef struct TsyncRecord
 	const char *counters;
 	TimestampTz counters_at;
 	bool		adopted;		/* still */
+	const char *look_key;		/* of the look at the source */
 } TsyncRecord;
 
 /* in replicas.c */
@@ -131,12 +142,19 @@ extern void tsync_check_bounds(TsyncReplica *replica);
 extern void tsync_save_load_position(TsyncTable *table, char **key);
 extern void tsync_finish_load(TsyncReplica *replica, bool adopted);
 extern bool tsync_lock_run(Oid relid);
+extern void tsync_unlock_runs(void);
 
 /* in runs.c */
 extern int64 tsync_start_run(Oid relid, int64 run_id, bool verify, int64 group_run_id);
 extern void tsync_finish_run(TsyncRecord *record);
 extern void tsync_fail_run(int64 run_id, int64 loaded, int64 waited, ErrorData *edata, bool cancelled);
 extern void tsync_prune_runs(Oid relid);
+
+/* in queue.c */
+extern bool tsync_next_queued(Oid owner, TsyncQueued *next);
+extern bool tsync_take_queued(int64 run_id, Oid relid);
+extern int64 tsync_queued_run(Oid relid);
+extern void tsync_end_queued(TsyncQueued *queued, const char *status, ErrorData *edata);
 
 /* in chunks.c */
 extern bool tsync_open_memory(Oid relid, const char *key);

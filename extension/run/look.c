@@ -22,7 +22,6 @@
 #include "run/run.h"
 #include "scan/scan.h"
 #include "source/source.h"
-#include "utils/memutils.h"
 #include "verify/verify.h"
 
 /* Rows of the replica, by what they cost the source. */
@@ -36,14 +35,11 @@ weighted_rows(TsyncRun *run)
 static void
 read_settings(TsyncRun *run)
 {
-	MemoryContext run_context = CurrentMemoryContext;
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	tsync_read_run(run);
 	tsync_commit();
 	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
-	MemoryContextSwitchTo(run_context);
 	tsync_limit_source(&run->replica->table, tsync_first_timeout(&run->pace, run->replica->state.loaded, weighted_rows(run)));
 }
 
@@ -59,11 +55,9 @@ look_at_source(void *arg)
 {
 	Look	   *look = arg;
 	TsyncRun   *run = look->run;
-	MemoryContext run_context = CurrentMemoryContext;
 	TsyncTable *table = &run->replica->table;
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	tsync_read_source(table, &run->source, look->horizon);
 	if (run->source.estimate >= tsync_chunk_target(&run->pace))
 		tsync_read_layout(table, &run->source);
@@ -71,7 +65,6 @@ look_at_source(void *arg)
 	if (tsync_trusts_counters(run) && run->replica->state.loaded)
 		tsync_read_counters(table, &run->source);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 }
 
 /* Was it perhaps the look at the sessions there that is not permitted?  It can be done without. */
@@ -96,7 +89,6 @@ tsync_trusts_counters(TsyncRun *run)
 void
 tsync_open_source(TsyncRun *run)
 {
-	MemoryContext run_context = CurrentMemoryContext;
 	TsyncSource *source = &run->source;
 	Look		look = {.run = run,.horizon = true};
 
@@ -114,8 +106,7 @@ tsync_open_source(TsyncRun *run)
 		tsync_evolve(&run->replica->table, run->run_id, source->new_shape, &run->paused);
 	}
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	if ((!run->verify.whole && tsync_record_source(run->replica_oid, run->run_id, source->identity, source->version,
 												   source->unreadable, source->nunreadable)) ||
 		source->new_shape != NULL)
@@ -125,7 +116,6 @@ tsync_open_source(TsyncRun *run)
 		tsync_prepare_verify(run->replica, &run->verify, &run->pace);
 	tsync_renew_stage(run);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 	tsync_check_bounds(run->replica);
 }
 
@@ -156,14 +146,11 @@ static void
 prepare_as_known(void *arg)
 {
 	TsyncRun   *run = arg;
-	MemoryContext run_context = CurrentMemoryContext;
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	tsync_read_columns(run->replica);
 	tsync_renew_stage(run);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 	tsync_check_bounds(run->replica);
 	memset(&run->source, 0, sizeof(run->source));
 	run->source.version = run->replica->state.source_version;
@@ -209,14 +196,11 @@ tsync_expect_as_known(TsyncRun *run)
 static char *
 read_identity(TsyncRun *run)
 {
-	MemoryContext run_context = CurrentMemoryContext;
 	char	   *identity;
 
-	tsync_begin();
-	MemoryContextSwitchTo(run_context);
+	tsync_begin_in(CurrentMemoryContext);
 	identity = tsync_source_identity(&run->replica->table, &run->source);
 	tsync_commit();
-	MemoryContextSwitchTo(run_context);
 	return identity;
 }
 
@@ -254,13 +238,16 @@ tsync_was_rewritten(List *runs)
  * until it ends.  So who has seen rows of an undivided table in one snapshot
  * has seen all.  (A partition is a file of its own.)  If, besides, nothing
  * differs, then no row is written either that may not fit columns that have
- * changed since the look.
+ * changed since the look.  A load has looked long ago, and may be settled by an
+ * answer from before the scan: one look more costs little then.
  */
 static bool
 is_proof(TsyncRun *run)
 {
 	ListCell   *lc;
 
+	if (run->load.table != NULL)
+		return false;
 	foreach(lc, run->scan.chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);

@@ -12,13 +12,13 @@
 #include "run/run.h"
 #include "utils/memutils.h"
 
-/* Make the run that a worker is started with, in a context of its own, which stays current. */
+/* Make the run that a worker is started with, in a context of its own below the caller's, which stays current. */
 TsyncRun *
 tsync_make_run(TsyncStart *start)
 {
 	TsyncRun   *run;
 
-	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "tablesync run",
+	MemoryContextSwitchTo(AllocSetContextCreate(CurrentMemoryContext, "tablesync run",
 												ALLOCSET_DEFAULT_SIZES));
 	run = palloc0(sizeof(TsyncRun));
 	run->run_id = start->run_id;
@@ -32,8 +32,8 @@ tsync_make_run(TsyncStart *start)
 }
 
 /*
- * The runs of this worker: one, or those of a group.  NIL if another worker was
- * faster: the launcher sees that we left no trace.  All lock in the same order,
+ * A run, or those of a group, and their locks.  NIL if another worker was faster:
+ * the launcher sees that we left no trace.  All lock in the same order,
  * so one of those who start at the same time gets all of a group.
  */
 List *
@@ -55,7 +55,10 @@ tsync_make_runs(TsyncStart *start)
 		TsyncRun   *member;
 
 		if (!tsync_lock_run(lfirst_oid(lc)))
+		{
+			tsync_unlock_runs();
 			return NIL;
+		}
 		if (lfirst_oid(lc) == start->replica)
 			continue;
 		member = palloc0(sizeof(TsyncRun));
@@ -176,6 +179,7 @@ prepare_record(TsyncRun *run)
 	record->counters = run->source.counters;
 	record->counters_at = run->source.counters_at;
 	record->adopted = replica->state.adopted;
+	record->look_key = run->source.look_key;
 }
 
 /* What APPLY gets, once all that is asked of the source has been. */

@@ -39,8 +39,16 @@ typedef struct TsyncRun
 	TsyncRecord record;
 } TsyncRun;
 
-/* in worker.c */
+/* in main.c */
 extern PGDLLEXPORT void tsync_worker_main(Datum main_arg);
+
+/* in serve.c */
+extern void tsync_serve_list(TsyncStart *start);
+extern void tsync_serve_queue(TsyncStart *start);
+
+/* in worker.c */
+extern bool tsync_has_begun(void);
+extern bool tsync_perform(TsyncStart *start, bool from_queue);
 
 /* in run.c */
 extern TsyncRun *tsync_make_run(TsyncStart *start);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * worker.c
- *	  One run, in a background worker of its own.
+ *	  One run, or those of a group, in a background worker.
  *
  * The worker is connected as the replica's owner.  Its first transaction
  * records the run as running and commits, so that a crash leaves evidence;
@@ -9,7 +9,8 @@
  * that only reports, or a run that is skipped, ends without APPLY.  When anything
  * in between fails, the error is copied, the transaction aborted
  * (which cancels what runs at the source) and the failure recorded in a new
- * transaction.  The connection to the source ends with the process.
+ * transaction.  The connection to the source stays for the next run of the
+ * process (serve.c), and ends with the process.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,7 +21,6 @@
 #include "access/xact.h"
 #include "apply/apply.h"
 #include "catalog/tables.h"
-#include "compat.h"
 #include "evolve/evolve.h"
 #include "execute/execute.h"
 #include "load/load.h"
@@ -34,7 +34,6 @@
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
-#include "utils/memutils.h"
 #include "utils/timeout.h"
 #include "verify/verify.h"
 #include "watch/watch.h"
@@ -226,23 +225,46 @@ perform_runs(List *runs)
 	tsync_give_up(tsync_applies_of(runs), ATTEMPTS);
 }
 
-/* Record that runs have started, and commit: a crash leaves evidence. */
-static void
-record_starts(List *runs)
+/* Has this process recorded that a run has started? */
+static bool has_begun = false;
+
+bool
+tsync_has_begun(void)
+{
+	return has_begun;
+}
+
+/*
+ * Record that runs have started, and commit: a crash leaves evidence.  What has
+ * waited in the queue leaves it; false if the first one is not there any more.
+ */
+static bool
+record_starts(List *runs, bool from_queue)
 {
 	TsyncRun   *first = linitial(runs);
 	ListCell   *lc;
 
 	tsync_begin();
+	if (from_queue && !tsync_take_queued(first->run_id, first->replica_oid))
+	{
+		tsync_commit();
+		return false;
+	}
 	foreach(lc, runs)
 	{
 		TsyncRun   *run = lfirst(lc);
 
+		if (run != first)
+			run->run_id = tsync_queued_run(run->replica_oid);
 		run->run_id = tsync_start_run(run->replica_oid, run->run_id, run->verify.whole,
 									  list_length(runs) > 1 ? first->run_id : 0);
 	}
+	pgstat_report_activity(STATE_RUNNING, psprintf("tablesync run " INT64_FORMAT " for %s",
+												   first->run_id, tsync_relation_label(first->replica_oid)));
 	tsync_commit();
+	has_begun = true;
 	tsync_progress_start(first->run_id, first->replica_oid);
+	return true;
 }
 
 /* Record that all runs of a worker have failed. */
@@ -290,49 +312,19 @@ run_in_envelope(List *runs)
 		record_failure(runs, edata);
 }
 
-/* Help another worker with its load; an error is the server log's. */
-static void
-help_with_load(TsyncStart *start)
+/*
+ * Perform a run, or those of its group, in a context of the caller's, and record
+ * it; false if there is nothing to do: another worker was faster, or the queue has
+ * it no more.  The locks stay.
+ */
+bool
+tsync_perform(TsyncStart *start, bool from_queue)
 {
-	TsyncRun   *run = tsync_make_run(start);
-
-	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
-	tsync_begin_in(CurrentMemoryContext);
-	tsync_read_run(run);
-	tsync_read_columns(run->replica);
-	tsync_commit();
-	tsync_prepare_load(run);
-	if (start->help == TSYNC_HELP_INDEX)
-		tsync_help_index(&run->load);
-	else
-		tsync_help_load(&run->load);
-}
-
-void
-tsync_worker_main(Datum main_arg)
-{
-	TsyncStart	start;
-	List	   *runs;
+	List	   *runs = tsync_make_runs(start);
 	ListCell   *lc;
 
-	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
-	tsync_watch_signals();
-	BackgroundWorkerUnblockSignals();
-	BackgroundWorkerInitializeConnectionByOid(start.database, start.owner, TSYNC_CONNECT_FLAGS);
-	tsync_prepare_session(false);
-	tsync_prepare_planner();
-	tsync_prepare_executor();
-
-	if (start.help != TSYNC_HELP_NONE)
-	{
-		help_with_load(&start);
-		proc_exit(0);
-	}
-
-	if ((runs = tsync_make_runs(&start)) == NIL)
-		proc_exit(0);
-	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
-	record_starts(runs);
+	if (runs == NIL || !record_starts(runs, from_queue))
+		return false;
 	run_in_envelope(runs);
 	foreach(lc, runs)
 	{
@@ -342,5 +334,5 @@ tsync_worker_main(Datum main_arg)
 		tsync_settle_run(run->run_id);
 		tsync_prune_runs(run->replica_oid);
 	}
-	proc_exit(0);
+	return true;
 }

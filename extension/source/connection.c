@@ -16,16 +16,21 @@
 #include "execute/execute.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "process/process.h"
 #include "source/source.h"
 #include "utils/array.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 
-/* "tablesync/schema.table", as much of it as fits, in postgres_fdw's escapes. */
+/*
+ * "tablesync/schema.table", as much of it as fits, in postgres_fdw's escapes; or
+ * the role, where a connection is for whichever of its replicas: its name can't
+ * change later.
+ */
 static char *
 source_application_name(const char *label)
 {
-	char	   *name = psprintf("tablesync/%s", label);
+	char	   *name = psprintf("tablesync/%s", tsync_session_role ? tsync_session_role : label);
 	StringInfoData buf;
 
 	name[pg_mbcliplen(name, strlen(name), NAMEDATALEN - 1)] = '\0';

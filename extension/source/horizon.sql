@@ -23,21 +23,8 @@ COMMENT ON FUNCTION tablesync.xid_precedes(bigint, bigint) IS 'whether a transac
  */
 CREATE FUNCTION tablesync.newest_xid(xids bigint[])
 RETURNS bigint
-LANGUAGE plpgsql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    seen bigint;
-    newest bigint;
-BEGIN
-    FOREACH seen IN ARRAY coalesce(xids[:10000], '{}') LOOP    -- no server has so many sessions
-        IF newest IS NULL OR tablesync.xid_precedes(newest, seen) THEN
-            newest := seen;
-        END IF;
-    END LOOP;
-    RETURN newest;
-END
-$$;
+LANGUAGE C IMMUTABLE STRICT
+AS 'MODULE_PATHNAME', 'tsync_newest_xid';
 COMMENT ON FUNCTION tablesync.newest_xid(bigint[]) IS 'the newest of some transaction ids, modulo 2^32';
 
 /* What a run must know before it believes that rows are gone. */

@@ -36,7 +36,7 @@ tsync_read_source(TsyncTable *table, TsyncSource *source, bool horizon)
 							  " JOIN pg_foreign_server s ON s.oid = t.ftserver WHERE t.ftrelid = $1", table->source);
 	tsync_await_source();
 	tsync_catalog_execute("SELECT o.server_version, o.estimated_rows, o.new_shape, o.unreadable, o.identity, o.divided, o.as_known,"
-						  " t.horizon, t.newest_version, t.went_back, o.whole"
+						  " t.horizon, t.newest_version, t.went_back, o.whole, o.look_key"
 						  " FROM tablesync.open_source($1::regclass, $2) o, LATERAL tablesync.source_time($1::regclass, $2 AND o.identity IS NOT NULL) t",
 						  lengthof(types), types, values, NULL);
 	tsync_source_answered();
@@ -54,6 +54,7 @@ tsync_read_source(TsyncTable *table, TsyncSource *source, bool horizon)
 	source->newest_version = tsync_result_text(0, 9);
 	source->went_back = tsync_result_bool(0, 10);
 	source->whole = tsync_result_bool(0, 11);
+	source->look_key = tsync_result_text(0, 12);
 	SPI_freetuptable(SPI_tuptable);
 	if (source->identity == NULL)
 		elog(ERROR, "source of %s has no identity", table->label);

@@ -28,6 +28,7 @@ typedef struct TsyncSource
 	int			version;		/* server_version_num */
 	char	   *identity;		/* which files hold its rows, and its columns */
 	bool		divided;		/* into partitions */
+	char	   *look_key;		/* of a look that has found nothing to do, NULL: it has */
 	bool		whole;			/* a look takes more catalogs than usual */
 	bool		as_known;		/* all of this is what the last run has left in our tables */
 	char	   *new_shape;		/* NULL while it is the one known */

@@ -75,16 +75,18 @@ COMMENT ON FUNCTION tablesync.create_source_catalog(oid) IS 'creates the missing
  */
 CREATE FUNCTION tablesync.source_catalogs_missing(server oid, role oid)
 RETURNS SETOF boolean
-LANGUAGE sql
+LANGUAGE plpgsql    -- keeps its plan
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT true
+BEGIN
+    RETURN QUERY SELECT true
     FROM (SELECT count(*) AS tables, bool_and(has_table_privilege($2, c.foreign_table, 'SELECT')) AS readable,
                  bool_or(EXISTS (SELECT FROM aclexplode(r.relacl) x WHERE x.grantee <> r.relowner
                                  AND (x.grantee = 0 OR NOT has_server_privilege(x.grantee, $1, 'USAGE')))) AS outdated
           FROM tablesync.source_catalogs c JOIN pg_class r ON r.oid = c.foreign_table
           WHERE c.server = $1) k
     WHERE k.tables < (SELECT count(*) FROM tablesync.source_catalog_columns()) OR k.readable IS NOT TRUE OR k.outdated;
+END
 $$;
 COMMENT ON FUNCTION tablesync.source_catalogs_missing(oid, oid) IS 'a row unless the foreign tables over a server''s catalogs are there and readable by a role, and by nobody who may not use the server';
 
@@ -154,16 +156,19 @@ COMMENT ON FUNCTION tablesync.source_catalog(oid, text) IS 'the foreign table ov
 
 /* Where a foreign table points to. */
 CREATE FUNCTION tablesync.source_target(source regclass, OUT server oid, OUT schema_name text, OUT table_name text)
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE    -- keeps its plan
 SET search_path = pg_catalog, pg_temp
 AS $$
+BEGIN
     SELECT t.ftserver,
            coalesce((SELECT option_value FROM pg_options_to_table(t.ftoptions) WHERE option_name = 'schema_name'), n.nspname),
            coalesce((SELECT option_value FROM pg_options_to_table(t.ftoptions) WHERE option_name = 'table_name'), c.relname)
+    INTO server, schema_name, table_name
     FROM pg_foreign_table t
     JOIN pg_class c ON c.oid = t.ftrelid
     JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE t.ftrelid = source;
+END
 $$;
 COMMENT ON FUNCTION tablesync.source_target(regclass) IS 'server and remote name of a foreign table';
 
@@ -205,18 +210,12 @@ DECLARE
     target record := tablesync.source_target(source);
     image tablesync.source_image := tablesync.source_image(target.server, target.schema_name, target.table_name, whole);
     relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
-    identity text := format('%s:%s', relation.relid, relation.relfilenode);
+    identity text := tablesync.image_identity(image);
     seen oid[] := ARRAY[relation.relid];
     parents oid[];
     found oid[];
     files text;
 BEGIN
-    -- no server has such long names, and one that lies is not to fill our memory
-    identity := concat_ws(' ', identity,
-        (SELECT md5(string_agg(concat_ws(' ', a.attnum, a.atttypid, a.atttypmod, a.attnotnull,
-                                         CASE WHEN octet_length(a.attname) > 63 THEN md5(a.attname) ELSE a.attname END), ',' ORDER BY a.attnum))
-          FROM unnest(image.attnums, image.attnames, image.atttypids, image.atttypmods, image.attnotnulls)
-              a (attnum, attname, atttypid, atttypmod, attnotnull)));
     IF NOT relation.has_children THEN
         RETURN identity;
     END IF;
@@ -567,8 +566,9 @@ AS $$
     CROSS JOIN LATERAL ROWS FROM (
         jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean, type text)
     ) WITH ORDINALITY AS s ("column", not_null, type, ordinality)
-    LEFT JOIN pg_attribute f ON f.attrelid = t.source AND f.attname = s."column" AND NOT f.attisdropped
-    LEFT JOIN pg_attribute r ON r.attrelid = t.replica AND r.attname = s."column" AND NOT r.attisdropped
+    -- LIMIT: looked up one by one, where a join would read all of pg_attribute
+    LEFT JOIN LATERAL (SELECT * FROM pg_attribute a WHERE a.attrelid = t.source AND a.attname = s."column" AND NOT a.attisdropped LIMIT 1) f ON true
+    LEFT JOIN LATERAL (SELECT * FROM pg_attribute a WHERE a.attrelid = t.replica AND a.attname = s."column" AND NOT a.attisdropped LIMIT 1) r ON true
     WHERE t.replica = $1
     ORDER BY s.ordinality;
 $$;
@@ -702,7 +702,8 @@ COMMENT ON FUNCTION tablesync.refuse_source(regclass, text, text) IS 'raises the
  * every run: what kind of relation it is, its key, types, labels, collations.
  */
 CREATE FUNCTION tablesync.open_source(replica regclass, horizon boolean, OUT server_version integer, OUT estimated_rows double precision,
-                                      OUT new_shape jsonb, OUT unreadable text[], OUT identity text, OUT whole boolean, OUT divided boolean, OUT as_known boolean)
+                                      OUT new_shape jsonb, OUT unreadable text[], OUT identity text, OUT whole boolean, OUT divided boolean, OUT as_known boolean,
+                                      OUT look_key text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -712,6 +713,7 @@ DECLARE
     relation record;
     problem text;
     image tablesync.source_image;
+    seen tablesync.source_image;
 BEGIN
     SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
     target := tablesync.source_target(settings.source);
@@ -719,6 +721,24 @@ BEGIN
         OR EXISTS (SELECT FROM jsonb_to_recordset(settings.shape) c ("collation" text, labels text[]) WHERE num_nonnulls(c."collation", c.labels) > 0);
     image := tablesync.source_image(target.server, target.schema_name, target.table_name, whole, horizon);    -- all that follows is in it
     whole := whole OR num_nonnulls(image.typids, image.children) > 0;
+    -- what looked like this to a run that had nothing to complain of is as good now, unless it takes types of ours; all that is looked at below is in it
+    IF NOT whole THEN
+        seen := image;
+        seen.xmins := NULL;
+        seen.estimated_rows := NULL;
+        look_key := md5(concat_ws(' ', seen::text, settings.shape::text, settings.key_columns::text, settings.on_schema_change, settings.source::oid,
+            current_setting('server_version_num'),
+            (SELECT string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped, a.attfdwoptions), ',' ORDER BY a.attnum)
+             FROM pg_attribute a WHERE a.attrelid = settings.source AND a.attnum > 0)));
+    END IF;
+    IF look_key = settings.look_key THEN
+        server_version := image.server_version::integer;
+        estimated_rows := image.estimated_rows;
+        divided := image.relkind <> 'r';
+        identity := tablesync.image_identity(image);    -- who is not divided has no other files
+        as_known := (server_version, tablesync.files_of(identity)) IS NOT DISTINCT FROM (settings.source_version, settings.identity);
+        RETURN;
+    END IF;
     server_version := tablesync.check_source_server(settings.source);
     PERFORM tablesync.check_source_session(settings.source);
     relation := tablesync.source_relation(target.server, target.schema_name, target.table_name);
@@ -744,12 +764,15 @@ BEGIN
         new_shape := NULL;
     END IF;
     identity := tablesync.source_identity(settings.source);
-    divided := relation.relkind = 'p' OR relation.has_children;
+    divided := relation.relkind <> 'r' OR relation.has_children;
     as_known := new_shape IS NULL AND unreadable IS NULL
         AND (server_version, tablesync.files_of(identity)) IS NOT DISTINCT FROM (settings.source_version, settings.identity);
+    IF num_nonnulls(new_shape, unreadable) > 0 THEN
+        look_key := NULL;
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION tablesync.open_source(regclass, boolean) IS 'version and estimated rows of the source, its shape if that has changed, new columns that may not be read, its identity, whether it has partitions, and whether all of it is as the last run left it';
+COMMENT ON FUNCTION tablesync.open_source(regclass, boolean) IS 'version and estimated rows of the source, its shape if that has changed, new columns that may not be read, its identity, whether it has partitions, whether all of it is as the last run left it, and a digest of what has shown that there is nothing to do';
 
 /*
  * End a run without a scan if the source's counters are those from before the

@@ -16,7 +16,7 @@ is(run_counts($target, 'items'), 'succeeded|2000|0|0', 'loaded');
 
 # --- the session ---
 
-my $ours = q{application_name = 'tablesync/public.items'};
+my $ours = q{application_name LIKE 'tablesync/%'};
 my $locker = session($source);
 $locker->query_safe('BEGIN; LOCK TABLE items');
 my $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('items', wait => false)");
