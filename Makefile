@@ -8,8 +8,8 @@ MODULE_big = tablesync
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/*.c extension/*/*.c)))
 PG_CPPFLAGS = -I$(srcdir)/extension
 SQL_PARTS = $(addprefix extension/,catalog/catalog.sql catalog/access.sql catalog/history.sql api/add.sql \
-    api/api.sql verify/verify.sql source/source.sql source/xmin.sql load/load.sql source/horizon.sql \
-    evolve/dependents.sql evolve/plan.sql evolve/evolve.sql watch/alert.sql watch/schedule.sql \
+    api/api.sql verify/verify.sql source/image.sql source/source.sql source/xmin.sql load/load.sql source/horizon.sql \
+    evolve/dependents.sql evolve/plan.sql evolve/evolve.sql watch/alert.sql watch/schedule.sql api/queue.sql \
     watch/views.sql watch/totals.sql watch/health.sql check/preflight.sql check/check.sql \
     api/add_schema.sql catalog/rights.sql)
 BUILT_SQL = tablesync--$(EXTVERSION).sql
@@ -53,7 +53,7 @@ $(UPDATE_SQL): $(SQL_PARTS) $(SETTINGS) $(wildcard extension/updates/0.1.0--*.sq
 	  grep -v '^CREATE SCHEMA\|^.echo Use' extension/catalog/catalog.sql; cat extension/updates/0.1.0--$(EXTVERSION)-rows.sql; \
 	  cat $(filter-out %/catalog.sql,$(SQL_PARTS)); } | sed 's/^CREATE FUNCTION/CREATE OR REPLACE FUNCTION/' | $(WITH_SETTINGS) >$@
 
-.PHONY: layers lint typedefs format format-check demo test test-assert test-sanitize fuzz fuzz-source bench bench-impact bench-plot pgspot sql-parts
+.PHONY: layers lint typedefs format format-check demo test test-assert test-sanitize fuzz fuzz-source bench bench-far bench-impact bench-plot pgspot sql-parts
 sql-parts:
 	@echo $(SQL_PARTS)
 layers: all
@@ -70,6 +70,8 @@ demo:
 	@test/demo/demo.sh
 bench:
 	@test/bench/bench.sh
+bench-far:
+	@test/bench/far.sh
 bench-impact:
 	@test/bench/impact.sh
 bench-plot:

@@ -53,4 +53,18 @@
 #define tsync_wait_event(name) PG_WAIT_EXTENSION
 #endif
 
+/* 17 moved the number of a transaction that has no xid. */
+#if PG_VERSION_NUM >= 170000
+#define tsync_local_xid() (MyProc->vxid.lxid)
+#else
+#define tsync_local_xid() (MyProc->lxid)
+#endif
+
+/* 17 gave processes another number to be woken up by. */
+#if PG_VERSION_NUM >= 170000
+#define tsync_my_proc_number() (MyProcNumber)
+#else
+#define tsync_my_proc_number() (MyProc->pgprocno)
+#endif
+
 #endif							/* TABLESYNC_COMPAT_H */

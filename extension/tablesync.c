@@ -21,6 +21,7 @@ int			tsync_lock_timeout = 10 * 1000;
 int			tsync_keep_runs = 10000;
 int			tsync_hang_after = 15 * 60 * 1000;
 int			tsync_missed_after = 5 * 60 * 1000;
+int			tsync_max_workers = 2;
 char	   *tsync_alert_handler = NULL;
 
 void		_PG_init(void);
@@ -74,6 +75,12 @@ _PG_init(void)
 							&tsync_missed_after,
 							5 * 60 * 1000, 0, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("tablesync.max_workers",
+							"Number of processes that serve the queue of runs in a database.",
+							"Whoever waits for runs has a process of his own besides; loads may have helpers.",
+							&tsync_max_workers,
+							2, 1, 64,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomStringVariable("tablesync.alert_handler",
 							   "Function that is called when an alert opens or closes.",
 							   "Schema, name and argument type, such as \"public.page_us(jsonb)\"; it runs with the rights of the replica's owner.",

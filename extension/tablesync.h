@@ -34,6 +34,7 @@ extern int	tsync_lock_timeout; /* ms */
 extern int	tsync_keep_runs;	/* runs per replica, -1 for all */
 extern int	tsync_hang_after;	/* ms */
 extern int	tsync_missed_after; /* ms */
+extern int	tsync_max_workers;
 extern char *tsync_alert_handler;
 
 #endif							/* TABLESYNC_H */

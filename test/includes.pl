@@ -27,8 +27,8 @@ sub declared_in
 	my ($path) = grep { -e } map { "$_/$header" } @folders;
 	return $declares{$header} = undef unless $path;
 	my $text = slurp($path) =~ s{/\*.*?\*/}{}gsr;
-	# a catalog's OIDs and columns are in a generated part of its header
-	my %names = map { %{ declared_in($_) // {} } } $text =~ /^#include "(\S+_d\.h)"/mg;
+	# a catalog's OIDs and columns are in a generated part of its header, types of atomics in one per compiler
+	my %names = map { %{ declared_in($_) // {} } } $text =~ m{^#\s*include "(\S+_d\.h|port/atomics/\S+\.h)"}mg;
 	$names{$_} = 1 for $text =~ /^\s*#\s*define\s+(\w+)/mg, $text =~ /^[^\n#]*?\b(\w+)\s*\(/mg,
 		$text =~ /\b(?:struct|union|enum)\s+(\w+)/g, $text =~ /(\w+)\s*;/g, $text =~ /(\w+)(?:\[\w*\])+\s*;/g,
 		$text =~ /^\s+(\w+)\s*(?:=[^,}\n]*)?,?\s*$/mg;

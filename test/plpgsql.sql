@@ -14,9 +14,6 @@ INSERT INTO exception VALUES
     ('%', 'target type is different type than source type', 'cast "text" value to "jsonb" type', 'the same'),
     ('tablesync.preflight\_%', 'unmodified OUT variable "hint"', '%', 'a check whose hint is the same for all its results is NULL'),
     ('tablesync.local_type(%', 'cannot determinate a result of dynamic SQL', '%', 'the foreign tables over catalogs have other names for each server'),
-    ('tablesync.local_type(%', 'record "remote" is not assigned yet', '%', 'the same'),
-    ('tablesync.source_columns(%', 'cannot determinate a result of dynamic SQL', '%', 'the same'),
-    ('tablesync.source_columns(%', 'record "attribute" is not assigned yet', '%', 'the same'),
     ('tablesync.source_counters(%', 'cannot determinate a result of dynamic SQL', '%', 'the same'),
     ('tablesync.source_counters(%', 'record "counters" is not assigned yet', '%', 'the same'),
     ('tablesync.source_tables(%', 'OUT variable % is maybe unmodified', '%', 'the same; RETURN QUERY EXECUTE sets them');

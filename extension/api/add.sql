@@ -9,10 +9,8 @@ AS $$
 DECLARE
     target record := tablesync.source_target(source);
     shape jsonb := tablesync.source_shape(source);
-    relation record;
     primary_key name[];
     attnums integer[];
-    is_unique boolean;
 BEGIN
     SELECT array_agg((c->>'column')::name ORDER BY (c->>'key')::integer)
     INTO primary_key
@@ -28,17 +26,12 @@ BEGIN
         RETURN primary_key;
     END IF;
 
-    relation := tablesync.source_relation(target.server, target.schema_name, target.table_name);
     SELECT array_agg(c.attnum::integer ORDER BY c.attnum)
     INTO attnums
     FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
     JOIN jsonb_array_elements(shape) s ON s->>'remote' = c.remote_name
     WHERE s->>'column' = ANY (key_columns) AND c.not_null;
-    EXECUTE format('SELECT bool_or(%L::integer[] = (SELECT array_agg(n ORDER BY n) FROM unnest((string_to_array(indkey, '' '')::integer[])[:indnkeyatts]) n)) '
-                   'FROM %s WHERE indrelid = %s AND indisunique AND indimmediate AND indisvalid AND indpred IS NULL AND indexprs IS NULL',
-                   attnums, tablesync.source_catalog(target.server, 'pg_index'), relation.relid)
-    INTO is_unique;
-    IF is_unique IS NOT TRUE OR cardinality(attnums) <> cardinality(key_columns) THEN
+    IF NOT tablesync.is_source_unique(target.server, target.schema_name, target.table_name, attnums) OR cardinality(attnums) IS DISTINCT FROM cardinality(key_columns) THEN
         RAISE EXCEPTION 'columns % are not a key of the source %.%', key_columns, quote_ident(target.schema_name), quote_ident(target.table_name)
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   DETAIL = 'A key needs a unique index at the source, on NOT NULL columns, that is neither partial nor deferrable.',

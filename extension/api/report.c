@@ -38,7 +38,7 @@
  * answer is for the caller to see to.
  */
 bool
-tsync_query_latest(const char *sql, Oid type, Datum argument)
+tsync_query_latest_with(const char *sql, int nargs, Oid *types, Datum *arguments)
 {
 	TsyncIdentity caller;
 	bool		found;
@@ -46,12 +46,18 @@ tsync_query_latest(const char *sql, Oid type, Datum argument)
 	SPI_connect();
 	caller = tsync_assume_identity(tsync_extension_owner());
 	PushActiveSnapshot(GetLatestSnapshot());
-	if (SPI_execute_with_args(sql, 1, &type, &argument, NULL, true, 0) != SPI_OK_SELECT)
+	if (SPI_execute_with_args(sql, nargs, types, arguments, NULL, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "SPI failed: %s", SPI_result_code_string(SPI_result));
 	found = SPI_processed > 0;
 	PopActiveSnapshot();
 	tsync_resume_identity(caller);
 	return found;
+}
+
+bool
+tsync_query_latest(const char *sql, Oid type, Datum argument)
+{
+	return tsync_query_latest_with(sql, 1, &type, &argument);
 }
 
 char *
@@ -67,7 +73,11 @@ int64
 tsync_live_run(Oid relid)
 {
 	int64		run_id = 0;
+	bool		live = tsync_query_latest("SELECT FROM tablesync.live_runs() l WHERE l.replica = $1::regclass", OIDOID, ObjectIdGetDatum(relid));
 
+	SPI_finish();
+	if (!live)
+		return 0;				/* as it mostly is, and quickly seen */
 	if (tsync_query_latest("SELECT coalesce(max(r.run_id), -1)"
 						   " FROM tablesync.live_runs() l LEFT JOIN tablesync.all_runs r"
 						   " ON r.replica = l.replica AND r.pid = l.pid AND r.status = 'running'"
@@ -165,6 +175,8 @@ tsync_report_ended(Oid relid, int64 run_id)
 		report->hint = "The server log says why.";
 		report->no_worker = true;
 	}
+	else if (strcmp(report->status, "running") == 0 && (other = tsync_live_run(relid)) == run_id)
+		return tsync_report_already_running(relid, other);	/* by another worker than the caller's */
 	else if (strcmp(report->status, "running") == 0)
 	{
 		/* its worker has ended, and nobody else would have left it so */

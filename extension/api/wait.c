@@ -21,6 +21,9 @@
 
 #define WAIT_POLL_MS 20
 
+/* How often a run that waits for a worker is looked after. */
+#define SERVE_MS 1000
+
 /* A worker that was asked for records its run well within this time. */
 #define WAIT_START_MS 30000
 
@@ -36,7 +39,9 @@ recorded_status(int64 run_id, bool (*may_ask) (Oid replica), bool *live)
 
 	if (tsync_query_latest("SELECT status, EXISTS (SELECT FROM tablesync.live_runs() l"
 						   " WHERE l.replica = r.replica AND l.pid = r.pid), replica::oid"
-						   " FROM tablesync.all_runs r WHERE run_id = $1", INT8OID, Int64GetDatum(run_id)))
+						   " FROM tablesync.all_runs r WHERE run_id = $1"
+						   " UNION ALL SELECT 'queued', false, replica::oid FROM tablesync.all_queued WHERE run_id = $1",
+						   INT8OID, Int64GetDatum(run_id)))
 	{
 		if (may_ask((Oid) tsync_result_int64(0, 3)))
 			status = tsync_latest_text(caller, 1);
@@ -96,6 +101,7 @@ tsync_wait(PG_FUNCTION_ARGS)
 	int64		run_id;
 	TimestampTz started = GetCurrentTimestamp();
 	TimestampTz until = DT_NOEND;
+	TimestampTz asked = started;
 	char	   *status;
 	bool		live;
 
@@ -115,8 +121,13 @@ tsync_wait(PG_FUNCTION_ARGS)
 					 errmsg("run " INT64_FORMAT " does not exist", run_id),
 					 errhint("See tablesync_runs, or the server log if its worker never started.")));
 		/* a worker that has recorded its end still has the run lock for a moment: the next run would meet it */
-		if ((status != NULL && strcmp(status, "running") != 0 && !live) || now >= until)
+		if ((status != NULL && strcmp(status, "running") != 0 && strcmp(status, "queued") != 0 && !live) || now >= until)
 			break;
+		if (status != NULL && strcmp(status, "queued") == 0 && TimestampDifferenceExceeds(asked, now, SERVE_MS))
+		{
+			(void) tsync_start_serving();	/* after a crash nobody does */
+			asked = now;
+		}
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 WAIT_POLL_MS, tsync_wait_event("TablesyncWait"));
 		ResetLatch(MyLatch);

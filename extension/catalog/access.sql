@@ -23,6 +23,7 @@ COMMENT ON FUNCTION tablesync.sees(regclass) IS 'whether the current user may se
 /* What each role may read of the tables: the rows of its own replicas. */
 ALTER TABLE tablesync.replica ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tablesync.run ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tablesync.queue ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tablesync.chunk ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tablesync.alert ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tablesync.schedule ENABLE ROW LEVEL SECURITY;
@@ -31,13 +32,14 @@ ALTER TABLE tablesync.total ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tablesync.difference ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON tablesync.replica USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.run USING (tablesync.owns(replica));
+CREATE POLICY owner ON tablesync.queue USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.chunk USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.alert USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.schedule USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.schema_log USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.total USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.difference USING (tablesync.owns(replica));
-GRANT SELECT ON tablesync.replica, tablesync.run, tablesync.chunk, tablesync.alert, tablesync.schedule,
+GRANT SELECT ON tablesync.replica, tablesync.run, tablesync.queue, tablesync.chunk, tablesync.alert, tablesync.schedule,
     tablesync.schema_log, tablesync.total, tablesync.difference TO PUBLIC;
 
 /*

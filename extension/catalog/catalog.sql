@@ -47,6 +47,8 @@ CREATE TABLE tablesync.replica (
     load_position text[],
     bounds_key text,
     identity text,
+    source_version integer,
+    look_key text,
     load_indexes oid[],
     memory_key text,
     memory_file oid,
@@ -79,6 +81,8 @@ COMMENT ON COLUMN tablesync.replica.refetch IS 'columns whose values the next ru
 COMMENT ON COLUMN tablesync.replica.load_position IS 'key of the last row that an unfinished load has committed';
 COMMENT ON COLUMN tablesync.replica.bounds_key IS 'types of the key for which load_position and the bounds in tablesync.chunk were made';
 COMMENT ON COLUMN tablesync.replica.identity IS 'OIDs and file nodes of the source and its partitions when it was last read';
+COMMENT ON COLUMN tablesync.replica.source_version IS 'server_version_num of the source when it was last read';
+COMMENT ON COLUMN tablesync.replica.look_key IS 'digest of the source''s catalogs, and of ours, as a run has found them that did not have to follow anything';
 COMMENT ON COLUMN tablesync.replica.load_indexes IS 'indexes that are not kept up to date while a load goes on; NULL when it is over';
 COMMENT ON COLUMN tablesync.replica.memory_key IS 'what the digests in tablesync.chunk were made with: fingerprint and columns';
 COMMENT ON COLUMN tablesync.replica.memory_file IS 'file node of the replica when the digests in tablesync.chunk were true';
@@ -138,7 +142,7 @@ COMMENT ON TABLE tablesync.run IS 'one row per run; read it through the view tab
 COMMENT ON TABLE tablesync.all_runs IS 'the rows of tablesync.run, of all roles';
 COMMENT ON COLUMN tablesync.run.kind IS 'load (first copy), sync or verify';
 COMMENT ON COLUMN tablesync.run.status IS 'as recorded; a run recorded as running whose worker is gone has crashed';
-COMMENT ON COLUMN tablesync.run.source_time IS 'time spent waiting for statements at the source';
+COMMENT ON COLUMN tablesync.run.source_time IS 'time spent waiting for the source: connections, catalogs, statements, ends of transactions';
 COMMENT ON COLUMN tablesync.run.consistency IS 'how the source was read: in one snapshot, or in one per chunk';
 COMMENT ON COLUMN tablesync.run.source_digest IS 'sum modulo 2^64 of the fingerprints of all source rows';
 COMMENT ON COLUMN tablesync.run.replica_digest IS 'sum modulo 2^64 of the fingerprints of all replica rows after the run';
@@ -147,6 +151,21 @@ COMMENT ON COLUMN tablesync.run.newest_version IS 'newest value of the version c
 COMMENT ON COLUMN tablesync.run.group_run_id IS 'first run of the group that this run was part of; NULL if it was alone';
 COMMENT ON COLUMN tablesync.run.pid IS 'process of the background worker';
 COMMENT ON COLUMN tablesync.run.settled IS 'whether the failure of the run has been made an alert';
+
+CREATE TABLE tablesync.queue (
+    run_id bigint PRIMARY KEY,
+    replica regclass NOT NULL,
+    force boolean NOT NULL DEFAULT false,
+    queued_at timestamptz NOT NULL DEFAULT clock_timestamp()
+) PARTITION BY HASH (run_id);
+CREATE TABLE tablesync.all_queued PARTITION OF tablesync.queue FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+ALTER TABLE tablesync.all_queued ADD FOREIGN KEY (replica) REFERENCES tablesync.all_replicas ON DELETE CASCADE;
+CREATE UNIQUE INDEX queue_one_per_replica ON tablesync.all_queued (replica);
+COMMENT ON TABLE tablesync.queue IS 'one row per run that waits for a worker; not part of a dump';
+COMMENT ON TABLE tablesync.all_queued IS 'the rows of tablesync.queue, of all roles';
+COMMENT ON COLUMN tablesync.queue.run_id IS 'number that the run will have in tablesync.run; they begin in this order';
+COMMENT ON COLUMN tablesync.queue.force IS 'whether it will override the guards';
+COMMENT ON COLUMN tablesync.queue.queued_at IS 'since when it waits';
 
 CREATE TABLE tablesync.chunk (
     replica regclass NOT NULL,

@@ -24,6 +24,22 @@ LANGUAGE C VOLATILE STRICT
 AS 'MODULE_PATHNAME', 'tsync_run_status';
 COMMENT ON FUNCTION tablesync.run_status(bigint) IS 'status of a run now; one recorded as running whose worker is gone has crashed; NULL for whom it does not concern';
 
+/* A run that has waited, and will not start: who asks for it later finds how it has ended. */
+CREATE FUNCTION tablesync.end_queued(run_id bigint, replica regclass, status text, sqlstate text, message text, detail text, hint text)
+RETURNS boolean
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH gone AS (DELETE FROM tablesync.all_queued q WHERE q.run_id = $1 AND q.replica = $2 RETURNING q.*),
+    ended AS (
+        INSERT INTO tablesync.all_runs (run_id, replica, kind, status, started_at, finished_at, sqlstate, message, detail, hint, pid)
+        SELECT g.run_id, g.replica, CASE WHEN t.loaded THEN 'sync' ELSE 'load' END, $3, now.now, now.now, $4, $5, $6, $7, 0
+        FROM gone g JOIN tablesync.all_replicas t ON t.replica = g.replica, (SELECT clock_timestamp()) now (now)
+        RETURNING 1)
+    SELECT EXISTS (SELECT FROM ended);
+$$;
+COMMENT ON FUNCTION tablesync.end_queued(bigint, regclass, text, text, text, text, text) IS 'records the end of a run that has waited and will not start; false if it does not wait any more';
+
 /*
  * Delete what is older than a number of runs of a replica, but never a live
  * run, nor the last success of each kind.  Rows that somebody has locked wait
@@ -66,18 +82,20 @@ COMMENT ON FUNCTION tablesync.note_write() IS 'trigger: notes that somebody else
  */
 CREATE FUNCTION tablesync.is_watched(replica regclass)
 RETURNS boolean
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE    -- keeps its plan
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT c.relkind = 'r' AND c.relpersistence = 'p'
-       AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid)
-       AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid)
-       AND NOT EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid)
-       AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND k.confrelid = c.oid AND k.confdeltype IN ('c', 'n', 'd'))
-       AND EXISTS (SELECT FROM pg_trigger g
-                   WHERE g.tgrelid = c.oid AND g.tgfoid = 'tablesync.note_write'::regproc
-                     AND g.tgenabled = 'A' AND g.tgqual IS NULL AND g.tgtype & 61 = 60)    -- each statement, all four kinds
-    FROM pg_class c WHERE c.oid = $1;
+BEGIN
+    RETURN (SELECT c.relkind = 'r' AND c.relpersistence = 'p'
+               AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid)
+               AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid)
+               AND NOT EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid)
+               AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND k.confrelid = c.oid AND k.confdeltype IN ('c', 'n', 'd'))
+               AND EXISTS (SELECT FROM pg_trigger g
+                           WHERE g.tgrelid = c.oid AND g.tgfoid = 'tablesync.note_write'::regproc
+                             AND g.tgenabled = 'A' AND g.tgqual IS NULL AND g.tgtype & 61 = 60)    -- each statement, all four kinds
+            FROM pg_class c WHERE c.oid = $1);
+END
 $$;
 COMMENT ON FUNCTION tablesync.is_watched(regclass) IS 'whether every write to a replica leaves a note in tablesync.stray_write';
 

@@ -18,19 +18,12 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "query/query.h"
+#include "process/process.h"
 #include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-
-/*
- * A run holds an advisory lock for as long as its process lives.  The fourth
- * field keeps it apart from users' advisory locks (1 and 2);
- * tablesync.live_runs() looks for the same values in pg_locks.
- */
-#define RUN_LOCK_CLASS 1953721955
-#define RUN_LOCK_FIELD4 3
 
 /* Rows that can't be longer are fetched by the thousand. */
 #define NARROW_ROW_BYTES 8192	/* a page */
@@ -145,6 +138,8 @@ take_state(TsyncState *state)
 	state->source_changes = tsync_result_text(0, tsync_result_column("source_changes")) == NULL ? -1
 		: tsync_result_int64(0, tsync_result_column("source_changes"));
 	state->last_was_quiet = tsync_result_bool(0, tsync_result_column("last_was_quiet"));
+	state->refetching = strcmp(tsync_result_text(0, tsync_result_column("refetch")), "{}") != 0;
+	state->source_version = (int) tsync_result_int64(0, tsync_result_column("source_version"));
 }
 
 /* Policies that apply to the owner would hide rows from a run, and foreign tables can be dropped. */
@@ -179,7 +174,8 @@ tsync_read_replica(Oid relid)
 	table->relid = relid;
 	table->replica_sql = table->label = tsync_relation_label(relid);
 
-	if (tsync_record_oid("SELECT t.*, t.source::oid::int8 AS source_oid, t.fingerprint = 'row' OR (t.adopted AND t.fingerprint <> 'xmin') AS all_columns,"
+	if (tsync_record_oid("SELECT t.*, t.source::oid::int8 AS source_oid,"
+						 " (SELECT f.ftserver::int8 FROM pg_foreign_table f WHERE f.ftrelid = t.source) AS server_oid, t.fingerprint = 'row' OR (t.adopted AND t.fingerprint <> 'xmin') AS all_columns,"
 						 " t.fingerprint = 'xmin' AS by_xmin, t.memory_at > clock_timestamp() - interval '1 day' AS horizon_is_recent,"
 						 " (SELECT r.inserted + r.updated + r.deleted = 0 FROM tablesync.all_runs r WHERE r.replica = t.replica"
 						 "  AND r.status = 'succeeded' AND r.kind <> 'verify' ORDER BY r.run_id DESC LIMIT 1) AS last_was_quiet,"
@@ -195,6 +191,7 @@ tsync_read_replica(Oid relid)
 				 errmsg("%s is not a replica", table->label),
 				 errhint("Add it with tablesync_add(), and commit before you run it.")));
 	table->source = (Oid) tsync_result_int64(0, tsync_result_column("source_oid"));
+	table->server = (Oid) tsync_result_int64(0, tsync_result_column("server_oid"));
 	table->watermark = tsync_result_text(0, tsync_result_column("watermark"));
 	take_settings(&replica->settings);
 	take_state(&replica->state);
@@ -207,14 +204,14 @@ tsync_read_replica(Oid relid)
 
 /*
  * Record what a look at the source has shown: new columns that may not be read,
- * and which files hold its rows.  Returns whether all columns have to be compared
+ * which files hold its rows, and its version.  Returns whether all columns have to be compared
  * once, because these are others.  In a transaction that is not the source's.
  */
 bool
-tsync_record_source(Oid relid, int64 run_id, const char *identity, char **unreadable, int nunreadable)
+tsync_record_source(Oid relid, int64 run_id, const char *identity, int version, char **unreadable, int nunreadable)
 {
-	Oid			types[] = {OIDOID, TEXTOID};
-	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(identity)};
+	Oid			types[] = {OIDOID, TEXTOID, INT4OID};
+	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(identity), Int32GetDatum(version)};
 	bool		replaced;
 
 	if (nunreadable > 0)
@@ -225,7 +222,7 @@ tsync_record_source(Oid relid, int64 run_id, const char *identity, char **unread
 
 		tsync_record("SELECT tablesync.record_unreadable($1::regclass, $2, $3)", lengthof(note_types), note_types, note_values, NULL);
 	}
-	tsync_record("SELECT tablesync.record_identity($1::regclass, $2)", lengthof(types), types, values, NULL);
+	tsync_record("SELECT tablesync.record_identity($1::regclass, $2, $3)", lengthof(types), types, values, NULL);
 	replaced = tsync_result_bool(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	return replaced;
@@ -272,9 +269,12 @@ List *
 tsync_group_members(Oid replica)
 {
 	List	   *members = NIL;
-	uint64		nmembers = tsync_catalog_execute_oid("SELECT m::oid FROM tablesync.group_members($1::regclass) m ORDER BY 1",
-													 replica);
+	uint64		nmembers;
 
+	/* few replicas have one, and to look for others takes longer the more there are */
+	if (tsync_record_oid("SELECT FROM tablesync.all_replicas WHERE replica = $1::regclass AND sync_group IS NOT NULL", replica) == 0)
+		return NIL;
+	nmembers = tsync_catalog_execute_oid("SELECT m::oid FROM tablesync.group_members($1::regclass) m ORDER BY 1", replica);
 	for (uint64 i = 0; i < nmembers; i++)
 		members = lappend_oid(members, (Oid) tsync_result_int64(i, 1));
 	SPI_freetuptable(SPI_tuptable);
@@ -372,13 +372,32 @@ tsync_finish_load(TsyncReplica *replica, bool adopted)
 	replica->state.adopted |= adopted;
 }
 
-/* Take the run lock of a replica for the life of this process. */
+/* Replicas whose run lock this process has. */
+static List *locked = NIL;
+
+/* Take the run lock of a replica: no transaction releases it, the end of this process does. */
 bool
 tsync_lock_run(Oid relid)
 {
-	LOCKTAG		tag;
+	MemoryContext caller;
 
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, RUN_LOCK_CLASS, relid, RUN_LOCK_FIELD4);
 	/* of the session: no commit or abort releases it, the end of the process does, however it comes */
-	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+	if (!tsync_try_lock(TSYNC_LOCK_RUN, relid, ExclusiveLock, true))
+		return false;
+	caller = MemoryContextSwitchTo(TopMemoryContext);
+	locked = lappend_oid(locked, relid);
+	MemoryContextSwitchTo(caller);
+	return true;
+}
+
+/* The runs are over, and this process goes on. */
+void
+tsync_unlock_runs(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, locked)
+		tsync_unlock(TSYNC_LOCK_RUN, lfirst_oid(lc), ExclusiveLock, true);
+	list_free(locked);
+	locked = NIL;
 }

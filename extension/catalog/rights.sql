@@ -5,9 +5,9 @@ DECLARE
     f record;
     for_everybody CONSTANT text[] := '{
         home,owns,sees,live_runs,run_status,note_write,live_progress,is_hanging,is_missed,
-        source_target,source_relation,source_catalog,prepare_server,source_identity,source_layout,source_counters,local_type,
+        source_target,source_image,source_image_statement,files_of,image_identity,key_attnums,is_source_unique,newest_xid,oldest_xid,source_relation,source_catalog,prepare_server,source_identity,source_layout,source_counters,local_type,
         source_columns,type_problem,source_shape,shape_core,lags_behind,known_shape,replica_columns,check_source_server,
-        check_source_session,open_source,xmin_problem,refuse_xmin,find_xmin_table,source_writes,has_source_key,unreadable_columns,refuse_source,source_catalog_columns,xid_precedes,source_horizon,source_time,
+        check_source_session,open_source,xmin_problem,refuse_xmin,find_xmin_table,has_source_key,unreadable_columns,refuse_source,source_catalog_columns,xid_precedes,source_time,
         source_key,source_kind_problem,check_source_kind,column_hint,refuse_column,check_source,has_key_index,check_existing,
         column_definitions,check_mapping,check_owner_access,set_source_options,check_settings,check_not_replica,check_permanent,
         add_replica,create_source,register,source_tables,name_problem,try_add,check_add_schema,add_schema,
@@ -18,7 +18,7 @@ DECLARE
         drop_unless_used,apply_steps,refuse_steps,describe_problems,evolve,
         dependent_views,privileges,view_state,check_recreatable,drop_views,restore_privileges,create_view,
         cron_field,cron_home,cron_next,job_prefix,watch_prefix,job_definition,cron_schedule,due,check_cron,schedule_job,schedule,
-        unschedule,watch,try_run,raise_error,run_scheduled,
+        unschedule,watch,serve_queue,queue_run,await_run,withdraw_run,raise_error,run_scheduled,
         ask_source,check_digest,worker_slots,fail_check,remote_role,preflight_state,preflight_owner,preflight_mapping,
         preflight_worker_slots,preflight_pg_cron,preflight_connection,preflight_session,preflight_server,preflight_source_table,
         read_nothing,preflight_privileges,preflight_row_security,preflight_key,preflight_types,preflight_collation,preflight_shape,

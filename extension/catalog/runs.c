@@ -97,8 +97,8 @@ run_message(TsyncRecord *record, char *null_flag)
 static void
 save_lessons(TsyncRecord *record)
 {
-	Oid			types[] = {OIDOID, FLOAT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, BOOLOID, INT8OID, TEXTOID, INT8OID};
-	char		nulls[] = "         ";
+	Oid			types[] = {OIDOID, FLOAT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, BOOLOID, INT8OID, TEXTOID, INT8OID, TEXTOID};
+	char		nulls[] = "          ";
 	Datum		values[] = {
 		ObjectIdGetDatum(record->relid),
 		Float8GetDatum(record->scan_rate),
@@ -106,15 +106,16 @@ save_lessons(TsyncRecord *record)
 		text_or_null(record->counters, &nulls[3]),
 		TimestampTzGetDatum(record->counters_at),
 		BoolGetDatum(record->adopted),
-		Int64GetDatum(record->by_xmin ? record->horizon : 0),
+		Int64GetDatum(record->by_xmin ? record->seen_xid : 0),
 		text_or_null(record->epoch, &nulls[7]),
-		Int64GetDatum(record->source_changes)
+		Int64GetDatum(record->source_changes),
+		text_or_null(record->look_key, &nulls[9])
 	};
 
 	/* with the digests: of what has changed since, the next run asks by this transaction id */
 	tsync_record("UPDATE tablesync.all_replicas SET scan_rate = nullif($2, 0), watermark = $3,"
 				 " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = $6,"
-				 " memory_horizon = nullif($7, 0), memory_epoch = $8, memory_at = clock_timestamp(), source_changes = nullif($9, -1)"
+				 " memory_horizon = nullif($7, 0), memory_epoch = $8, memory_at = clock_timestamp(), source_changes = nullif($9, -1), look_key = $10"
 				 " WHERE replica = $1::regclass", lengthof(types), types, values, nulls);
 }
 

@@ -44,6 +44,8 @@ typedef struct TsyncState
 	bool		horizon_is_recent;	/* the ids have not come round since */
 	int64		source_changes; /* rows that the source had ever changed then, -1: unknown */
 	bool		last_was_quiet; /* the last run that scanned has found nothing */
+	bool		refetching;		/* columns are to be fetched for all rows */
+	int			source_version; /* server_version_num of the source when it was last read; 0: nobody knows */
 } TsyncState;
 
 /* A row of tablesync.replica, and the columns of both sides. */
@@ -92,6 +94,16 @@ tsync_is_quiet(TsyncChunk *chunk)
 	return !chunk->expected && !chunk->by_row && !chunk->counted;
 }
 
+/* A run that waits for a worker; a row of tablesync.queue. */
+typedef struct TsyncQueued
+{
+	int64		run_id;
+	Oid			replica;
+	bool		force;
+	bool		paused;			/* since it was put there */
+	bool		others_wait;	/* those of another owner, and longer than they should */
+} TsyncQueued;
+
 /* How a run has succeeded; a row of tablesync.run, and what the next run should know. */
 typedef struct TsyncRecord
 {
@@ -127,13 +139,16 @@ typedef struct TsyncRecord
 	bool		by_xmin;		/* the digests are of that fingerprint */
 	bool		by_value;		/* but rows had to be compared by value */
 	const char *epoch;
+	int64		seen_xid;		/* what older transactions have written was seen; 0: unknown */
 	int64		source_changes; /* -1: unknown */
+	const char *look_key;		/* of the look at the source */
 } TsyncRecord;
 
 /* in replicas.c */
 extern void tsync_read_columns(TsyncReplica *replica);
 extern TsyncReplica *tsync_read_replica(Oid relid);
-extern bool tsync_record_source(Oid relid, int64 run_id, const char *identity, char **unreadable, int nunreadable);
+extern bool tsync_record_source(Oid relid, int64 run_id, const char *identity, int version,
+								char **unreadable, int nunreadable);
 extern bool tsync_evolve_catalog(Oid relid, int64 run_id, const char *new_shape, char **problem, char **hint);
 extern void tsync_finish_refetch(Oid relid);
 extern List *tsync_group_members(Oid replica);
@@ -141,12 +156,19 @@ extern void tsync_check_bounds(TsyncReplica *replica);
 extern void tsync_save_load_position(TsyncTable *table, char **key);
 extern void tsync_finish_load(TsyncReplica *replica, bool adopted);
 extern bool tsync_lock_run(Oid relid);
+extern void tsync_unlock_runs(void);
 
 /* in runs.c */
 extern int64 tsync_start_run(Oid relid, int64 run_id, bool verify, int64 group_run_id);
 extern void tsync_finish_run(TsyncRecord *record);
 extern void tsync_fail_run(int64 run_id, int64 loaded, int64 waited, ErrorData *edata, bool cancelled);
 extern void tsync_prune_runs(Oid relid);
+
+/* in queue.c */
+extern bool tsync_next_queued(Oid owner, TsyncQueued *next);
+extern bool tsync_take_queued(int64 run_id, Oid relid);
+extern int64 tsync_queued_run(Oid relid);
+extern void tsync_end_queued(TsyncQueued *queued, const char *status, ErrorData *edata);
 
 /* in chunks.c */
 extern bool tsync_open_memory(Oid relid, const char *key);

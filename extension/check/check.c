@@ -65,9 +65,9 @@ start_check_worker(CheckStart *start, dsm_handle queue)
 	BackgroundWorkerHandle *handle;
 
 	StaticAssertStmt(sizeof(CheckStart) <= BGW_EXTRALEN, "CheckStart is too large");
-	handle = tsync_start_process("tsync_check_main", "tablesync check",
-								 psprintf("tablesync check of %s", tsync_relation_label(start->replica)),
-								 start, sizeof(*start), UInt32GetDatum(queue), true);
+	handle = tsync_start_process_soon("tsync_check_main", "tablesync check",
+									  psprintf("tablesync check of %s", tsync_relation_label(start->replica)),
+									  start, sizeof(*start), UInt32GetDatum(queue), true);
 	if (handle == NULL)
 		tsync_refuse_no_worker(start->replica);
 	return handle;

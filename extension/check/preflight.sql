@@ -194,7 +194,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    server oid := (tablesync.source_target(settings.source)).server;
+    target record := tablesync.source_target(settings.source);
     server_name name;
     address text;
     message text;
@@ -203,8 +203,8 @@ BEGIN
                        FROM pg_options_to_table(s.srvoptions) o
                        WHERE o.option_name IN ('host', 'hostaddr', 'port', 'dbname', 'service'))
     INTO server_name, address
-    FROM pg_foreign_server s WHERE s.oid = server;
-    EXECUTE format('SELECT setting FROM %s WHERE name = ''server_version_num''', tablesync.source_catalog(server, 'pg_settings'));
+    FROM pg_foreign_server s WHERE s.oid = target.server;
+    PERFORM tablesync.source_image(target.server, target.schema_name, target.table_name, whole => true);    -- what all other checks need, too
     detail := format('server "%s" (%s) answers', server_name, coalesce(address, 'libpq''s defaults'));
 EXCEPTION
     WHEN connection_exception THEN
@@ -321,22 +321,18 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     target record := tablesync.source_target(settings.source);
-    relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
+    image tablesync.source_image := tablesync.source_image(target.server, target.schema_name, target.table_name, whole => true);
     key_list text := (SELECT string_agg(quote_ident(k), ', ') FROM unnest(settings.key_columns) k);
-    attnums text;
+    attnums integer[];
     index_name text;
 BEGIN
     PERFORM tablesync.source_key(settings.source, settings.key_columns);
-    SELECT string_agg(s.c->>'attnum', ' ' ORDER BY k.n) INTO attnums
+    SELECT array_agg((s.c->>'attnum')::integer ORDER BY k.n) INTO attnums
     FROM unnest(settings.key_columns) WITH ORDINALITY k (name, n)
     JOIN jsonb_array_elements(tablesync.source_shape(settings.source)) s (c) ON s.c->>'column' = k.name;
-    -- OFFSET 0: indkey is text only here
-    EXECUTE format('SELECT min(q.relname) FROM (SELECT c.relname, i.indkey FROM %s i JOIN %s c ON c.oid = i.indexrelid '
-                   'WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL OFFSET 0) q '
-                   'WHERE q.indkey || '' '' LIKE %L',
-                   tablesync.source_catalog(target.server, 'pg_index'), tablesync.source_catalog(target.server, 'pg_class'),
-                   relation.relid, attnums || ' %')
-    INTO index_name;
+    index_name := (SELECT min(i.name)
+                   FROM unnest(image.indkeys, image.indnkeyatts, image.uniques, image.indnames) i (indkey, nkeyatts, is_unique, name)
+                   WHERE i.is_unique AND (tablesync.key_attnums(i.indkey, i.nkeyatts))[:cardinality(attnums)] = attnums);
     IF index_name IS NULL THEN
         PERFORM tablesync.fail_check(format('no index of the source begins with (%s) in this order: every page of a load would sort the whole table', key_list),
             format('SELECT tablesync_remove(%L); and add it again with key_columns in the order of an index.', settings.replica));

@@ -272,17 +272,18 @@ COMMENT ON FUNCTION tablesync.record_unreadable(regclass, bigint, text[]) IS 'lo
  * than those that the last runs have read, rows may have the same versions and
  * other values: true if all columns have to be compared once.
  */
-CREATE FUNCTION tablesync.record_identity(replica regclass, source_identity text)
+CREATE FUNCTION tablesync.record_identity(replica regclass, source_identity text, server_version integer)
 RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     settings tablesync.all_replicas;
-    files text := (SELECT string_agg(f, ' ' ORDER BY n) FROM regexp_split_to_table(source_identity, ' ') WITH ORDINALITY u (f, n) WHERE f ~ '^[0-9]+:[0-9]+$');
+    files text := tablesync.files_of(source_identity);
     tables_are_others boolean;
 BEGIN
     SELECT * INTO settings FROM tablesync.all_replicas t WHERE t.replica = $1;
+    UPDATE tablesync.all_replicas t SET source_version = server_version WHERE t.replica = $1 AND t.source_version IS DISTINCT FROM server_version;
     IF settings.identity IS NOT DISTINCT FROM files THEN
         RETURN false;
     END IF;
@@ -304,7 +305,7 @@ BEGIN
     RETURN true;
 END
 $$;
-COMMENT ON FUNCTION tablesync.record_identity(regclass, text) IS 'remembers the files of a source; true if they are others, so that all columns have to be compared once';
+COMMENT ON FUNCTION tablesync.record_identity(regclass, text, integer) IS 'remembers the files of a source and the version of its server; true if they are others, so that all columns have to be compared once';
 
 CREATE FUNCTION tablesync.finish_refetch(replica regclass)
 RETURNS void

@@ -62,6 +62,7 @@ void
 tsync_commit(void)
 {
 	MemoryContext outer = outer_context;
+	TimestampTz started = GetCurrentTimestamp();
 
 	Assert(IsTransactionState() && outer != NULL);
 	SPI_finish();
@@ -70,7 +71,10 @@ tsync_commit(void)
 		tsync_await_source();	/* its COMMIT can hang, too */
 	CommitTransactionCommand();
 	if (tsync_source_asked)
+	{
 		tsync_source_answered();
+		tsync_waited_elsewhere += GetCurrentTimestamp() - started;
+	}
 	outer_context = NULL;
 	MemoryContextSwitchTo(outer);
 	/* a worker has no main loop that would do it */

@@ -73,6 +73,7 @@ extern void tsync_check_desc(TupleDesc expected, TupleDesc actual);
 /* in rowset.c */
 extern void tsync_rowset_init(TsyncRowSet *set, const char *name, TupleDesc tupdesc);
 extern void tsync_rowset_clear(TsyncRowSet *set);
+extern void tsync_rowsets_end(void);
 extern void tsync_rowset_register(TsyncRowSet *set);
 extern void tsync_rowset_start(TsyncRowSet *set);
 extern bool tsync_rowset_next(TsyncRowSet *set, TupleTableSlot *slot);

@@ -32,11 +32,13 @@
 /* Keys that one scan looks for: their text takes a megabyte. */
 #define SCANNED_KEYS 100000		/* 24,000 of 10 million keys took 0.65 of a digest, measured */
 
-/* Make an empty row set that lives until the process ends or clears it. */
+/* Has the files of all row sets. */
+static ResourceOwner stage_owner = NULL;
+
+/* Make an empty row set that lives until tsync_rowsets_end(), or the process ends. */
 void
 tsync_rowset_init(TsyncRowSet *set, const char *name, TupleDesc tupdesc)
 {
-	static ResourceOwner stage_owner = NULL;
 	ResourceOwner caller = CurrentResourceOwner;
 
 	/* a tuplestore uses the resource owner it was made under ever after: a transaction's would close its files */
@@ -55,6 +57,19 @@ tsync_rowset_clear(TsyncRowSet *set)
 {
 	tuplestore_clear(set->rows);
 	set->count = 0;
+}
+
+/* Close the files of all row sets, whose memory goes with its context. */
+void
+tsync_rowsets_end(void)
+{
+	if (stage_owner == NULL)
+		return;
+	ResourceOwnerRelease(stage_owner, RESOURCE_RELEASE_BEFORE_LOCKS, false, false);
+	ResourceOwnerRelease(stage_owner, RESOURCE_RELEASE_LOCKS, false, false);
+	ResourceOwnerRelease(stage_owner, RESOURCE_RELEASE_AFTER_LOCKS, false, false);
+	ResourceOwnerDelete(stage_owner);
+	stage_owner = NULL;
 }
 
 /* Let statements of the current SPI connection see a row set by its name. */

@@ -11,7 +11,9 @@
 #include "tablesync.h"
 
 #include "nodes/pg_list.h"
+#include "port/atomics.h"
 #include "postmaster/bgworker.h"
+#include "storage/dsm.h"
 
 typedef enum TsyncPhase
 {
@@ -43,7 +45,45 @@ typedef struct TsyncStart
 	TsyncHelp	help;			/* with a load that another worker leads */
 	int			source_version; /* known to the helper's leader */
 	int64		run_id;
+	dsm_handle	list;			/* of the runs that its caller waits for, instead of one; 0: none */
+	bool		serve;			/* the queue, instead */
 } TsyncStart;
+
+/* How a run of a list has ended for the list; all else is in tablesync.run. */
+typedef enum TsyncListed
+{
+	TSYNC_WAITING,
+	TSYNC_TAKEN,
+	TSYNC_DONE,
+	TSYNC_OMITTED				/* the replica is paused, or run by another worker */
+} TsyncListed;
+
+/* The runs that a caller has asked for and waits for, in shared memory. */
+typedef struct TsyncList
+{
+	pg_atomic_uint32 given_up;	/* the caller waits no more */
+	int			caller;			/* a backend's number, to wake it up */
+	bool		force;
+	int			count;
+	struct
+	{
+		Oid			replica;
+		pg_atomic_uint32 state;
+		int64		run_id;
+	}			runs[FLEXIBLE_ARRAY_MEMBER];
+} TsyncList;
+
+/* What processes of ours lock: the second field of all locks is the class, the fourth the kind. */
+#define TSYNC_LOCK_CLASS 1953721955
+typedef enum TsyncLock
+{
+	TSYNC_LOCK_RUN = 3,			/* a replica, while it is run; tablesync.live_runs() looks for it */
+	TSYNC_LOCK_SLOT,			/* one of tablesync.max_workers, while its owner serves the queue */
+	TSYNC_LOCK_QUEUE,			/* shared until what was put into the queue is visible; exclusive to leave it */
+	TSYNC_LOCK_TURN,			/* a process: exclusive from one run to the next, shared to cancel a run of it */
+	TSYNC_LOCK_NEED,			/* shared while somebody waits for a process to be free */
+	TSYNC_LOCK_IDLE				/* a role: shared while a worker of hers looks into the queue, and has nothing to do */
+} TsyncLock;
 
 /* Whom to become again after tsync_assume_identity(). */
 typedef struct TsyncIdentity
@@ -52,6 +92,15 @@ typedef struct TsyncIdentity
 	int			security;
 	int			guc_level;
 } TsyncIdentity;
+
+/* in lock.c */
+extern bool tsync_try_lock(TsyncLock kind, uint32 key, int mode, bool for_process);
+extern void tsync_lock(TsyncLock kind, uint32 key, int mode, bool for_process);
+extern void tsync_unlock(TsyncLock kind, uint32 key, int mode, bool for_process);
+extern int	tsync_take_slot(void);
+extern int	tsync_free_slots(void);
+extern void tsync_unlock_all(void);
+extern bool tsync_is_locked(TsyncLock kind, uint32 key);
 
 /* in privilege.c */
 extern Oid	tsync_extension_owner(void);
@@ -63,6 +112,7 @@ extern TsyncIdentity tsync_assume_identity(Oid role);
 extern void tsync_resume_identity(TsyncIdentity previous);
 
 /* in progress.c */
+extern void tsync_progress_end(void);
 extern void tsync_progress_start(int64 run_id, Oid replica);
 extern void tsync_progress_run(int64 run_id, Oid replica);
 extern void tsync_progress_phase(TsyncPhase phase, int64 chunks_total, int64 rows_estimated);
@@ -71,22 +121,35 @@ extern void tsync_progress_set(int64 chunks, int64 chunks_total, int64 rows);
 extern void tsync_progress_throttled(int64 usec, double slowness);
 
 /* in session.c */
+extern const char *tsync_session_role;
 extern bool tsync_source_asked;
+extern int64 tsync_waited_elsewhere;
 extern void tsync_watch_signals(void);
 extern bool tsync_is_cancelled(void);
+extern bool tsync_is_to_end(void);
 extern void tsync_begin_recording(void);
+extern void tsync_next_turn(void);
+extern void tsync_forget_leftovers(void);
 extern void tsync_await_source(void);
 extern void tsync_source_answered(void);
 extern bool tsync_source_is_silent(void);
 extern void tsync_name_silence(ErrorData *edata);
 extern bool tsync_source_timed_out(ErrorData *edata);
 extern void tsync_pin_session(void);
+extern void tsync_serve_role(Oid role);
 extern void tsync_prepare_session(bool read_only);
+
+/* A caller waits so long for a process, where none of ours is at work that will end. */
+#define TSYNC_NO_WORKER_MS 10000
+#define TSYNC_NO_WORKER_HINT "Increase max_worker_processes, or run fewer replicas at the same time."
 
 /* in start.c */
 extern BackgroundWorkerHandle *tsync_start_process(const char *function, const char *type, const char *name,
 												   const void *extra, Size size, Datum argument, bool notify);
+extern BackgroundWorkerHandle *tsync_start_process_soon(const char *function, const char *type, const char *name,
+														const void *extra, Size size, Datum argument, bool notify);
 extern BackgroundWorkerHandle *tsync_start_worker(TsyncStart *start, const char *label);
+extern char *tsync_no_worker_message(Oid relid);
 extern void tsync_refuse_no_worker(Oid relid) pg_attribute_noreturn();
 extern Oid	tsync_owner_who_may_log_in(Oid relid);
 extern Oid	tsync_check_owner(Oid relid);

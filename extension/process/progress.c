@@ -72,6 +72,14 @@ tsync_progress_start(int64 run_id, Oid replica)
 	publish_values();
 }
 
+/* There is no run in this process now. */
+void
+tsync_progress_end(void)
+{
+	memset(params, 0, sizeof(params));
+	publish_values();
+}
+
 /* Show another run of this process's group. */
 void
 tsync_progress_run(int64 run_id, Oid replica)

@@ -10,6 +10,10 @@
 #include <limits.h>
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
+#include "commands/async.h"
+#include "commands/prepare.h"
+#include "commands/sequence.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -19,23 +23,35 @@
 #include "storage/latch.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/portal.h"
 #include "utils/timeout.h"
 
 /* The source's own timeout comes first, if it is alive. */
 #define SOURCE_GRACE_MS 1000
 
 static volatile sig_atomic_t cancel_requested = false;
+static volatile sig_atomic_t end_requested = false;
 static volatile sig_atomic_t recording = false; /* how runs have ended: not to be cancelled */
 static volatile sig_atomic_t source_silent = false;
 static TimeoutId source_timeout;
+
+/* Is this session one of ours, and not one that calls a user's function? */
+static bool session_is_ours = false;
+static bool session_is_read_only = false;
+
+/* The role whose replicas this process runs, if it is not for one of them only; NULL otherwise. */
+const char *tsync_session_role = NULL;
 
 /* Has the current transaction asked the source for anything? */
 bool		tsync_source_asked = false;
 
 /*
- * SIGTERM cancels what runs, like SIGINT, instead of ending the process in
- * the middle of it: the run can still be recorded as cancelled.
+ * Microseconds that this process has waited for sources besides the statements
+ * of its runs: for connections, catalogs, and ends of transactions.
  */
+int64		tsync_waited_elsewhere = 0;
+
+/* SIGINT cancels the run. */
 static void
 handle_cancel(SIGNAL_ARGS)
 {
@@ -52,11 +68,22 @@ handle_cancel(SIGNAL_ARGS)
 	errno = save_errno;
 }
 
+/*
+ * SIGTERM cancels it too, instead of ending the process in the middle of it:
+ * the run can still be recorded as cancelled.  No other run comes after it.
+ */
+static void
+handle_end(SIGNAL_ARGS)
+{
+	end_requested = true;
+	handle_cancel(postgres_signal_arg);
+}
+
 /* Let signals do to this process what they should do to a run. */
 void
 tsync_watch_signals(void)
 {
-	pqsignal(SIGTERM, handle_cancel);
+	pqsignal(SIGTERM, handle_end);
 	pqsignal(SIGINT, handle_cancel);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 }
@@ -68,12 +95,58 @@ tsync_is_cancelled(void)
 	return cancel_requested;
 }
 
+/* Is this process to end after its run? */
+bool
+tsync_is_to_end(void)
+{
+	return end_requested;
+}
+
 /* From here on nothing cancels this process any more: how its runs have ended is recorded. */
 void
 tsync_begin_recording(void)
 {
 	recording = true;			/* before the flag is cleared: another cancel may come at any time */
 	QueryCancelPending = false;
+}
+
+/*
+ * The run of this process is over, and another one may come.  A cancel is meant
+ * for the run whose lock this process has, and whoever cancels looks at that
+ * lock, and signals, while we can't go on (TSYNC_LOCK_TURN).  So what has
+ * arrived by now was for the run that is over.  Outside of a transaction.
+ */
+void
+tsync_next_turn(void)
+{
+	Assert(recording);			/* nothing cancels the wait */
+	tsync_lock(TSYNC_LOCK_TURN, MyProcPid, ExclusiveLock, true);
+	tsync_unlock(TSYNC_LOCK_TURN, MyProcPid, ExclusiveLock, true);
+	cancel_requested = end_requested;
+	source_silent = false;
+	QueryCancelPending = false;
+	recording = false;
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
+/*
+ * What code of the owner, a trigger for instance, has left in the session is
+ * nothing to the next run: DISCARD ALL, but for plans, and for settings, which
+ * every transaction resets.  In a transaction.
+ */
+void
+tsync_forget_leftovers(void)
+{
+	PortalHashTableDeleteAll();
+	SetPGVariable("session_authorization", NIL, false);
+	DropAllPreparedStatements();
+	Async_UnlistenAll();
+	ResetTempTableNamespace();
+	ResetSequenceCaches();
 }
 
 static void
@@ -101,7 +174,7 @@ tsync_await_source(void)
 {
 	/* for the commit, which has to wait for the source as well, and for APPLY, which must not have asked */
 	tsync_source_asked = true;
-	if (tsync_statement_timeout > 0)
+	if (session_is_ours && tsync_statement_timeout > 0)
 		enable_timeout_after(source_timeout, source_patience());
 }
 
@@ -109,7 +182,7 @@ tsync_await_source(void)
 void
 tsync_source_answered(void)
 {
-	if (tsync_statement_timeout > 0)
+	if (session_is_ours && tsync_statement_timeout > 0)
 		disable_timeout(source_timeout, false);
 }
 
@@ -137,10 +210,6 @@ tsync_source_timed_out(ErrorData *edata)
 	/* one SQLSTATE for three: who has cancelled decides */
 	return edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !cancel_requested && !source_silent;
 }
-
-/* Is this session one of ours, and not one that calls a user's function? */
-static bool session_is_ours = false;
-static bool session_is_read_only = false;
 
 /*
  * Values must look the same here and at the source, whatever the settings; and
@@ -182,6 +251,15 @@ tsync_pin_session(void)
 	SetConfigOption("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_OVERRIDE);
 	if (session_is_read_only)
 		SetConfigOption("default_transaction_read_only", "on", PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* This process runs whatever replicas a role has to be run, over the same connections to sources. */
+void
+tsync_serve_role(Oid role)
+{
+	StartTransactionCommand();
+	tsync_session_role = MemoryContextStrdup(TopMemoryContext, GetUserNameFromId(role, false));
+	CommitTransactionCommand();
 }
 
 /* Make this the session of a worker. */

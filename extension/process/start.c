@@ -22,12 +22,17 @@
 #include "process/process.h"
 #include "query/query.h"
 #include "storage/ipc.h"
+#include "storage/latch.h"
 #include "storage/lock.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
+
+/* A process of ours that has nothing to do looks more often than that whether somebody needs one. */
+#define ROOM_POLL_MS 50
+#define ROOM_ATTEMPTS 20
 
 /*
  * Start a process of ours, which begins with an exported function and finds
@@ -56,14 +61,48 @@ tsync_start_process(const char *function, const char *type, const char *name,
 	return RegisterDynamicBackgroundWorker(&worker, &handle) ? handle : NULL;
 }
 
-/* Start a worker for a run, or to help with one; NULL when the server has no slot for it. */
+/* Likewise; where the server has no slot, one of ours that has nothing to do makes room in a moment.  In a transaction. */
+BackgroundWorkerHandle *
+tsync_start_process_soon(const char *function, const char *type, const char *name,
+						 const void *extra, Size size, Datum argument, bool notify)
+{
+	BackgroundWorkerHandle *handle = tsync_start_process(function, type, name, extra, size, argument, notify);
+
+	if (handle != NULL || max_worker_processes == 0)
+		return handle;
+	tsync_lock(TSYNC_LOCK_NEED, 0, ShareLock, false);
+	for (int i = 0; i < ROOM_ATTEMPTS && handle == NULL; i++)
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ROOM_POLL_MS, tsync_wait_event("TablesyncStart"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		handle = tsync_start_process(function, type, name, extra, size, argument, notify);
+	}
+	tsync_unlock(TSYNC_LOCK_NEED, 0, ShareLock, false);
+	return handle;
+}
+
+/* Start a worker for a run, for several ("label" is their owner), or to help with one; NULL when the server has no slot for it. */
 BackgroundWorkerHandle *
 tsync_start_worker(TsyncStart *start, const char *label)
 {
-	return tsync_start_process("tsync_worker_main", "tablesync run",
-							   psprintf("tablesync run " INT64_FORMAT "%s for %s", start->run_id,
-										start->help != TSYNC_HELP_NONE ? " (helper)" : "", label),
-							   start, sizeof(TsyncStart), (Datum) 0, true);
+	char	   *name;
+
+	StaticAssertStmt(sizeof(TsyncStart) <= BGW_EXTRALEN, "TsyncStart is too large");
+	if (start->serve)
+		name = psprintf("tablesync runs of the queue for role %s", label);
+	else if (start->list != 0)
+		name = psprintf("tablesync runs for role %s", label);
+	else
+		name = psprintf("tablesync run " INT64_FORMAT "%s for %s", start->run_id,
+						start->help != TSYNC_HELP_NONE ? " (helper)" : "", label);
+	return tsync_start_process("tsync_worker_main", "tablesync run", name, start, sizeof(TsyncStart), (Datum) 0, true);
+}
+
+char *
+tsync_no_worker_message(Oid relid)
+{
+	return psprintf("no background worker is available for replica %s", tsync_relation_label(relid));
 }
 
 /* No worker was to be had for a replica. */
@@ -72,8 +111,8 @@ tsync_refuse_no_worker(Oid relid)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-			 errmsg("no background worker is available for replica %s", tsync_relation_label(relid)),
-			 errhint("Increase max_worker_processes, or run fewer replicas at the same time.")));
+			 errmsg_internal("%s", tsync_no_worker_message(relid)),
+			 errhint(TSYNC_NO_WORKER_HINT)));
 }
 
 /* The owner of a table if a worker may connect as her, else InvalidOid. */

@@ -43,6 +43,7 @@ typedef struct TsyncTable
 {
 	Oid			relid;
 	Oid			source;			/* foreign table */
+	Oid			server;			/* of it */
 	const char *label;			/* schema.table, for messages */
 	const char *replica_sql;	/* quoted and qualified */
 	const char *source_sql;

@@ -12,13 +12,13 @@
 #include "run/run.h"
 #include "utils/memutils.h"
 
-/* Make the run that a worker is started with, in a context of its own, which stays current. */
+/* Make the run that a worker is started with, in a context of its own below the caller's, which stays current. */
 TsyncRun *
 tsync_make_run(TsyncStart *start)
 {
 	TsyncRun   *run;
 
-	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "tablesync run",
+	MemoryContextSwitchTo(AllocSetContextCreate(CurrentMemoryContext, "tablesync run",
 												ALLOCSET_DEFAULT_SIZES));
 	run = palloc0(sizeof(TsyncRun));
 	run->run_id = start->run_id;
@@ -27,12 +27,13 @@ tsync_make_run(TsyncStart *start)
 	run->verify.whole = start->verify;
 	run->verify.repair = start->repair;
 	run->source.version = start->source_version;
+	run->waited_before = tsync_waited_elsewhere;
 	return run;
 }
 
 /*
- * The runs of this worker: one, or those of a group.  NIL if another worker was
- * faster: the launcher sees that we left no trace.  All lock in the same order,
+ * A run, or those of a group, and their locks.  NIL if another worker was faster:
+ * the launcher sees that we left no trace.  All lock in the same order,
  * so one of those who start at the same time gets all of a group.
  */
 List *
@@ -54,13 +55,17 @@ tsync_make_runs(TsyncStart *start)
 		TsyncRun   *member;
 
 		if (!tsync_lock_run(lfirst_oid(lc)))
+		{
+			tsync_unlock_runs();
 			return NIL;
+		}
 		if (lfirst_oid(lc) == start->replica)
 			continue;
 		member = palloc0(sizeof(TsyncRun));
 		member->replica_oid = lfirst_oid(lc);
 		member->force = start->force;
 		member->grouped = true;
+		member->waited_before = -1; /* the first one has waited for all */
 		runs = lappend(runs, member);
 	}
 	return runs;
@@ -84,6 +89,14 @@ tsync_read_run(TsyncRun *run)
 	run->pace.max_source_load = run->replica->settings.max_source_load;
 	run->pace.scan_rate = run->replica->state.scan_rate;
 	return &run->replica->table;
+}
+
+/* Microseconds that a run has waited for its source so far. */
+int64
+tsync_waited(TsyncRun *run)
+{
+	return (run->replica ? run->replica->table.waited : 0) +
+		(run->waited_before >= 0 ? tsync_waited_elsewhere - run->waited_before : 0);
 }
 
 /* The fingerprint that usual runs compare and remember. */
@@ -116,6 +129,15 @@ tsync_prepare_load(TsyncRun *run)
 	load->grouped = run->grouped;
 }
 
+/* An empty stage for the columns of a replica, in a transaction of the caller. */
+void
+tsync_renew_stage(TsyncRun *run)
+{
+	if (run->stage != NULL)
+		tsync_stage_clear(run->stage);
+	run->stage = tsync_stage_create(&run->replica->table);
+}
+
 /* What SCAN gets, once the replica is loaded. */
 void
 tsync_prepare_scan(TsyncRun *run)
@@ -136,6 +158,8 @@ tsync_prepare_scan(TsyncRun *run)
 	run->replica->table.seek_keys = tsync_seek_keys(&run->source);
 	scan->load_compared = run->load.compared;
 	scan->load_digest = run->load.digest;
+	scan->look = NULL;
+	scan->unlike = false;
 	run->load.compared = false; /* only the scan that follows at once may rely on it */
 }
 
@@ -153,7 +177,7 @@ prepare_record(TsyncRun *run)
 	record->repair = run->verify.repair;
 	record->source = run->scan.digest;
 	record->loaded = run->load.rows;
-	record->waited = replica->table.waited;
+	record->waited = tsync_waited(run);
 	record->snapshot = run->scan.snapshot;
 	record->snapshot_expired = run->scan.snapshot_expired;
 	record->slowness = run->pace.slowness;
@@ -169,7 +193,9 @@ prepare_record(TsyncRun *run)
 	record->by_xmin = run->scan.fingerprint.xmin;
 	record->by_value = run->scan.by_value;
 	record->epoch = run->source.epoch;
+	record->seen_xid = run->source.seen_xid;
 	record->source_changes = run->source.changes;
+	record->look_key = run->source.look_key;
 }
 
 /* What APPLY gets, once all that is asked of the source has been. */

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * worker.c
- *	  One run, in a background worker of its own.
+ *	  One run, or those of a group, in a background worker.
  *
  * The worker is connected as the replica's owner.  Its first transaction
  * records the run as running and commits, so that a crash leaves evidence;
@@ -9,7 +9,8 @@
  * that only reports, or a run that is skipped, ends without APPLY.  When anything
  * in between fails, the error is copied, the transaction aborted
  * (which cancels what runs at the source) and the failure recorded in a new
- * transaction.  The connection to the source ends with the process.
+ * transaction.  The connection to the source stays for the next run of the
+ * process (serve.c), and ends with the process.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,7 +21,6 @@
 #include "access/xact.h"
 #include "apply/apply.h"
 #include "catalog/tables.h"
-#include "compat.h"
 #include "evolve/evolve.h"
 #include "execute/execute.h"
 #include "load/load.h"
@@ -34,114 +34,12 @@
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
-#include "utils/memutils.h"
 #include "utils/timeout.h"
 #include "verify/verify.h"
 #include "watch/watch.h"
 
 /* A run starts over when source or replica change under it. */
 #define ATTEMPTS 5
-
-/* Identity of the source's files, in a remote transaction of its own. */
-static char *
-read_identity(TsyncRun *run)
-{
-	char	   *identity;
-
-	tsync_begin_in(CurrentMemoryContext);
-	identity = tsync_source_identity(&run->replica->table);
-	tsync_commit();
-	return identity;
-}
-
-/* Read the replica's settings, and look at the source in one transaction of its own. */
-static void
-look_at_source(TsyncRun *run)
-{
-	TsyncTable *table;
-
-	tsync_begin_in(CurrentMemoryContext);
-	table = tsync_read_run(run);
-	tsync_commit();
-	tsync_progress_phase(TSYNC_PHASE_SCHEMA, 0, 0);
-	/* before the source is asked: a session there gets its limit as it begins */
-	tsync_limit_source(table, tsync_first_timeout(&run->pace, run->replica->state.loaded,
-												  tsync_weigh_rows(run->replica->state.quiet_rows, run->replica->state.differing_rows)));
-
-	tsync_begin_in(CurrentMemoryContext);
-	tsync_read_source(table, &run->source);
-	tsync_read_horizon(table, &run->source);
-	if (run->replica->settings.by_xmin)
-		tsync_read_writes(table, &run->source);
-	run->source.changes = -1;
-	if (run->source.estimate >= tsync_chunk_target(&run->pace))
-		tsync_read_layout(table, &run->source);
-	/* of the same snapshot as the shape: no change of columns after that escapes source_was_rewritten() */
-	run->source.identity = tsync_source_identity(table);
-	tsync_commit();
-}
-
-/*
- * Look at the source, follow its shape, and read the columns that both sides
- * have then.
- */
-static void
-open_source(TsyncRun *run)
-{
-	TsyncSource *source = &run->source;
-
-	look_at_source(run);
-	if (source->new_shape != NULL)
-	{
-		if (run->verify.whole)
-			tsync_refuse_to_evolve(run->replica->table.label);
-		/* a transaction that changes columns begins when the source's has ended: it may wait for locks */
-		tsync_evolve(&run->replica->table, run->run_id, source->new_shape, &run->paused);
-	}
-
-	tsync_begin_in(CurrentMemoryContext);
-	if ((!run->verify.whole && tsync_record_source(run->replica_oid, run->run_id, source->identity,
-												   source->unreadable, source->nunreadable)) ||
-		source->new_shape != NULL)
-		tsync_read_run(run);
-	/* not with the settings: before the shape was followed they may not fit the source */
-	tsync_read_columns(run->replica);
-	if (run->verify.whole)
-		tsync_prepare_verify(run->replica, &run->verify, &run->pace);
-	/* anew in each attempt: its rows have the columns of now */
-	if (run->stage != NULL)
-		tsync_stage_clear(run->stage);
-	run->stage = tsync_stage_create(&run->replica->table);
-	tsync_commit();
-	/* needs the columns: bounds mean nothing for a key of another type */
-	tsync_check_bounds(run->replica);
-}
-
-/*
- * Was the source rewritten since the run began?  Then a snapshot of ours may
- * have missed its rows: absence proves nothing.  Or were its columns changed?
- * Then rows of this run may not fit each other.
- */
-static bool
-source_was_rewritten(TsyncRun *run)
-{
-	char	   *identity = read_identity(run);
-	bool		rewritten = strcmp(identity, run->source.identity) != 0;
-
-	run->source.identity = identity;
-	return rewritten;
-}
-
-static bool
-any_was_rewritten(List *runs)
-{
-	bool		rewritten = false;
-	ListCell   *lc;
-
-	foreach(lc, runs)
-		rewritten |= source_was_rewritten(lfirst(lc));
-	return rewritten;
-}
 
 /*
  * CONFIRM the deletes of all runs; false to start over.  Rows that are found
@@ -167,25 +65,7 @@ confirm_deletes(List *runs)
 			return false;
 	}
 	/* only now: a rewrite while we looked would have hidden rows from that look, too */
-	return !confirmed || !any_was_rewritten(runs);
-}
-
-/* Is there nothing to scan, because the source's counters, which the user trusts, stand still? */
-static bool
-is_unmoved(TsyncRun *run)
-{
-	return run->replica->settings.trust_counters && !run->grouped && !run->verify.whole &&
-		tsync_source_unmoved(&run->replica->table, &run->source, run->run_id);
-}
-
-/* Ask how far the source has come while it was loaded, which may have taken hours. */
-static void
-look_again(TsyncRun *run)
-{
-	tsync_begin_in(CurrentMemoryContext);
-	tsync_read_horizon(&run->replica->table, &run->source);
-	tsync_read_writes(&run->replica->table, &run->source);
-	tsync_commit();
+	return !confirmed || !tsync_was_rewritten(runs);
 }
 
 /* Open the source of a run, and load its replica if it was not. */
@@ -194,19 +74,24 @@ begin_run(TsyncRun *run)
 {
 	tsync_progress_run(run->run_id, run->replica_oid);
 	tsync_forget_reading();
-	open_source(run);
-	run->apply.table = &run->replica->table;	/* should it come to nothing, this tells of which replica */
 	run->apply.unproved = false;
+	if (tsync_expect_as_known(run))
+	{
+		run->apply.table = &run->replica->table;	/* should it come to nothing, this tells of which replica */
+		return;
+	}
+	tsync_open_source(run);
+	run->apply.table = &run->replica->table;
 	if (run->replica->settings.by_xmin)
 		tsync_prepare_xmin(&run->replica->table);
 	if (!run->replica->state.loaded)
 	{
 		tsync_prepare_load(run);
 		tsync_load(&run->load);
-		if (run->replica->settings.by_xmin)
-			look_again(run);
+		tsync_look_at_time(run);
 	}
-	else if (is_unmoved(run))
+	else if (tsync_trusts_counters(run) &&
+			 tsync_source_unmoved(&run->replica->table, &run->source, run->run_id, tsync_waited(run)))
 	{
 		run->skipped = true;
 		return;
@@ -232,6 +117,26 @@ check_guards(List *runs)
 	}
 }
 
+static void
+scan(void *arg)
+{
+	tsync_scan(tsync_scans_of(arg));
+}
+
+/* Could a scan that was to look at the source by the way, or that was prepared before, go well after a look? */
+static bool
+was_too_hasty(ErrorData *edata, void *runs)
+{
+	return ((TsyncRun *) linitial(runs))->scan.look != NULL && tsync_is_about_shape(edata);
+}
+
+/* SCAN; false if the source is not as a run has taken it to be. */
+static bool
+scan_sources(List *runs)
+{
+	return tsync_try(scan, runs, was_too_hasty, NULL) && !((TsyncRun *) linitial(runs))->scan.unlike;
+}
+
 /*
  * One attempt to find and apply the differences of a run, or of a group of
  * runs that share a snapshot and a transaction; false to start over.
@@ -246,9 +151,13 @@ synchronise(List *runs, bool last_attempt)
 		begin_run(lfirst(lc));
 	if (first->skipped)
 		return true;
-	tsync_scan(tsync_scans_of(runs));
+	if (!scan_sources(runs))
+	{
+		first->surprised = true;
+		return synchronise(runs, last_attempt);
+	}
 	/* an empty replica would hide a blind read: without deletes CONFIRM does not look again */
-	if (any_was_rewritten(runs))
+	if (tsync_needs_second_look(runs) && tsync_was_rewritten(runs))
 		return false;
 	check_guards(runs);			/* before CONFIRM: it would look up all those keys */
 	if (!confirm_deletes(runs))
@@ -287,11 +196,6 @@ try_synchronise(void *arg)
 static bool
 may_be_new_shape(ErrorData *edata, void *arg)
 {
-	static const int categories[] = {
-		ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION, ERRCODE_DATA_EXCEPTION,
-		ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION, ERRCODE_FEATURE_NOT_SUPPORTED,
-		ERRCODE_FDW_ERROR, ERRCODE_INTERNAL_ERROR
-	};
 	Attempt    *attempt = arg;
 	ListCell   *lc;
 
@@ -303,10 +207,7 @@ may_be_new_shape(ErrorData *edata, void *arg)
 		if (run->source.identity == NULL || run->paused)
 			return false;
 	}
-	for (int i = 0; i < lengthof(categories); i++)
-		if (ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_TO_CATEGORY(categories[i]))
-			return true;
-	return false;
+	return tsync_is_about_shape(edata);
 }
 
 /* The story of a run, or of a group: an error that a change of the source explains means to start over, too. */
@@ -319,7 +220,7 @@ perform_runs(List *runs)
 		ErrorData  *edata = NULL;
 
 		/* the same files and columns as before: then the error is what it says */
-		if (!tsync_try(try_synchronise, &attempt, may_be_new_shape, &edata) && !any_was_rewritten(runs))
+		if (!tsync_try(try_synchronise, &attempt, may_be_new_shape, &edata) && !tsync_was_rewritten(runs))
 			ReThrowError(edata);
 		if (attempt.done)
 			return;
@@ -327,23 +228,46 @@ perform_runs(List *runs)
 	tsync_give_up(tsync_applies_of(runs), ATTEMPTS);
 }
 
-/* Record that runs have started, and commit: a crash leaves evidence. */
-static void
-record_starts(List *runs)
+/* Has this process recorded that a run has started? */
+static bool has_begun = false;
+
+bool
+tsync_has_begun(void)
+{
+	return has_begun;
+}
+
+/*
+ * Record that runs have started, and commit: a crash leaves evidence.  What has
+ * waited in the queue leaves it; false if the first one is not there any more.
+ */
+static bool
+record_starts(List *runs, bool from_queue)
 {
 	TsyncRun   *first = linitial(runs);
 	ListCell   *lc;
 
 	tsync_begin();
+	if (from_queue && !tsync_take_queued(first->run_id, first->replica_oid))
+	{
+		tsync_commit();
+		return false;
+	}
 	foreach(lc, runs)
 	{
 		TsyncRun   *run = lfirst(lc);
 
+		if (run != first)
+			run->run_id = tsync_queued_run(run->replica_oid);
 		run->run_id = tsync_start_run(run->replica_oid, run->run_id, run->verify.whole,
 									  list_length(runs) > 1 ? first->run_id : 0);
 	}
+	pgstat_report_activity(STATE_RUNNING, psprintf("tablesync run " INT64_FORMAT " for %s",
+												   first->run_id, tsync_relation_label(first->replica_oid)));
 	tsync_commit();
+	has_begun = true;
 	tsync_progress_start(first->run_id, first->replica_oid);
+	return true;
 }
 
 /* Record that all runs of a worker have failed. */
@@ -357,7 +281,7 @@ record_failure(List *runs, ErrorData *edata)
 	{
 		TsyncRun   *run = lfirst(lc);
 
-		tsync_fail_run(run->run_id, run->load.rows, run->replica ? run->replica->table.waited : 0, edata,
+		tsync_fail_run(run->run_id, run->load.rows, tsync_waited(run), edata,
 					   tsync_is_cancelled() && edata->sqlerrcode == ERRCODE_QUERY_CANCELED);
 	}
 }
@@ -391,49 +315,19 @@ run_in_envelope(List *runs)
 		record_failure(runs, edata);
 }
 
-/* Help another worker with its load; an error is the server log's. */
-static void
-help_with_load(TsyncStart *start)
+/*
+ * Perform a run, or those of its group, in a context of the caller's, and record
+ * it; false if there is nothing to do: another worker was faster, or the queue has
+ * it no more.  The locks stay.
+ */
+bool
+tsync_perform(TsyncStart *start, bool from_queue)
 {
-	TsyncRun   *run = tsync_make_run(start);
-
-	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
-	tsync_begin_in(CurrentMemoryContext);
-	tsync_read_run(run);
-	tsync_read_columns(run->replica);
-	tsync_commit();
-	tsync_prepare_load(run);
-	if (start->help == TSYNC_HELP_INDEX)
-		tsync_help_index(&run->load);
-	else
-		tsync_help_load(&run->load);
-}
-
-void
-tsync_worker_main(Datum main_arg)
-{
-	TsyncStart	start;
-	List	   *runs;
+	List	   *runs = tsync_make_runs(start);
 	ListCell   *lc;
 
-	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
-	tsync_watch_signals();
-	BackgroundWorkerUnblockSignals();
-	BackgroundWorkerInitializeConnectionByOid(start.database, start.owner, TSYNC_CONNECT_FLAGS);
-	tsync_prepare_session(false);
-	tsync_prepare_planner();
-	tsync_prepare_executor();
-
-	if (start.help != TSYNC_HELP_NONE)
-	{
-		help_with_load(&start);
-		proc_exit(0);
-	}
-
-	if ((runs = tsync_make_runs(&start)) == NIL)
-		proc_exit(0);
-	pgstat_report_activity(STATE_RUNNING, MyBgworkerEntry->bgw_name);
-	record_starts(runs);
+	if (runs == NIL || !record_starts(runs, from_queue))
+		return false;
 	run_in_envelope(runs);
 	foreach(lc, runs)
 	{
@@ -443,5 +337,5 @@ tsync_worker_main(Datum main_arg)
 		tsync_settle_run(run->run_id);
 		tsync_prune_runs(run->replica_oid);
 	}
-	proc_exit(0);
+	return true;
 }

@@ -75,6 +75,16 @@ tsync_new_rows_clear(TsyncNewRows *rows)
 	tsync_rowset_clear(&rows->listed);
 }
 
+/* From which transaction on rows are new: of what a load or the last run has not seen. */
+void
+tsync_set_horizon(TsyncScan *scan)
+{
+	TsyncState *state = &scan->replica->state;
+
+	scan->table->horizon = scan->fresh ? tsync_find_horizon(scan->source, scan->load_horizon, scan->source->epoch)
+		: tsync_find_horizon(scan->source, state->horizon_is_recent ? state->horizon : 0, state->epoch);
+}
+
 /* Give up on xmin: SCAN starts over, and compares every column. */
 static void
 compare_by_value(TsyncTable *table, const char *reason)

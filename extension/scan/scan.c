@@ -41,16 +41,6 @@ sample_of_replica(TsyncScan *scan)
 		: psprintf("%s TABLESAMPLE SYSTEM (1)", scan->table->replica_sql);
 }
 
-/* From which transaction on rows are new: of what a load or the last run has not seen. */
-static void
-set_horizon(TsyncScan *scan)
-{
-	TsyncState *state = &scan->replica->state;
-
-	scan->table->horizon = scan->fresh ? tsync_find_horizon(scan->source, scan->load_horizon, scan->source->epoch)
-		: tsync_find_horizon(scan->source, state->horizon_is_recent ? state->horizon : 0, state->epoch);
-}
-
 /*
  * What xmin can be asked about a chunk: nothing where nobody knows what the
  * replica holds of it, but of a replica that this run has loaded how many rows.
@@ -60,7 +50,7 @@ prepare_by_xmin(TsyncScan *scan)
 {
 	ListCell   *lc;
 
-	set_horizon(scan);
+	tsync_set_horizon(scan);
 	foreach(lc, scan->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);
@@ -116,7 +106,7 @@ prepare_scan(TsyncScan *scan)
 	if (scan->fingerprint.xmin)
 		prepare_by_xmin(scan);
 	else if (scan->verify->by_xmin)
-		set_horizon(scan);		/* tells who is at fault for a difference */
+		tsync_set_horizon(scan);	/* tells who is at fault for a difference */
 	expect_differences(scan);
 	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(scan->chunks), 0);
 	/* before the first statement of the scan: no snapshot there has to last while we read here */
@@ -240,6 +230,8 @@ try_scan(TsyncScan *scan)
 	tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(scan->chunks), state->expected_rows);
 	if (scan->snapshot && is_settled_by_load(scan))
 		done = true;
+	else if (!scan->snapshot && scan->look)
+		done = scan->unlike = true; /* chunk by chunk there is no first statement of all */
 	else if (scan->snapshot)
 	{
 		tsync_limit_source(scan->table, tsync_snapshot_timeout());
@@ -256,7 +248,7 @@ try_scan(TsyncScan *scan)
 	scan_state_destroy(state);
 	/* another attempt needs a snapshot of its own */
 	scan->load_compared = false;
-	Assert(!done || adds_up(scan));
+	Assert(!done || scan->unlike || adds_up(scan));
 	return done;
 }
 

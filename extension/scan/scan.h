@@ -58,6 +58,9 @@ typedef struct TsyncScan
 	int64		load_horizon;	/* transaction id of the source as the load began */
 	bool		fresh;			/* this run has loaded the replica: it has the rows that are not new */
 	bool		by_value;		/* every column is compared, because xmin tells too little */
+	bool		(*look) (void *look_at);	/* NULL, or the first thing that is done in the snapshot: goes on if true */
+	void	   *look_at;
+	bool		unlike;			/* it was false, and nothing was compared */
 	bool		load_compared;	/* the load has found "load_digest" at the source, in a snapshot of its own */
 	TsyncDigest load_digest;
 } TsyncScan;
@@ -85,6 +88,7 @@ extern TsyncVerdict tsync_compare_quiet_chunks(TsyncTable *table, TsyncFingerpri
 											   TsyncPace *pace, List *chunks);
 
 /* in by_xmin.c */
+extern void tsync_set_horizon(TsyncScan *scan);
 extern TsyncNewRows *tsync_new_rows_create(TsyncTable *table, TsyncFingerprint fingerprint, TsyncStage *stage);
 extern void tsync_new_rows_destroy(TsyncNewRows *rows);
 extern void tsync_new_rows_clear(TsyncNewRows *rows);

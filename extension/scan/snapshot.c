@@ -178,7 +178,15 @@ tsync_scan_snapshot(void *arg)
 
 		tsync_progress_run(state->scan->run_id, state->scan->table->relid);
 		tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(state->scan->chunks), state->expected_rows);
-		scan_in_snapshot(state);
+		if (state->scan->look && !state->scan->look(state->scan->look_at))
+			state->scan->unlike = true;
+		else
+		{
+			/* only now it is known how far the source has come */
+			if (state->scan->look && state->scan->fingerprint.xmin)
+				tsync_set_horizon(state->scan);
+			scan_in_snapshot(state);
+		}
 	}
 	tsync_commit();
 }

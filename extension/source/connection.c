@@ -16,16 +16,21 @@
 #include "execute/execute.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "process/process.h"
 #include "source/source.h"
 #include "utils/array.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 
-/* "tablesync/schema.table", as much of it as fits, in postgres_fdw's escapes. */
+/*
+ * "tablesync/schema.table", as much of it as fits, in postgres_fdw's escapes; or
+ * the role, where a connection is for whichever of its replicas: its name can't
+ * change later.
+ */
 static char *
 source_application_name(const char *label)
 {
-	char	   *name = psprintf("tablesync/%s", label);
+	char	   *name = psprintf("tablesync/%s", tsync_session_role ? tsync_session_role : label);
 	StringInfoData buf;
 
 	name[pg_mbcliplen(name, strlen(name), NAMEDATALEN - 1)] = '\0';
@@ -45,7 +50,7 @@ source_application_name(const char *label)
  * statement there, in ms; that it was a lock and not work must show before.
  * The source's planner can't know how few buckets there are, and would sort
  * all rows on disk to count them; a scan's share of them (SCANNED_BUCKETS) fits
- * into this work_mem.
+ * into this work_mem.  What we join is in the right order.
  */
 void
 tsync_restrict_source_session(const char *label, int timeout)
@@ -61,6 +66,8 @@ tsync_restrict_source_session(const char *label, int timeout)
 					   " -c jit=off"
 					   " -c enable_sort=off"
 					   " -c work_mem=96MB"
+					   " -c join_collapse_limit=1"
+					   " -c from_collapse_limit=1"
 					   " -c lc_monetary=C",
 					   timeout,
 					   timeout > 0 && (tsync_lock_timeout == 0 || timeout < tsync_lock_timeout) ? timeout / 4 * 3 : tsync_lock_timeout,
@@ -90,18 +97,49 @@ disconnect(TsyncTable *table)
 	tsync_commit();
 }
 
-/* Let no statement at the source take longer; reconnects where that is news. */
+/* A connection of this process, and what it was opened with. */
+typedef struct Limit
+{
+	Oid			server;
+	int			timeout;		/* ms */
+} Limit;
+
+static List *limits = NIL;
+
+/* The limit that the connection to a server has; -1 if none was asked for. */
+static Limit *
+limit_of(Oid server)
+{
+	MemoryContext caller;
+	Limit	   *limit;
+	ListCell   *lc;
+
+	foreach(lc, limits)
+		if (((Limit *) lfirst(lc))->server == server)
+			return lfirst(lc);
+	caller = MemoryContextSwitchTo(TopMemoryContext);
+	limit = palloc(sizeof(Limit));
+	limit->server = server;
+	limit->timeout = -1;
+	limits = lappend(limits, limit);
+	MemoryContextSwitchTo(caller);
+	return limit;
+}
+
+/*
+ * Let no statement at the source take longer.  A connection that other runs of
+ * this process have left open is used again; where it has another limit, it ends
+ * here.  The environment is set in any case: postgres_fdw may have to connect again.
+ */
 void
 tsync_limit_source(TsyncTable *table, int timeout)
 {
-	static int	current = -1;
+	Limit	   *limit = limit_of(table->server);
 
 	Assert(!IsTransactionState());	/* it may end the connection */
-	if (current == timeout)
-		return;
 	tsync_restrict_source_session(table->label, timeout);
 	/* a limit is one of the options that a session begins with */
-	if (current >= 0)
+	if (limit->timeout >= 0 && limit->timeout != timeout)
 		disconnect(table);
-	current = timeout;
+	limit->timeout = timeout;
 }

@@ -21,41 +21,43 @@ COMMENT ON FUNCTION tablesync.xid_precedes(bigint, bigint) IS 'whether a transac
  * transaction, or newer.  The rows are compared here, because transaction ids
  * have no max().
  */
-CREATE FUNCTION tablesync.source_horizon(source regclass)
+CREATE FUNCTION tablesync.newest_xid(xids bigint[])
 RETURNS bigint
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    target record := tablesync.source_target(source);
-    seen bigint;
-    horizon bigint;
-BEGIN
-    FOR seen IN EXECUTE    -- no server has so many sessions
-        format('SELECT backend_xmin FROM %s WHERE backend_xmin IS NOT NULL LIMIT 10000',
-               tablesync.source_catalog(target.server, 'pg_stat_activity'))
-    LOOP
-        IF horizon IS NULL OR tablesync.xid_precedes(horizon, seen) THEN
-            horizon := seen;
-        END IF;
-    END LOOP;
-    RETURN horizon;
-EXCEPTION WHEN insufficient_privilege THEN
-    RETURN NULL;    -- then the versions alone have to tell
-END
-$$;
-COMMENT ON FUNCTION tablesync.source_horizon(regclass) IS 'how far the transaction counter of the source has come';
+LANGUAGE C IMMUTABLE STRICT
+AS 'MODULE_PATHNAME', 'tsync_newest_xid';
+COMMENT ON FUNCTION tablesync.newest_xid(bigint[]) IS 'the newest of some transaction ids, modulo 2^32';
 
-/* What a run must know before it believes that rows are gone. */
-CREATE FUNCTION tablesync.source_time(replica regclass, OUT horizon bigint, OUT went_back boolean, OUT newest_version text)
+CREATE FUNCTION tablesync.oldest_xid(xids bigint[])
+RETURNS bigint
+LANGUAGE C IMMUTABLE STRICT
+AS 'MODULE_PATHNAME', 'tsync_oldest_xid';
+COMMENT ON FUNCTION tablesync.oldest_xid(bigint[]) IS 'the oldest of some transaction ids, modulo 2^32';
+
+/*
+ * What a run must know before it believes that rows are gone; and what tells
+ * whether a transaction id means what it meant: the oldest and the newest in use,
+ * and since when the server's statistics are counted, which a crash, a failover
+ * and a restored backup change.
+ */
+CREATE FUNCTION tablesync.source_time(replica regclass, ask boolean, OUT horizon bigint, OUT went_back boolean, OUT newest_version text,
+                                      OUT oldest_xid bigint, OUT newest_xid bigint, OUT epoch text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     last_horizon bigint;
     seen_at timestamptz;
+    image tablesync.source_image;
 BEGIN
-    horizon := (SELECT tablesync.source_horizon(t.source) FROM tablesync.replica t WHERE t.replica = $1);
+    IF ask THEN
+        SELECT i.* INTO image
+        FROM tablesync.replica t, tablesync.source_target(t.source) s, tablesync.source_image(s.server, s.schema_name, s.table_name, horizon => true) i
+        WHERE t.replica = $1;
+        horizon := tablesync.newest_xid(image.xmins);
+        oldest_xid := tablesync.oldest_xid(image.xmins);
+        newest_xid := tablesync.newest_xid(image.xids);
+        epoch := extract(epoch FROM image.stats_reset)::text;
+    END IF;
     SELECT r.source_horizon, r.newest_version, r.finished_at INTO last_horizon, newest_version, seen_at
     FROM tablesync.run r
     WHERE r.replica = $1 AND r.status = 'succeeded' AND r.source_horizon IS NOT NULL
@@ -64,4 +66,4 @@ BEGIN
     went_back := coalesce(tablesync.xid_precedes(horizon, last_horizon) AND seen_at > clock_timestamp() - interval '1 day', false);
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_time(regclass) IS 'how far the source has come, whether the last success had seen it further, and the newest version that was seen';
+COMMENT ON FUNCTION tablesync.source_time(regclass, boolean) IS 'how far the source has come (if it is to be asked), whether the last success had seen it further, and the newest version that was seen';

@@ -21,18 +21,24 @@
 #define MAX_ESTIMATED_ROWS 1e12
 
 /*
- * Ask the source for what a run must know before it reads rows; an error if
- * the session there is not restricted as it must be.
+ * Ask the source for what a run must know before it reads rows, with one
+ * statement; an error if the session there is not restricted as it must be.
+ * "horizon": how far it has come, too, which takes a look at its sessions.
  */
 void
-tsync_read_source(TsyncTable *table, TsyncSource *source)
+tsync_read_source(TsyncTable *table, TsyncSource *source, bool horizon)
 {
+	Oid			types[] = {OIDOID, BOOLOID};
+	Datum		values[] = {ObjectIdGetDatum(table->relid), BoolGetDatum(horizon)};
+
 	/* the replica may have got another owner, who has to be able to read the source's catalogs */
 	tsync_catalog_execute_oid("SELECT tablesync.prepare_server(s.srvname) FROM pg_foreign_table t"
 							  " JOIN pg_foreign_server s ON s.oid = t.ftserver WHERE t.ftrelid = $1", table->source);
 	tsync_await_source();
-	tsync_catalog_execute_oid("SELECT server_version, estimated_rows, new_shape, unreadable"
-							  " FROM tablesync.open_source($1::regclass)", table->relid);
+	tsync_catalog_execute("SELECT o.server_version, o.estimated_rows, o.new_shape, o.unreadable, o.identity, o.divided, o.as_known,"
+						  " t.horizon, t.newest_version, t.went_back, o.whole, o.look_key, t.oldest_xid, t.newest_xid, t.epoch"
+						  " FROM tablesync.open_source($1::regclass, $2) o, LATERAL tablesync.source_time($1::regclass, $2 AND o.identity IS NOT NULL) t",
+						  lengthof(types), types, values, NULL);
 	tsync_source_answered();
 	source->version = (int) tsync_result_int64(0, 1);
 	source->estimate = tsync_result_double(0, 2);
@@ -41,17 +47,33 @@ tsync_read_source(TsyncTable *table, TsyncSource *source)
 	source->estimate = Min(source->estimate, MAX_ESTIMATED_ROWS);
 	source->new_shape = tsync_result_text(0, 3);
 	source->unreadable = tsync_result_texts(0, 4, &source->nunreadable);
+	source->identity = tsync_result_text(0, 5);
+	source->divided = tsync_result_bool(0, 6);
+	source->as_known = tsync_result_bool(0, 7);
+	source->horizon = tsync_result_int64(0, 8);
+	source->newest_version = tsync_result_text(0, 9);
+	source->went_back = tsync_result_bool(0, 10);
+	source->whole = tsync_result_bool(0, 11);
+	source->look_key = tsync_result_text(0, 12);
+	source->oldest_xid = tsync_result_int64(0, 13);
+	source->newest_xid = tsync_result_int64(0, 14);
+	source->epoch = tsync_result_text(0, 15);
+	source->seen_xid = source->horizon;
 	SPI_freetuptable(SPI_tuptable);
+	if (source->identity == NULL)
+		elog(ERROR, "source of %s has no identity", table->label);
 }
 
-/* Which files hold the source's rows; a rewrite of the table changes it. */
+/* Which files hold the source's rows, and its columns; a rewrite of the table changes it. */
 char *
-tsync_source_identity(TsyncTable *table)
+tsync_source_identity(TsyncTable *table, TsyncSource *source)
 {
+	Oid			types[] = {OIDOID, BOOLOID};
+	Datum		values[] = {ObjectIdGetDatum(table->source), BoolGetDatum(source->whole)};
 	char	   *identity;
 
 	tsync_await_source();
-	tsync_catalog_execute_oid("SELECT tablesync.source_identity($1::regclass)", table->source);
+	tsync_catalog_execute("SELECT tablesync.source_identity($1::regclass, $2)", lengthof(types), types, values, NULL);
 	tsync_source_answered();
 	identity = tsync_result_text(0, 1);
 	if (identity == NULL)
@@ -60,14 +82,34 @@ tsync_source_identity(TsyncTable *table)
 	return identity;
 }
 
+/* Ask for what is not part of tsync_read_source(), and count how long that takes. */
+static void
+ask(const char *sql, Oid relid)
+{
+	TimestampTz started = GetCurrentTimestamp();
+
+	tsync_await_source();
+	tsync_catalog_execute_oid(sql, relid);
+	tsync_source_answered();
+	tsync_waited_elsewhere += GetCurrentTimestamp() - started;
+}
+
+/* Ask once more how far the source has come. */
+void
+tsync_read_time(TsyncTable *table, TsyncSource *source)
+{
+	ask("SELECT horizon, newest_xid, epoch FROM tablesync.source_time($1::regclass, true)", table->relid);
+	source->seen_xid = source->horizon = tsync_result_int64(0, 1);
+	source->newest_xid = tsync_result_int64(0, 2);
+	source->epoch = tsync_result_text(0, 3);
+	SPI_freetuptable(SPI_tuptable);
+}
+
 /* Where a large source keeps its rows; for the order in which to read them. */
 void
 tsync_read_layout(TsyncTable *table, TsyncSource *source)
 {
-	tsync_await_source();
-	tsync_catalog_execute_oid("SELECT blocks, clustered, shared_buffers, coalesce(changes, -1) FROM tablesync.source_layout($1::regclass)",
-							  table->relid);
-	tsync_source_answered();
+	ask("SELECT blocks, clustered, shared_buffers, coalesce(changes, -1) FROM tablesync.source_layout($1::regclass)", table->relid);
 	source->blocks = Max(Min(tsync_result_int64(0, 1), MaxBlockNumber), 0);
 	source->clustered = tsync_result_bool(0, 2);
 	source->shared_buffers = Max(Min(tsync_result_int64(0, 3), MaxBlockNumber), 0);
@@ -75,51 +117,39 @@ tsync_read_layout(TsyncTable *table, TsyncSource *source)
 	SPI_freetuptable(SPI_tuptable);
 }
 
-/* Ask the source how far it has come; part of the transaction that opens it. */
+/*
+ * The source's statistics counters, where the user trusts them.  They are read
+ * in an earlier transaction than the rows of the scan that they are remembered
+ * with: a change that the scan does not see moves them afterwards.
+ */
 void
-tsync_read_horizon(TsyncTable *table, TsyncSource *source)
+tsync_read_counters(TsyncTable *table, TsyncSource *source)
 {
-	tsync_await_source();
-	tsync_catalog_execute_oid("SELECT horizon, newest_version, went_back"
-							  " FROM tablesync.source_time($1::regclass)", table->relid);
-	tsync_source_answered();
-	source->horizon = tsync_result_int64(0, 1);
-	source->newest_version = tsync_result_text(0, 2);
-	source->went_back = tsync_result_bool(0, 3);
+	source->counters_at = GetCurrentTimestamp();
+	ask("SELECT tablesync.source_counters($1::regclass)", table->source);
+	source->counters = tsync_result_text(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 }
 
 /*
  * Have the source's statistics counters not moved since before the last
  * complete scan?  Then, where the user trusts them, there is nothing to scan:
- * the run ends as that one did.  They are read before the scan that they are
- * remembered with, so a change that the scan may have missed moves them.
+ * the run ends as that one did, in a transaction of its own.
  */
 bool
-tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id)
+tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id, int64 waited)
 {
 	Oid			types[] = {OIDOID, TEXTOID, INT8OID, INT8OID};
-	bool		unmoved = false;
+	Datum		values[] = {ObjectIdGetDatum(table->relid), (Datum) 0, Int64GetDatum(run_id), Int64GetDatum(waited)};
+	bool		unmoved;
 
-	tsync_begin_in(CurrentMemoryContext);
-	source->counters_at = GetCurrentTimestamp();
-	tsync_await_source();
-	tsync_catalog_execute_oid("SELECT tablesync.source_counters($1::regclass)", table->source);
-	tsync_source_answered();
-	source->counters = tsync_result_text(0, 1);
-	if (source->counters != NULL)
-	{
-		Datum		values[] = {
-			ObjectIdGetDatum(table->relid),
-			CStringGetTextDatum(source->counters),
-			Int64GetDatum(run_id),
-			Int64GetDatum(table->waited)
-		};
-
-		tsync_record("SELECT tablesync.skip_scan($1::regclass, $2::jsonb, $3, $4)",
-					 lengthof(types), types, values, NULL);
-		unmoved = tsync_result_bool(0, 1);
-	}
+	if (source->counters == NULL)
+		return false;
+	tsync_begin();
+	values[1] = CStringGetTextDatum(source->counters);
+	tsync_record("SELECT tablesync.skip_scan($1::regclass, $2::jsonb, $3, $4)",
+				 lengthof(types), types, values, NULL);
+	unmoved = tsync_result_bool(0, 1);
 	tsync_commit();
 	return unmoved;
 }

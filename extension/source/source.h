@@ -27,6 +27,10 @@ typedef struct TsyncSource
 {
 	int			version;		/* server_version_num */
 	char	   *identity;		/* which files hold its rows, and its columns */
+	bool		divided;		/* into partitions */
+	char	   *look_key;		/* of a look that has found nothing to do, NULL: it has */
+	bool		whole;			/* a look takes more catalogs than usual */
+	bool		as_known;		/* all of this is what the last run has left in our tables */
 	char	   *new_shape;		/* NULL while it is the one known */
 	char	  **unreadable;		/* its new columns that we may not read */
 	int			nunreadable;
@@ -36,7 +40,9 @@ typedef struct TsyncSource
 	int64		shared_buffers; /* blocks that the server keeps in memory, 0: unknown */
 	int64		changes;		/* rows it has ever changed, by its counters; -1: unknown */
 	char	   *epoch;			/* since when transaction ids mean what they do, NULL: unknown */
+	int64		oldest_xid;		/* seen by a session there, 0: unknown */
 	int64		newest_xid;		/* in use, as far as it is known; 0: it is not */
+	int64		seen_xid;		/* older transactions have ended before rows are read */
 	int64		horizon;		/* its transaction counter, 0 if unknown */
 	bool		went_back;		/* that was further in the last successful run */
 	char	   *newest_version; /* seen there so far, NULL if none */
@@ -83,11 +89,12 @@ extern void tsync_limit_source(TsyncTable *table, int timeout);
 extern void tsync_fetch_rows(TsyncTable *table, TsyncRowSet *keys, TsyncRowSet *into);
 
 /* in identity.c */
-extern void tsync_read_source(TsyncTable *table, TsyncSource *source);
-extern char *tsync_source_identity(TsyncTable *table);
+extern void tsync_read_source(TsyncTable *table, TsyncSource *source, bool horizon);
+extern char *tsync_source_identity(TsyncTable *table, TsyncSource *source);
+extern void tsync_read_time(TsyncTable *table, TsyncSource *source);
 extern void tsync_read_layout(TsyncTable *table, TsyncSource *source);
-extern void tsync_read_horizon(TsyncTable *table, TsyncSource *source);
-extern bool tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id);
+extern void tsync_read_counters(TsyncTable *table, TsyncSource *source);
+extern bool tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id, int64 waited);
 
 /* in server.c */
 extern void tsync_tie_to_server(Oid table, Oid server, Oid extension);
@@ -96,7 +103,6 @@ extern void tsync_tie_to_server(Oid table, Oid server, Oid extension);
 extern void tsync_prepare_xmin(TsyncTable *table);
 extern TsyncHorizon tsync_find_horizon(TsyncSource *source, int64 first, const char *epoch);
 extern bool tsync_find_xmin(TsyncTable *table);
-extern void tsync_read_writes(TsyncTable *table, TsyncSource *source);
 
 /* in pace.c */
 extern double tsync_weigh_rows(int64 quiet, int64 differing);

@@ -24,7 +24,7 @@ AS $$
         ('pg_enum', 'enumtypid oid, enumlabel text, enumsortorder real'),
         ('pg_collation', 'oid oid, collname text, collnamespace oid, collisdeterministic boolean'),
         ('pg_index', 'indexrelid oid, indrelid oid, indisprimary boolean, indisunique boolean, '
-                     'indimmediate boolean, indisvalid boolean, indnkeyatts smallint, indkey text, indpred text, indexprs text'),
+                     'indimmediate boolean, indisvalid boolean, indnkeyatts smallint, indkey int2vector, indpred text, indexprs text'),
         ('pg_inherits', 'inhrelid oid, inhparent oid'),
         ('pg_db_role_setting', 'setconfig text'),
         ('column_privileges', 'table_schema text, table_name text, column_name text, privilege_type text'),
@@ -75,16 +75,18 @@ COMMENT ON FUNCTION tablesync.create_source_catalog(oid) IS 'creates the missing
  */
 CREATE FUNCTION tablesync.source_catalogs_missing(server oid, role oid)
 RETURNS SETOF boolean
-LANGUAGE sql
+LANGUAGE plpgsql    -- keeps its plan
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT true
+BEGIN
+    RETURN QUERY SELECT true
     FROM (SELECT count(*) AS tables, bool_and(has_table_privilege($2, c.foreign_table, 'SELECT')) AS readable,
                  bool_or(EXISTS (SELECT FROM aclexplode(r.relacl) x WHERE x.grantee <> r.relowner
                                  AND (x.grantee = 0 OR NOT has_server_privilege(x.grantee, $1, 'USAGE')))) AS outdated
           FROM tablesync.source_catalogs c JOIN pg_class r ON r.oid = c.foreign_table
           WHERE c.server = $1) k
     WHERE k.tables < (SELECT count(*) FROM tablesync.source_catalog_columns()) OR k.readable IS NOT TRUE OR k.outdated;
+END
 $$;
 COMMENT ON FUNCTION tablesync.source_catalogs_missing(oid, oid) IS 'a row unless the foreign tables over a server''s catalogs are there and readable by a role, and by nobody who may not use the server';
 
@@ -154,16 +156,19 @@ COMMENT ON FUNCTION tablesync.source_catalog(oid, text) IS 'the foreign table ov
 
 /* Where a foreign table points to. */
 CREATE FUNCTION tablesync.source_target(source regclass, OUT server oid, OUT schema_name text, OUT table_name text)
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE    -- keeps its plan
 SET search_path = pg_catalog, pg_temp
 AS $$
+BEGIN
     SELECT t.ftserver,
            coalesce((SELECT option_value FROM pg_options_to_table(t.ftoptions) WHERE option_name = 'schema_name'), n.nspname),
            coalesce((SELECT option_value FROM pg_options_to_table(t.ftoptions) WHERE option_name = 'table_name'), c.relname)
+    INTO server, schema_name, table_name
     FROM pg_foreign_table t
     JOIN pg_class c ON c.oid = t.ftrelid
     JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE t.ftrelid = source;
+END
 $$;
 COMMENT ON FUNCTION tablesync.source_target(regclass) IS 'server and remote name of a foreign table';
 
@@ -173,19 +178,15 @@ CREATE FUNCTION tablesync.source_relation(server oid, schema_name text, table_na
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    image tablesync.source_image := tablesync.source_image(server, schema_name, table_name);
 BEGIN
-    EXECUTE format('SELECT c.oid, c.relkind, c.relfilenode, c.relrowsecurity, c.relhassubclass, '
-                   'greatest(c.reltuples, 0) '
-                   'FROM %s c JOIN %s n ON n.oid = c.relnamespace '
-                   'WHERE c.relname = %L AND n.nspname = %L',
-                   tablesync.source_catalog(server, 'pg_class'),
-                   tablesync.source_catalog(server, 'pg_namespace'), table_name, schema_name)
-    INTO relid, relkind, relfilenode, row_security, has_children, estimated_rows;
-    IF has_children THEN    -- relhassubclass may be a thing of the past
-        EXECUTE format('SELECT count(*) > 0 FROM %s WHERE inhparent = %s',
-                       tablesync.source_catalog(server, 'pg_inherits'), relid)
-        INTO has_children;
-    END IF;
+    relid := image.relid;
+    relkind := image.relkind;
+    relfilenode := image.relfilenode;
+    row_security := image.policies;
+    has_children := image.has_children;
+    estimated_rows := image.estimated_rows;
     IF relid IS NULL THEN
         RAISE EXCEPTION 'the source has no table %.%', quote_ident(schema_name), quote_ident(table_name)
             USING ERRCODE = 'undefined_table',
@@ -200,44 +201,55 @@ COMMENT ON FUNCTION tablesync.source_relation(oid, text, text) IS 'a table''s ro
  * Which files hold a source's rows, and what its columns are.  TRUNCATE, ALTER
  * TABLE, attached and detached partitions change it.
  */
-CREATE FUNCTION tablesync.source_identity(source regclass)
+CREATE FUNCTION tablesync.source_identity(source regclass, whole boolean DEFAULT false)
 RETURNS text
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     target record := tablesync.source_target(source);
+    image tablesync.source_image := tablesync.source_image(target.server, target.schema_name, target.table_name, whole);
     relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
-    identity text := format('%s:%s', relation.relid, relation.relfilenode);
-    parents oid[] := ARRAY[relation.relid];
-    seen oid[] := parents;
+    identity text := tablesync.image_identity(image);
+    seen oid[] := ARRAY[relation.relid];
+    parents oid[];
+    found oid[];
     files text;
-    columns text;
 BEGIN
-    -- no server has such long names, and one that lies is not to fill our memory
-    EXECUTE format('SELECT md5(string_agg(concat_ws('' '', attnum, atttypid, atttypmod, attnotnull, '
-                   'CASE WHEN octet_length(attname) > 63 THEN md5(attname) ELSE attname END), '','' ORDER BY attnum)) '
-                   'FROM %s WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped',
-                   tablesync.source_catalog(target.server, 'pg_attribute'), relation.relid)
-    INTO columns;
-    identity := concat_ws(' ', identity, columns);
-    WHILE relation.has_children AND cardinality(parents) > 0 LOOP
+    IF NOT relation.has_children THEN
+        RETURN identity;
+    END IF;
+    SELECT array_agg(c.oid), string_agg(format('%s:%s', c.oid, c.file), ' ' ORDER BY c.oid), array_agg(c.oid) FILTER (WHERE c.is_parent)
+    INTO found, files, parents
+    FROM unnest(image.children, image.childfiles, image.childparents) c (oid, file, is_parent);
+    LOOP
+        IF found && seen OR cardinality(seen) > 100000 THEN
+            RAISE EXCEPTION 'partitions of the source %.% make no sense', quote_ident(target.schema_name), quote_ident(target.table_name)
+                USING ERRCODE = 'fdw_error', DETAIL = 'Its catalogs say that a table is a partition of itself, or they are too many.';
+        END IF;
+        seen := seen || found;
+        identity := concat_ws(' ', identity, files);
+        EXIT WHEN coalesce(cardinality(parents), 0) = 0;
         EXECUTE format('SELECT array_agg(c.oid), string_agg(format(''%%s:%%s'', c.oid, c.relfilenode), '' '' ORDER BY c.oid) '
                        'FROM %s i JOIN %s c ON c.oid = i.inhrelid WHERE i.inhparent = ANY (%L::oid[])',
                        tablesync.source_catalog(target.server, 'pg_inherits'),
                        tablesync.source_catalog(target.server, 'pg_class'), parents)
-        INTO parents, files;
-        IF parents && seen OR cardinality(seen) > 100000 THEN
-            RAISE EXCEPTION 'partitions of the source %.% make no sense', quote_ident(target.schema_name), quote_ident(target.table_name)
-                USING ERRCODE = 'fdw_error', DETAIL = 'Its catalogs say that a table is a partition of itself, or they are too many.';
-        END IF;
-        seen := seen || parents;
-        identity := concat_ws(' ', identity, files);
+        INTO found, files;
+        parents := found;
     END LOOP;
     RETURN identity;
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_identity(regclass) IS 'OIDs and file nodes of a source table and its partitions, and a digest of its columns';
+COMMENT ON FUNCTION tablesync.source_identity(regclass, boolean) IS 'OIDs and file nodes of a source table and its partitions, and a digest of its columns';
+
+CREATE FUNCTION tablesync.files_of(identity text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT string_agg(f, ' ' ORDER BY n) FROM regexp_split_to_table(identity, ' ') WITH ORDINALITY u (f, n) WHERE f ~ '^[0-9]+:[0-9]+$';
+$$;
+COMMENT ON FUNCTION tablesync.files_of(text) IS 'the part of a source''s identity that is remembered: OIDs and file nodes';
 
 /*
  * In how many blocks a source keeps its rows, 0 if that is not known, whether
@@ -309,29 +321,33 @@ AS $$
 DECLARE
     target record := tablesync.source_target(source);
     relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
+    uncounted bigint;
     counters record;
     resets text;
-    standby text;
-    uncounted bigint;
 BEGIN
-    -- what a session sets for itself nobody can see
-    EXECUTE format('SELECT (SELECT count(*) FROM %s WHERE name = ''track_counts'' AND setting <> ''on'') '
-                   '+ (SELECT count(*) FROM (SELECT setconfig FROM %s OFFSET 0) s WHERE setconfig ~* ''track_counts=(?!on|true|yes|1)'')',
-                   tablesync.source_catalog(target.server, 'pg_settings'), tablesync.source_catalog(target.server, 'pg_db_role_setting'))
-    INTO uncounted;
-    EXECUTE format('SELECT setting FROM %s WHERE name = ''in_hot_standby''', tablesync.source_catalog(target.server, 'pg_settings'))
-    INTO standby;
-    EXECUTE format('SELECT n_tup_ins, n_tup_upd, n_tup_del FROM %s WHERE relid = %s',
-                   tablesync.source_catalog(target.server, 'pg_stat_user_tables'), relation.relid)
+    EXECUTE format('SELECT max(s.setting) FILTER (WHERE s.name = ''in_hot_standby'') AS standby, max(s.setting) FILTER (WHERE s.name = ''track_counts'') AS track_counts, '
+                   'max(u.n_tup_ins) AS n_tup_ins, max(u.n_tup_upd) AS n_tup_upd, max(u.n_tup_del) AS n_tup_del, max(b.stats_reset) AS reset, '
+                   'array_agg(d.datname) FILTER (WHERE d.stats_reset IS NOT NULL) AS names, array_agg(d.stats_reset) FILTER (WHERE d.stats_reset IS NOT NULL) AS resets '
+                   'FROM %s s LEFT JOIN %s u ON u.relid = %s AND s.name = ''track_counts'' '
+                   'LEFT JOIN %s d ON d.stats_reset IS NOT NULL AND s.name = ''in_hot_standby'' LEFT JOIN %s b ON s.name = ''port'' '
+                   'WHERE s.name IN (''in_hot_standby'', ''track_counts'', ''port'')',
+                   tablesync.source_catalog(target.server, 'pg_settings'), tablesync.source_catalog(target.server, 'pg_stat_user_tables'), relation.relid,
+                   tablesync.source_catalog(target.server, 'pg_stat_database'), tablesync.source_catalog(target.server, 'pg_stat_bgwriter'))
     INTO counters;
-    EXECUTE format('SELECT string_agg(concat_ws('' '', datname, extract(epoch FROM stats_reset)), '' '' ORDER BY datname) '
-                   'FROM (SELECT datname, stats_reset FROM %s UNION ALL SELECT NULL, stats_reset FROM %s) s WHERE stats_reset IS NOT NULL',
-                   tablesync.source_catalog(target.server, 'pg_stat_database'),
-                   tablesync.source_catalog(target.server, 'pg_stat_bgwriter'))
-    INTO resets;
-    IF uncounted > 0 OR standby IS DISTINCT FROM 'off' OR relation.has_children OR relation.relkind <> 'r' OR counters.n_tup_ins IS NULL THEN
+    IF counters.track_counts IS DISTINCT FROM 'on' OR counters.standby IS DISTINCT FROM 'off' OR relation.has_children OR relation.relkind <> 'r'
+       OR counters.n_tup_ins IS NULL THEN
         RETURN NULL;
     END IF;
+    -- what a session sets for itself nobody can see
+    EXECUTE format('SELECT count(*) FROM (SELECT setconfig FROM %s OFFSET 0) s WHERE setconfig ~* ''track_counts=(?!on|true|yes|1)''',
+                   tablesync.source_catalog(target.server, 'pg_db_role_setting'))
+    INTO uncounted;
+    IF uncounted > 0 THEN
+        RETURN NULL;
+    END IF;
+    resets := (SELECT string_agg(concat_ws(' ', r.name, extract(epoch FROM r.reset)), ' ' ORDER BY r.name)
+               FROM (SELECT * FROM unnest(counters.names, counters.resets) UNION ALL SELECT NULL, counters.reset) r (name, reset)
+               WHERE r.reset IS NOT NULL);
     RETURN jsonb_build_object('inserted', counters.n_tup_ins, 'updated', counters.n_tup_upd, 'deleted', counters.n_tup_del,
                               'resets', resets, 'identity', tablesync.source_identity(source));
 END
@@ -339,7 +355,7 @@ $$;
 COMMENT ON FUNCTION tablesync.source_counters(regclass) IS 'statistics counters of a source, with what else must not have moved for them to mean anything';
 
 /* The local type for a column of the source, or why there is none. */
-CREATE FUNCTION tablesync.local_type(server oid, remote_type oid, remote_typmod integer,
+CREATE FUNCTION tablesync.local_type(server oid, remote_type oid, remote_typmod integer, image tablesync.source_image,
     OUT type oid, OUT typmod integer, OUT problem text, OUT labels text[])
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -356,11 +372,22 @@ BEGIN
             problem := format('type %s of the source is a domain without end', remote_type);
             RETURN;
         END IF;
-        EXECUTE format('SELECT t.oid, t.typname, n.nspname, t.typtype, t.typbasetype, t.typtypmod, t.typelem '
-                       'FROM %s t JOIN %s n ON n.oid = t.typnamespace WHERE t.oid = %s',
-                       tablesync.source_catalog(server, 'pg_type'),
-                       tablesync.source_catalog(server, 'pg_namespace'), type)
-        INTO remote;
+        SELECT k.oid, k.typname, k.nspname, k.typtype, k.typbasetype, k.typtypmod, k.typelem, array_agg(k.label ORDER BY k.n) AS labels
+        INTO remote
+        FROM unnest(image.typids, image.typnames, image.typschemas, image.typtypes, image.typbasetypes, image.typtypmods, image.typelems, image.labels)
+            WITH ORDINALITY k (oid, typname, nspname, typtype, typbasetype, typtypmod, typelem, label, n)
+        WHERE k.oid = type
+        GROUP BY 1, 2, 3, 4, 5, 6, 7;
+        IF NOT FOUND THEN    -- the type of a domain's or an array's elements
+            EXECUTE format('SELECT t.oid, t.typname, n.nspname, t.typtype, t.typbasetype, t.typtypmod, t.typelem, '
+                           'array_agg(e.enumlabel ORDER BY e.enumsortorder) AS labels '
+                           'FROM %s t JOIN %s n ON n.oid = t.typnamespace LEFT JOIN %s e ON e.enumtypid = t.oid WHERE t.oid = %s '
+                           'GROUP BY 1, 2, 3, 4, 5, 6, 7',
+                           tablesync.source_catalog(server, 'pg_type'),
+                           tablesync.source_catalog(server, 'pg_namespace'),
+                           tablesync.source_catalog(server, 'pg_enum'), type)
+            INTO remote;
+        END IF;
         IF remote.typtype = 'd' THEN
             type := remote.typbasetype;
             typmod := remote.typtypmod;
@@ -370,14 +397,12 @@ BEGIN
         IF type IS NULL THEN
             problem := format('type %I.%I does not exist here', remote.nspname, remote.typname);
         ELSIF remote.typtype = 'e' THEN
-            EXECUTE format('SELECT array_agg(enumlabel ORDER BY enumsortorder) FROM %s WHERE enumtypid = %s',
-                           tablesync.source_catalog(server, 'pg_enum'), remote.oid)
-            INTO labels;
+            labels := remote.labels;
             IF labels IS DISTINCT FROM ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = type ORDER BY enumsortorder) THEN
                 problem := format('type %I.%I has other labels here', remote.nspname, remote.typname);
             END IF;
         ELSIF remote.typelem <> 0 THEN
-            SELECT e.problem, e.labels INTO problem, labels FROM tablesync.local_type(server, remote.typelem, -1) e;
+            SELECT e.problem, e.labels INTO problem, labels FROM tablesync.local_type(server, remote.typelem, -1, image) e;
         END IF;
         RETURN;
     END LOOP;
@@ -386,7 +411,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tablesync.local_type(oid, oid, integer) IS 'the local type that holds values of a source''s type exactly; domains become their base type';
+COMMENT ON FUNCTION tablesync.local_type(oid, oid, integer, tablesync.source_image) IS 'the local type that holds values of a source''s type exactly; domains become their base type';
 
 /* Columns of a source table as the source's catalogs have them. */
 CREATE FUNCTION tablesync.source_columns(server oid, schema_name text, table_name text)
@@ -397,18 +422,19 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     relation record := tablesync.source_relation(server, schema_name, table_name);
+    image tablesync.source_image := tablesync.source_image(server, schema_name, table_name);
     attribute record;
-    key_attnums smallint[];
+    key_attnums integer[];
     local record;
     names text[] := '{}';
 BEGIN
-    EXECUTE format('SELECT (string_to_array(indkey, '' '')::smallint[])[:indnkeyatts] FROM %s WHERE indrelid = %s AND indisprimary',
-                   tablesync.source_catalog(server, 'pg_index'), relation.relid)
-    INTO key_attnums;
-    FOR attribute IN EXECUTE
-        format('SELECT a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.attcollation '
-               'FROM %s a WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum',
-               tablesync.source_catalog(server, 'pg_attribute'), relation.relid)
+    key_attnums := (SELECT tablesync.key_attnums(i.indkey, i.indnkeyatts)
+                    FROM unnest(image.indkeys, image.indnkeyatts, image.primaries) i (indkey, indnkeyatts, is_primary) WHERE i.is_primary LIMIT 1);
+    FOR attribute IN
+        SELECT a.* FROM unnest(image.attnums, image.attnames, image.atttypids, image.atttypmods, image.attnotnulls, image.attcollations,
+                               image.collnames, image.collnamespaces, image.colldeterministics)
+            a (attnum, attname, atttypid, atttypmod, attnotnull, attcollation, collname, collnamespace, is_deterministic)
+        ORDER BY a.attnum
     LOOP
         IF attribute.attname = ANY (names) OR attribute.attnum <= attnum OR attribute.attnum > 1600
            OR num_nulls(attribute.attname, attribute.atttypid, attribute.atttypmod, attribute.attnotnull, attribute.attcollation) > 0 THEN
@@ -418,7 +444,7 @@ BEGIN
                       HINT = 'Look at the foreign tables over the source''s catalogs: SELECT * FROM tablesync.source_catalogs;';
         END IF;
         names := names || attribute.attname;
-        local := tablesync.local_type(server, attribute.atttypid, attribute.atttypmod);
+        local := tablesync.local_type(server, attribute.atttypid, attribute.atttypmod, image);
         attnum := attribute.attnum;
         remote_name := attribute.attname;
         type := local.type;
@@ -430,15 +456,11 @@ BEGIN
         relid := relation.relid;
         "collation" := NULL;
         IF attribute.attcollation NOT IN (0, 100) THEN     -- not the default collation
-            EXECUTE format('SELECT l.oid, NOT r.collisdeterministic AS nondeterministic '
-                           'FROM %s r LEFT JOIN pg_collation l ON l.collname::text = r.collname '
-                           'AND l.collnamespace = ''pg_catalog''::regnamespace AND r.collnamespace = 11 '
-                           'AND l.collencoding IN (-1, (SELECT encoding FROM pg_database WHERE datname = current_database())) '
-                           'WHERE r.oid = %s',
-                           tablesync.source_catalog(server, 'pg_collation'), attribute.attcollation)
-            INTO local;
-            "collation" := local.oid;
-            IF local.nondeterministic THEN
+            "collation" := (SELECT l.oid FROM pg_collation l
+                            WHERE l.collname::text = attribute.collname AND attribute.collnamespace = 11
+                              AND l.collnamespace = 'pg_catalog'::regnamespace
+                              AND l.collencoding IN (-1, (SELECT encoding FROM pg_database WHERE datname = current_database())));
+            IF NOT attribute.is_deterministic THEN
                 problem := 'its collation is not deterministic: different values count as equal';
             END IF;
         END IF;
@@ -555,8 +577,9 @@ AS $$
     CROSS JOIN LATERAL ROWS FROM (
         jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean, type text)
     ) WITH ORDINALITY AS s ("column", not_null, type, ordinality)
-    LEFT JOIN pg_attribute f ON f.attrelid = t.source AND f.attname = s."column" AND NOT f.attisdropped
-    LEFT JOIN pg_attribute r ON r.attrelid = t.replica AND r.attname = s."column" AND NOT r.attisdropped
+    -- LIMIT: looked up one by one, where a join would read all of pg_attribute
+    LEFT JOIN LATERAL (SELECT * FROM pg_attribute a WHERE a.attrelid = t.source AND a.attname = s."column" AND NOT a.attisdropped LIMIT 1) f ON true
+    LEFT JOIN LATERAL (SELECT * FROM pg_attribute a WHERE a.attrelid = t.replica AND a.attname = s."column" AND NOT a.attisdropped LIMIT 1) r ON true
     WHERE t.replica = $1
     ORDER BY s.ordinality;
 $$;
@@ -570,38 +593,29 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     target record := tablesync.source_target(source);
-    settings jsonb;
-    hash bigint;
+    image tablesync.source_image := tablesync.source_image(target.server, target.schema_name, target.table_name);
 BEGIN
-    EXECUTE format('SELECT jsonb_object_agg(name, setting) FROM %s '
-                   'WHERE name IN (''server_version_num'', ''server_encoding'')',
-                   tablesync.source_catalog(target.server, 'pg_settings'))
-    INTO settings;
-    EXECUTE format('SELECT sum(hashtextextended(name, 0)) FROM %s WHERE name = ''server_version_num''',
-                   tablesync.source_catalog(target.server, 'pg_settings'))
-    INTO hash;
-    IF settings IS NULL OR settings->>'server_encoding' IS NULL OR hash IS NULL
-       OR (settings->>'server_version_num' ~ '^[0-9]{5,7}$') IS NOT TRUE THEN
+    IF image.encoding IS NULL OR image.hash IS NULL OR (image.server_version ~ '^[0-9]{5,7}$') IS NOT TRUE THEN
         RAISE EXCEPTION 'the source does not tell its version and encoding'
             USING ERRCODE = 'fdw_error', DETAIL = 'Its view pg_settings has no such rows.',
                   HINT = 'At the source: SELECT name, setting FROM pg_settings WHERE name IN (''server_version_num'', ''server_encoding'');';
     END IF;
-    IF (settings->>'server_version_num')::integer < 120000 THEN
-        RAISE EXCEPTION 'the source runs PostgreSQL %', (settings->>'server_version_num')::integer / 10000
+    IF image.server_version::integer < 120000 THEN
+        RAISE EXCEPTION 'the source runs PostgreSQL %', image.server_version::integer / 10000
             USING ERRCODE = 'feature_not_supported', HINT = 'PostgreSQL 12 or newer is supported.';
     END IF;
-    IF settings->>'server_encoding' IS DISTINCT FROM current_setting('server_encoding') THEN
-        RAISE EXCEPTION 'the source''s encoding is %, ours is %', settings->>'server_encoding', current_setting('server_encoding')
+    IF image.encoding IS DISTINCT FROM current_setting('server_encoding') THEN
+        RAISE EXCEPTION 'the source''s encoding is %, ours is %', image.encoding, current_setting('server_encoding')
             USING ERRCODE = 'feature_not_supported',
                   DETAIL = 'Fingerprints of text depend on its bytes.',
                   HINT = 'Keep the replica in a database with the source''s encoding.';
     END IF;
-    IF hash IS DISTINCT FROM hashtextextended('server_version_num', 0) THEN
+    IF image.hash IS DISTINCT FROM hashtextextended('server_version_num', 0) THEN
         RAISE EXCEPTION 'the source''s hash functions differ from ours'
             USING ERRCODE = 'feature_not_supported',
                   DETAIL = 'Fingerprints would never agree; the two machines probably differ in byte order.';
     END IF;
-    RETURN (settings->>'server_version_num')::integer;
+    RETURN image.server_version::integer;
 END
 $$;
 COMMENT ON FUNCTION tablesync.check_source_server(regclass) IS 'server_version_num of the source; an error if its values can''t be compared with ours by hash';
@@ -614,17 +628,16 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     target record := tablesync.source_target(source);
+    image tablesync.source_image := tablesync.source_image(target.server, target.schema_name, target.table_name);
     found text;
     missing text;
 BEGIN
-    EXECUTE format('SELECT string_agg(format(''%%s is %%s'', w.name, coalesce(s.setting, ''unknown'')), '', '' ORDER BY w.name DESC), '
-                   'string_agg(format(''-c %%s=%%s'', w.name, w.value), '' '' ORDER BY w.name DESC) '
-                   'FROM (VALUES (''row_security'', ''off''), (''default_transaction_read_only'', ''on''), (''lc_monetary'', ''C'')) w (name, value) '
-                   'LEFT JOIN (SELECT name, setting FROM %s '
-                   'WHERE name IN (''row_security'', ''default_transaction_read_only'', ''lc_monetary'')) s ON s.name = w.name '
-                   'WHERE s.setting IS DISTINCT FROM w.value',
-                   tablesync.source_catalog(target.server, 'pg_settings'))
-    INTO found, missing;
+    SELECT string_agg(format('%s is %s', w.name, coalesce(w.setting, 'unknown')), ', ' ORDER BY w.name DESC),
+           string_agg(format('-c %s=%s', w.name, w.value), ' ' ORDER BY w.name DESC)
+    INTO found, missing
+    FROM (VALUES ('row_security', 'off', image.row_security), ('default_transaction_read_only', 'on', image.read_only),
+                 ('lc_monetary', 'C', image.lc_monetary)) w (name, value, setting)
+    WHERE w.setting IS DISTINCT FROM w.value;
     IF missing IS NOT NULL THEN
         RAISE EXCEPTION 'the session at the source is not restricted as a run needs it'
             USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = format('There, %s.', found),
@@ -641,26 +654,20 @@ COMMENT ON FUNCTION tablesync.check_source_session(regclass) IS 'an error if the
  * Has the source still a key?  A primary key is part of the shape, whose change
  * is dealt with elsewhere; another unique index has to be looked for.
  */
-CREATE FUNCTION tablesync.has_source_key(server oid, relid oid, shape jsonb, key_columns name[])
+CREATE FUNCTION tablesync.has_source_key(source regclass, shape jsonb, key_columns name[])
 RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    target record := tablesync.source_target(source);
     attnums integer[] := ARRAY(SELECT (c->>'attnum')::integer FROM jsonb_array_elements(shape) c WHERE c->>'column' = ANY (key_columns) ORDER BY 1);
-    found boolean;
 BEGIN
-    IF EXISTS (SELECT FROM jsonb_array_elements(shape) c WHERE c->>'key' IS NOT NULL) OR cardinality(attnums) <> cardinality(key_columns) THEN
-        RETURN true;
-    END IF;
-    EXECUTE format('SELECT bool_or(%L::integer[] = (SELECT array_agg(n ORDER BY n) FROM unnest((string_to_array(indkey, '' '')::integer[])[:indnkeyatts]) n)) '
-                   'FROM %s WHERE indrelid = %s AND indisunique AND indimmediate AND indisvalid AND indpred IS NULL AND indexprs IS NULL',
-                   attnums, tablesync.source_catalog(server, 'pg_index'), relid)
-    INTO found;
-    RETURN coalesce(found, false);
+    RETURN EXISTS (SELECT FROM jsonb_array_elements(shape) c WHERE c->>'key' IS NOT NULL) OR cardinality(attnums) <> cardinality(key_columns)
+        OR tablesync.is_source_unique(target.server, target.schema_name, target.table_name, attnums);
 END
 $$;
-COMMENT ON FUNCTION tablesync.has_source_key(oid, oid, jsonb, name[]) IS 'whether a source has a primary key, or a unique index on the columns that are the key of its replica';
+COMMENT ON FUNCTION tablesync.has_source_key(regclass, jsonb, name[]) IS 'whether a source has a primary key, or a unique index on the columns that are the key of its replica';
 
 /* Columns of a new shape that the old one does not have and that we may not read: names at the source. */
 CREATE FUNCTION tablesync.unreadable_columns(source regclass, old jsonb, new jsonb)
@@ -705,8 +712,9 @@ COMMENT ON FUNCTION tablesync.refuse_source(regclass, text, text) IS 'raises the
  * shape is the one known.  All that makes a replica inexact is looked at here, by
  * every run: what kind of relation it is, its key, types, labels, collations.
  */
-CREATE FUNCTION tablesync.open_source(replica regclass, OUT server_version integer, OUT estimated_rows double precision,
-                                      OUT new_shape jsonb, OUT unreadable text[])
+CREATE FUNCTION tablesync.open_source(replica regclass, horizon boolean, OUT server_version integer, OUT estimated_rows double precision,
+                                      OUT new_shape jsonb, OUT unreadable text[], OUT identity text, OUT whole boolean, OUT divided boolean, OUT as_known boolean,
+                                      OUT look_key text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -715,9 +723,35 @@ DECLARE
     target record;
     relation record;
     problem text;
+    image tablesync.source_image;
+    seen tablesync.source_image;
 BEGIN
     SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
     target := tablesync.source_target(settings.source);
+    whole := coalesce(settings.identity LIKE '% %', false)
+        OR EXISTS (SELECT FROM jsonb_to_recordset(settings.shape) c ("collation" text, labels text[]) WHERE num_nonnulls(c."collation", c.labels) > 0);
+    image := tablesync.source_image(target.server, target.schema_name, target.table_name, whole, horizon);    -- all that follows is in it
+    whole := whole OR num_nonnulls(image.typids, image.children) > 0;
+    -- what looked like this to a run that had nothing to complain of is as good now, unless it takes types of ours; all that is looked at below is in it
+    IF NOT whole THEN
+        seen := image;
+        seen.xmins := NULL;
+        seen.xids := NULL;
+        seen.stats_reset := NULL;
+        seen.estimated_rows := NULL;
+        look_key := md5(concat_ws(' ', seen::text, settings.shape::text, settings.key_columns::text, settings.on_schema_change, settings.source::oid,
+            current_setting('server_version_num'),
+            (SELECT string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped, a.attfdwoptions), ',' ORDER BY a.attnum)
+             FROM pg_attribute a WHERE a.attrelid = settings.source AND a.attnum > 0)));
+    END IF;
+    IF look_key = settings.look_key THEN
+        server_version := image.server_version::integer;
+        estimated_rows := image.estimated_rows;
+        divided := image.relkind <> 'r';
+        identity := tablesync.image_identity(image);    -- who is not divided has no other files
+        as_known := (server_version, tablesync.files_of(identity)) IS NOT DISTINCT FROM (settings.source_version, settings.identity);
+        RETURN;
+    END IF;
     server_version := tablesync.check_source_server(settings.source);
     PERFORM tablesync.check_source_session(settings.source);
     relation := tablesync.source_relation(target.server, target.schema_name, target.table_name);
@@ -727,7 +761,7 @@ BEGIN
     IF problem IS NOT NULL AND NOT (relation.relkind IN ('v', 'm', 'f') AND settings.shape->0->'table' IS DISTINCT FROM new_shape->0->'table') THEN
         PERFORM tablesync.refuse_source($1, problem, format('Undo it at the source; or replicate the tables behind it, and SELECT tablesync_remove(%L);', $1));
     END IF;
-    IF NOT tablesync.has_source_key(target.server, relation.relid, new_shape, settings.key_columns) THEN
+    IF NOT tablesync.has_source_key(settings.source, new_shape, settings.key_columns) THEN
         PERFORM tablesync.refuse_source($1, format('No valid unique index of the source is on (%s) any more, so two rows may have the same key.',
                                                    array_to_string(settings.key_columns, ', ')),
                                         'Ask for the index, or for a primary key, at the source; or remove the replica, and add it again with another key.');
@@ -742,9 +776,16 @@ BEGIN
        AND (settings.on_schema_change = 'ignore' OR NOT tablesync.lags_behind(settings.source, new_shape)) THEN
         new_shape := NULL;
     END IF;
+    identity := tablesync.source_identity(settings.source);
+    divided := relation.relkind <> 'r' OR relation.has_children;
+    as_known := new_shape IS NULL AND unreadable IS NULL
+        AND (server_version, tablesync.files_of(identity)) IS NOT DISTINCT FROM (settings.source_version, settings.identity);
+    IF num_nonnulls(new_shape, unreadable) > 0 THEN
+        look_key := NULL;
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION tablesync.open_source(regclass) IS 'version and estimated rows of the source, its shape if that has changed, and new columns that may not be read';
+COMMENT ON FUNCTION tablesync.open_source(regclass, boolean) IS 'version and estimated rows of the source, its shape if that has changed, new columns that may not be read, its identity, whether it has partitions, whether all of it is as the last run left it, and a digest of what has shown that there is nothing to do';
 
 /*
  * End a run without a scan if the source's counters are those from before the

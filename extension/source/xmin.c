@@ -91,15 +91,3 @@ tsync_find_xmin(TsyncTable *table)
 	table->xmin_sql = tsync_relation_label(table->xmin_table);
 	return true;
 }
-
-/* Ask the source what its transaction ids mean; part of the transaction that opens it. */
-void
-tsync_read_writes(TsyncTable *table, TsyncSource *source)
-{
-	tsync_await_source();
-	tsync_catalog_execute_oid("SELECT epoch, newest_xid FROM tablesync.source_writes($1::pg_catalog.regclass)", table->source);
-	tsync_source_answered();
-	source->epoch = tsync_result_text(0, 1);
-	source->newest_xid = tsync_result_int64(0, 2);
-	SPI_freetuptable(SPI_tuptable);
-}

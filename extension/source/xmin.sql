@@ -144,30 +144,3 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tablesync.xmin_table(regclass) IS 'the foreign table through which xmin of a replica''s source is read; makes it if it is missing or not as it has to be';
-
-/*
- * What tells whether a transaction id means what it meant: since when the
- * server's statistics are counted, which a crash, a failover and a restored
- * backup change; and the newest id that is in use.
- */
-CREATE FUNCTION tablesync.source_writes(source regclass, OUT epoch text, OUT newest_xid bigint)
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    target record := tablesync.source_target(source);
-    seen bigint;
-BEGIN
-    EXECUTE format('SELECT extract(epoch FROM max(stats_reset)) FROM %s', tablesync.source_catalog(target.server, 'pg_stat_bgwriter')) INTO epoch;
-    FOR seen IN EXECUTE    -- no server has so many sessions
-        format('SELECT backend_xid FROM %s WHERE backend_xid IS NOT NULL LIMIT 10000', tablesync.source_catalog(target.server, 'pg_stat_activity'))
-    LOOP
-        IF newest_xid IS NULL OR tablesync.xid_precedes(newest_xid, seen) THEN
-            newest_xid := seen;
-        END IF;
-    END LOOP;
-EXCEPTION WHEN insufficient_privilege THEN
-    epoch := NULL;
-END
-$$;
-COMMENT ON FUNCTION tablesync.source_writes(regclass) IS 'since when the source counts statistics, and the newest transaction id in use there';

@@ -445,48 +445,8 @@ BEGIN
     FOR mine IN SELECT t.replica FROM tablesync.replica t LOOP
         done := done + tablesync.watch(mine);
     END LOOP;
+    PERFORM tablesync.serve_queue();    -- after a crash nobody does
     RETURN done;
 END
 $$;
 COMMENT ON FUNCTION tablesync.watch() IS 'opens and closes alerts for what no run reports: stale replicas, crashed workers; returns the number of changes';
-
-CREATE FUNCTION tablesync.try_run(replica regclass)
-RETURNS TABLE (failed boolean, status text, sqlstate text, message text, detail text, hint text)
-LANGUAGE C VOLATILE STRICT
-SET search_path = pg_catalog, pg_temp
-AS 'MODULE_PATHNAME', 'tsync_try_run';
-COMMENT ON FUNCTION tablesync.try_run(regclass) IS 'runs a replica unless it is backing off, and returns what tablesync_run() would have raised';
-
-CREATE FUNCTION tablesync.raise_error(sqlstate text, message text, detail text, hint text)
-RETURNS void
-LANGUAGE C VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS 'MODULE_PATHNAME', 'tsync_raise_error';
-COMMENT ON FUNCTION tablesync.raise_error(text, text, text, text) IS 'raises an error';
-
-/*
- * A run that no person waits for.  A failure rolls back what its statement has
- * written, so the alert that no worker was to be had is committed before.
- * SET search_path would forbid the COMMIT; nothing here depends on it.
- */
-CREATE PROCEDURE tablesync.run_scheduled(replica regclass, INOUT status text DEFAULT NULL, INOUT message text DEFAULT NULL)
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    report record;
-BEGIN
-    IF NOT EXISTS (SELECT FROM tablesync.due(replica)) THEN
-        status := 'not due';
-        message := 'a run has started since the schedule was last due';
-        RETURN;
-    END IF;
-    SELECT r.* INTO report FROM tablesync.try_run(replica) r;
-    status := report.status;
-    message := report.message;
-    IF report.failed THEN
-        COMMIT;
-        PERFORM tablesync.raise_error(report.sqlstate, report.message, report.detail, report.hint);
-    END IF;
-END
-$$;
-COMMENT ON PROCEDURE tablesync.run_scheduled(regclass, text, text) IS 'what pg_cron calls: like tablesync_run() for one replica, but returns at once while it is backing off or not due';

@@ -65,7 +65,7 @@ WITH scheduled AS (
     FROM scheduled s
     WHERE s.recorded IS NOT NULL
       AND (s.schedule IS NULL
-           OR (tablesync.is_missed(s.expected) AND s.state NOT IN ('running', 'loading')))
+           OR (tablesync.is_missed(s.expected) AND s.state NOT IN ('running', 'loading', 'queued')))
     UNION ALL
     SELECT s.replica, 8, 'critical',
            pg_catalog.format('run %s has made no progress since %s', p.run_id, pg_catalog.date_trunc('second', p.progressed_at))

@@ -81,4 +81,4 @@ COMMENT ON VIEW @extschema@.tablesync_totals IS 'one row per replica: what all i
 COMMENT ON COLUMN @extschema@.tablesync_totals.failures_in_a_row IS 'runs that have failed or crashed since the last success';
 COMMENT ON COLUMN @extschema@.tablesync_totals.rows_scanned IS 'rows of the source that runs have compared';
 COMMENT ON COLUMN @extschema@.tablesync_totals.duration IS 'time that runs have taken';
-COMMENT ON COLUMN @extschema@.tablesync_totals.source_time IS 'time that runs have waited for statements at the source';
+COMMENT ON COLUMN @extschema@.tablesync_totals.source_time IS 'time that runs have waited for the source';

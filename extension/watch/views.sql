@@ -38,7 +38,7 @@ GRANT SELECT ON @extschema@.tablesync_runs TO PUBLIC;
 COMMENT ON VIEW @extschema@.tablesync_runs IS 'one row per run, with what it did and the proof it ended with';
 COMMENT ON COLUMN @extschema@.tablesync_runs.status IS 'running, succeeded, failed, cancelled or crashed';
 COMMENT ON COLUMN @extschema@.tablesync_runs.rows_scanned IS 'rows of the source that the run compared';
-COMMENT ON COLUMN @extschema@.tablesync_runs.source_time IS 'time spent waiting for statements at the source';
+COMMENT ON COLUMN @extschema@.tablesync_runs.source_time IS 'time spent waiting for the source: connections, catalogs, statements, ends of transactions';
 COMMENT ON COLUMN @extschema@.tablesync_runs.proof IS 'rows and digest of both sides after the run, and whether they are equal';
 
 /* The columns are the values of progress.c, in its order, as what they are. */
@@ -72,10 +72,14 @@ SELECT p.run_id,
 FROM tablesync.live_progress() p
 JOIN tablesync.all_runs r ON r.run_id = p.run_id AND r.pid = p.pid
 CROSS JOIN LATERAL (SELECT greatest(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.phase_started)::pg_catalog.float8, 0.001)) s (seconds)
-WHERE tablesync.sees(r.replica);
+WHERE tablesync.sees(r.replica)
+UNION ALL
+SELECT q.run_id, q.replica, 'queued', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+FROM tablesync.all_queued q
+WHERE tablesync.sees(q.replica);
 GRANT SELECT ON @extschema@.tablesync_progress TO PUBLIC;
-COMMENT ON VIEW @extschema@.tablesync_progress IS 'one row per live run: phase, rows so far, estimated end';
-COMMENT ON COLUMN @extschema@.tablesync_progress.phase IS 'schema, load, index, scan, confirm or apply';
+COMMENT ON VIEW @extschema@.tablesync_progress IS 'one row per run that is live or waits for a worker: phase, rows so far, estimated end';
+COMMENT ON COLUMN @extschema@.tablesync_progress.phase IS 'queued, schema, load, index, scan, confirm or apply';
 COMMENT ON COLUMN @extschema@.tablesync_progress.rows_estimated IS 'rows the current phase has to deal with, as far as known';
 COMMENT ON COLUMN @extschema@.tablesync_progress.eta IS 'estimated time until the current phase ends';
 COMMENT ON COLUMN @extschema@.tablesync_progress.throttled_for IS 'time rested so far to spare the source';
@@ -87,6 +91,7 @@ SELECT t.replica,
        CASE WHEN NOT t.enabled OR t.home <> tablesync.home() THEN 'paused'
             WHEN last.status = 'running' AND NOT t.loaded THEN 'loading'
             WHEN last.status = 'running' THEN 'running'
+            WHEN EXISTS (SELECT FROM tablesync.all_queued q WHERE q.replica = t.replica) THEN 'queued'
             WHEN last.run_id IS NULL THEN 'never_run'
             WHEN last.status IN ('failed', 'crashed', 'cancelled') THEN 'failed'
             WHEN t.freshness < pg_catalog.clock_timestamp() - success.finished_at THEN 'stale'
@@ -131,7 +136,7 @@ CROSS JOIN LATERAL (
 WHERE tablesync.sees(t.replica);
 GRANT SELECT ON @extschema@.tablesync_status TO PUBLIC;
 COMMENT ON VIEW @extschema@.tablesync_status IS 'one row per replica: its state, freshness and last run';
-COMMENT ON COLUMN @extschema@.tablesync_status.state IS 'ok, running, loading, stale, failed, paused or never_run';
+COMMENT ON COLUMN @extschema@.tablesync_status.state IS 'ok, running, loading, queued, stale, failed, paused or never_run';
 COMMENT ON COLUMN @extschema@.tablesync_status.rows IS 'rows of the replica after the last successful run';
 COMMENT ON COLUMN @extschema@.tablesync_status.staleness IS 'time since the last successful run ended';
 COMMENT ON COLUMN @extschema@.tablesync_status.schedule IS 'cron expression that starts the replica''s runs';

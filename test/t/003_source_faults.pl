@@ -21,7 +21,7 @@ sub start_blocked_run
 {
 	my $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('items', wait => false)");
 	wait_until($source, q{SELECT count(*) = 1 FROM pg_stat_activity
-		WHERE application_name = 'tablesync/public.items' AND wait_event_type = 'Lock'});
+		WHERE application_name LIKE 'tablesync/%' AND wait_event_type = 'Lock'});
 	return $run_id;
 }
 

@@ -19,7 +19,7 @@ app_sql($target, "SELECT tablesync_add('items', 'src', 'public.items', version_c
 
 my $worker = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'tablesync run'};
 my $waits_at_source = q{SELECT count(*) = 1 FROM pg_stat_activity
-	WHERE application_name = 'tablesync/public.items' AND wait_event_type = 'Lock'};
+	WHERE application_name LIKE 'tablesync/%' AND wait_event_type = 'Lock'};
 
 sub change_something
 {
@@ -161,32 +161,38 @@ is_replica($source, $target, 'steps', 'steps', 'identical');
 
 my $postmaster = (split /\n/, PostgreSQL::Test::Utils::slurp_file($target->data_dir . '/postmaster.pid'))[0];
 my $superuser = session($target);
-for my $wait ('true', 'false')
+my $last_run = app_sql($target, 'SELECT max(run_id) FROM tablesync_runs');
+my $caller = session($target, '-U', 'app', '-v', 'ON_ERROR_STOP=0');
+my $caller_pid = $caller->query_safe('SELECT pg_backend_pid()');
+kill 'STOP', $postmaster;
+$caller->query_until(qr/asked/, "\\echo asked\nSELECT tablesync_run('items');\n");
+my $waits_for = '';
+for (1 .. 500)
 {
-	my $last_run = app_sql($target, 'SELECT max(run_id) FROM tablesync_runs');
-	my $caller = session($target, '-U', 'app', '-v', 'ON_ERROR_STOP=0');
-	my $caller_pid = $caller->query_safe('SELECT pg_backend_pid()');
-	kill 'STOP', $postmaster;
-	$caller->query_until(qr/asked/, "\\echo asked\nSELECT tablesync_run('items', wait => $wait);\n");
-	my $waits_for = '';
-	for (1 .. 500)
-	{
-		$waits_for = $superuser->query_safe("SELECT wait_event FROM pg_stat_activity WHERE pid = $caller_pid AND state = 'active' AND wait_event LIKE 'BgWorker%'");
-		last if $waits_for ne '';
-		select undef, undef, undef, 0.02;
-	}
-	is($waits_for, $wait eq 'true' ? 'BgWorkerShutdown' : 'BgWorkerStartup', "wait => $wait: the caller waits for a worker");
-	$superuser->query_safe("SELECT pg_cancel_backend($caller_pid)");
-	for (1 .. 500)
-	{
-		last if $superuser->query_safe("SELECT state FROM pg_stat_activity WHERE pid = $caller_pid") eq 'idle';
-		select undef, undef, undef, 0.02;
-	}
-	kill 'CONT', $postmaster;
-	$caller->quit;
-	is(run_counts($target, 'items'), 'succeeded|0|0|0', 'another run meets nobody');
-	is(app_sql($target, "SELECT count(*) FROM tablesync_runs WHERE run_id > $last_run"), 1, 'and the one that was not started never is');
+	$waits_for = $superuser->query_safe("SELECT wait_event FROM pg_stat_activity WHERE pid = $caller_pid AND state = 'active' AND wait_event LIKE 'BgWorker%'");
+	last if $waits_for ne '';
+	select undef, undef, undef, 0.02;
 }
+is($waits_for, 'BgWorkerShutdown', 'the caller waits for a worker');
+$superuser->query_safe("SELECT pg_cancel_backend($caller_pid)");
+for (1 .. 500)
+{
+	last if $superuser->query_safe("SELECT state FROM pg_stat_activity WHERE pid = $caller_pid") eq 'idle';
+	select undef, undef, undef, 0.02;
+}
+kill 'CONT', $postmaster;
+$caller->quit;
+is(run_counts($target, 'items'), 'succeeded|0|0|0', 'another run meets nobody');
+is(app_sql($target, "SELECT count(*) FROM tablesync_runs WHERE run_id > $last_run"), 1, 'and the one that was not started never is');
+
+# a run that nobody waits for is in the queue, whenever its worker comes
+$caller = session($target, '-U', 'app');
+kill 'STOP', $postmaster;
+$run_id = $caller->query_safe("SELECT run_id FROM tablesync_run('items', wait => false)");
+is($caller->query_safe('SELECT run_id, phase FROM tablesync_progress'), "$run_id|queued", 'wait => false: the caller does not wait for a worker');
+kill 'CONT', $postmaster;
+is($caller->query_safe("SELECT tablesync_wait($run_id)"), 'succeeded', 'which comes');
+$caller->quit;
 $superuser->quit;
 
 # --- the replica is locked, or written to ---
@@ -196,7 +202,7 @@ my $user = session($target);
 $user->query_safe("BEGIN; UPDATE items SET note = 'mine' WHERE id = 1");
 $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('items', wait => false)");
 wait_until($target, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'tablesync run' AND wait_event_type = 'Lock'});
-is($source->safe_psql('postgres', q{SELECT state, backend_xmin IS NULL, xact_start IS NULL FROM pg_stat_activity WHERE application_name = 'tablesync/public.items'}),
+is($source->safe_psql('postgres', q{SELECT state, backend_xmin IS NULL, xact_start IS NULL FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%'}),
 	'idle|t|t', 'no transaction is open at the source while we wait for a lock');
 $user->query_safe('COMMIT');
 is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'succeeded', 'the run goes on when the lock is gone');

@@ -16,7 +16,7 @@ is(run_counts($target, 'items'), 'succeeded|2000|0|0', 'loaded');
 
 # --- the session ---
 
-my $ours = q{application_name = 'tablesync/public.items'};
+my $ours = q{application_name LIKE 'tablesync/%'};
 my $locker = session($source);
 $locker->query_safe('BEGIN; LOCK TABLE items');
 my $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('items', wait => false)");
@@ -49,12 +49,12 @@ app_sql($target, "SELECT tablesync_alter('items', consistency => 'snapshot')");
 $log_start = -s $source->logfile;
 is(run_counts($target, 'items'), 'succeeded|0|0|0', 'nothing changed');
 $log = PostgreSQL::Test::Utils::slurp_file($source->logfile, $log_start);
-is(scalar(grep { m{^tablesync/public.items\|.*START TRANSACTION} } split /\n/, $log), 3, 'snapshot: one transaction for the scan');
+is(scalar(grep { m{^tablesync/public.items\|.*START TRANSACTION} } split /\n/, $log), 2, 'snapshot: one transaction to look, one for the scan; rows seen in it prove that no rewrite hid any');
 
 # --- rests ---
 
 app_sql($target, "SELECT tablesync_alter('items', consistency => 'chunk', max_source_load => 0.1)");
 is(run_counts($target, 'items'), 'succeeded|0|0|0', 'nothing changed');
-is(app_sql($target, 'SELECT duration > 5 * source_time FROM tablesync_runs ORDER BY run_id DESC LIMIT 1'), 't', 'max_source_load 0.1: the source is left alone most of the time');
+is(app_sql($target, 'SELECT duration > 3 * source_time FROM tablesync_runs ORDER BY run_id DESC LIMIT 1'), 't', 'max_source_load 0.1: the source is left alone most of the time');
 
 done_testing();

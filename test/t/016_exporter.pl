@@ -158,7 +158,7 @@ sub tests_of_exporter
 	my $locker = session($source);
 	$locker->query_safe('BEGIN; LOCK TABLE media');
 	app_sql($target, "SELECT run_id FROM tablesync_run('media', wait => false)");
-	wait_until($source, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'tablesync/public.media' AND wait_event_type = 'Lock'});
+	wait_until($source, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%' AND wait_event_type = 'Lock'});
 	($is) = $scrape->();
 	is(join(' ', map { $media->("tablesync_progress_$_", 'phase="scan"') // 'missing' } qw(percent rows throttled_seconds)), '0 0 0', 'progress of a live run');
 	cmp_ok($media->('tablesync_progress_running_seconds', 'phase="scan"'), '>', 0, 'and its age');

@@ -160,7 +160,7 @@ my $locker = session($source);
 $source->safe_psql('postgres', 'UPDATE items SET updated_at = clock_timestamp() WHERE id = 1');
 $locker->query_safe('BEGIN; LOCK TABLE items');
 my $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('items', wait => false)");
-wait_until($source, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'tablesync/public.items' AND wait_event_type = 'Lock'});
+wait_until($source, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%' AND wait_event_type = 'Lock'});
 app_sql($target, "UPDATE items SET updated_at = 'epoch' WHERE id = 4000; DELETE FROM items WHERE id = 4001");
 $locker->query_safe('COMMIT');
 $locker->quit;

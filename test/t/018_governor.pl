@@ -110,7 +110,7 @@ is(run_counts($target, 'tiny'), 'succeeded|0|60|0', 'works when the rows are sma
 
 # --- locked ---
 
-my $waits = q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'tablesync/public.tiny' AND wait_event_type = 'Lock'};
+my $waits = q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%' AND wait_event_type = 'Lock'};
 my $locker = session($source);
 for my $timeout ('30s', '0')
 {

@@ -17,7 +17,7 @@ $source->safe_psql('postgres', qq{
 	INSERT INTO big SELECT i, 'c' || i FROM generate_series(1, $rows) i;
 	VACUUM ANALYZE big});
 
-my $helpers = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'tablesync run' AND pid NOT IN (SELECT l.pid FROM tablesync.live_runs() l)};
+my $helpers = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'tablesync run' AND query LIKE '%(helper)%'};
 my $wants_replica = q{FROM pg_locks WHERE relation = 'big'::regclass AND mode = 'AccessExclusiveLock' AND NOT granted};
 my $log_offset = 0;
 

@@ -1,0 +1,242 @@
+/*-------------------------------------------------------------------------
+ *
+ * image.c
+ *	  What a source's catalogs say of a table, asked once in a transaction.
+ *
+ * postgres_fdw reads under REPEATABLE READ, in a transaction that lasts as long
+ * as ours, subtransactions included: there the catalogs read the same
+ * whenever they are asked.  So the last answer is kept until our transaction ends,
+ * for the role that has asked, whose rights at the source may not be another's.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "tablesync.h"
+
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "execute/execute.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "process/process.h"
+#include "source/source.h"
+#include "storage/proc.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/datum.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+PG_FUNCTION_INFO_V1(tsync_source_image);
+PG_FUNCTION_INFO_V1(tsync_newest_xid);
+PG_FUNCTION_INFO_V1(tsync_oldest_xid);
+
+/* The last answer, and what was asked. */
+typedef struct Image
+{
+	LocalTransactionId lxid;	/* what the pointers point to is in the memory of this transaction */
+	Oid			role;
+	Oid			server;
+	const char *schema_name;
+	const char *table_name;
+	bool		whole;
+	bool		horizon;
+	Datum		answer;
+} Image;
+
+static Image last;				/* lxid 0: none */
+
+/* Statements that ask sources, as this process has planned them. */
+typedef struct Statement
+{
+	Oid			server;
+	bool		whole;
+	bool		horizon;
+	SPIPlanPtr	plan;
+	bool		answered;		/* else its foreign tables may be others now */
+	uint64		used;
+} Statement;
+
+static Statement statements[16];
+static uint64 statements_used = 0;
+
+/* An answer: 100,000 partitions take 1 MB, as many labels of 63 bytes 20 MB. */
+#define MAX_IMAGE_SIZE (64 * 1024 * 1024)
+
+static bool
+is_last(Image *wanted)
+{
+	return last.lxid == wanted->lxid && last.role == wanted->role &&
+		last.server == wanted->server && (last.whole || !wanted->whole) && (last.horizon || !wanted->horizon) &&
+		strcmp(last.schema_name, wanted->schema_name) == 0 && strcmp(last.table_name, wanted->table_name) == 0;
+}
+
+/*
+ * Plan the statement that asks a source, or find the plan in this process.  What
+ * is done at the source is free of charge, as in execute/ship.c; otherwise
+ * postgres_fdw may join here.
+ */
+static Statement *
+find_statement(Image *wanted)
+{
+	Oid			types[] = {OIDOID, BOOLOID, BOOLOID};
+	Datum		values[] = {ObjectIdGetDatum(wanted->server), BoolGetDatum(wanted->whole), BoolGetDatum(wanted->horizon)};
+	Oid			parameters[] = {TEXTOID, TEXTOID};
+	MemoryContext caller = CurrentMemoryContext;
+	Statement  *oldest = &statements[0];
+
+	for (Statement *s = statements; s < statements + lengthof(statements); s++)
+	{
+		/* planning one takes longer than an answer that says more */
+		if (s->answered && s->server == wanted->server && s->whole == wanted->whole && (s->horizon || !wanted->horizon))
+			return s;
+		if ((oldest->answered && !s->answered) || (s->answered == oldest->answered && s->used < oldest->used))
+			oldest = s;
+	}
+	if (oldest->plan != NULL)
+		SPI_freeplan(oldest->plan);
+	oldest->plan = NULL;
+	tsync_catalog_execute("SELECT tablesync.source_image_statement($1, $2, $3)", lengthof(types), types, values, NULL);
+	oldest->plan = SPI_prepare_cursor(tsync_result_text(0, 1), lengthof(parameters), parameters, CURSOR_OPT_GENERIC_PLAN);
+	MemoryContextSwitchTo(caller);
+	if (oldest->plan == NULL || SPI_keepplan(oldest->plan) != 0)
+		elog(ERROR, "SPI_prepare_cursor failed: %s", SPI_result_code_string(SPI_result));
+	oldest->server = wanted->server;
+	oldest->whole = wanted->whole;
+	oldest->horizon = wanted->horizon;
+	return oldest;
+}
+
+/* Ask the source; true if that has left out what matters. */
+static bool
+ask(Image *wanted, Datum *answer)
+{
+	Datum		values[] = {CStringGetTextDatum(wanted->schema_name), CStringGetTextDatum(wanted->table_name)};
+	MemoryContext caller = CurrentMemoryContext;
+	Statement  *statement = find_statement(wanted);
+	bool		isnull;
+
+	statement->answered = false;
+	if (SPI_execute_plan(statement->plan, values, NULL, false, 0) != SPI_OK_SELECT || SPI_processed != 1)
+		elog(ERROR, "the catalogs of a source gave no answer");
+	statement->answered = true;
+	statement->used = ++statements_used;
+	MemoryContextSwitchTo(caller);
+	*answer = tsync_result_datum(0, 1, &isnull);
+	if (isnull)
+		elog(ERROR, "the catalogs of a source gave an empty answer");
+	/* what is larger was made up, and would be copied many times here */
+	if (VARSIZE_ANY(DatumGetPointer(*answer)) > MAX_IMAGE_SIZE)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_ERROR),
+				 errmsg("the catalogs of a source say too much of %s.%s",
+						quote_identifier(wanted->schema_name), quote_identifier(wanted->table_name)),
+				 errdetail("It is more than %d MB.", MAX_IMAGE_SIZE / 1024 / 1024)));
+	return !wanted->whole && tsync_result_bool(0, 2);
+}
+
+/* Ask with settings of our own, whoever's session this is, and for all of it where that matters. */
+static Datum
+ask_with_settings(Image *wanted)
+{
+	static const char *const settings[][2] = {
+		{"search_path", "pg_catalog, pg_temp"}, {"join_collapse_limit", "1"}, {"from_collapse_limit", "1"},
+		{"seq_page_cost", "0"}, {"cpu_tuple_cost", "0"}, {"cpu_operator_cost", "0"}, {"jit", "off"}
+	};
+	int			nestlevel = NewGUCNestLevel();
+	Datum		answer;
+
+	for (int i = 0; i < lengthof(settings); i++)
+		(void) set_config_option(settings[i][0], settings[i][1], PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	if (ask(wanted, &answer))
+	{
+		wanted->whole = true;
+		(void) ask(wanted, &answer);
+	}
+	AtEOXact_GUC(true, nestlevel);
+	return answer;
+}
+
+/* Ask the source, and keep its answer. */
+static void
+fetch_image(Image *wanted)
+{
+	TimestampTz started = GetCurrentTimestamp();
+	MemoryContext caller;
+	Image		image = *wanted;
+	Datum		answer;
+
+	last.lxid = InvalidLocalTransactionId;
+	SPI_connect();
+	tsync_await_source();
+	answer = ask_with_settings(&image);
+	tsync_source_answered();
+	tsync_waited_elsewhere += GetCurrentTimestamp() - started;
+	caller = MemoryContextSwitchTo(TopTransactionContext);
+	image.schema_name = pstrdup(wanted->schema_name);
+	image.table_name = pstrdup(wanted->table_name);
+	image.answer = datumCopy(answer, false, -1);
+	MemoryContextSwitchTo(caller);
+	SPI_finish();
+	last = image;
+}
+
+/* tablesync.source_image(server, schema_name, table_name, whole, horizon) */
+Datum
+tsync_source_image(PG_FUNCTION_ARGS)
+{
+	Image		wanted = {
+		.lxid = tsync_local_xid(),
+		.role = GetUserId(),
+		.server = PG_GETARG_OID(0),
+		.schema_name = text_to_cstring(PG_GETARG_TEXT_PP(1)),
+		.table_name = text_to_cstring(PG_GETARG_TEXT_PP(2)),
+		.whole = PG_GETARG_BOOL(3),
+		.horizon = PG_GETARG_BOOL(4)
+	};
+
+	if (!is_last(&wanted))
+		fetch_image(&wanted);
+	PG_RETURN_DATUM(datumCopy(last.answer, false, -1));
+}
+
+/* The newest of some transaction ids, or the oldest, modulo 2^32 as tablesync.xid_precedes() compares them. */
+static Datum
+extreme_xid(FunctionCallInfo fcinfo, int sign)
+{
+	Datum	   *xids;
+	bool	   *nulls;
+	int			nxids;
+	bool		found = false;
+	int64		extreme = 0;
+
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &xids, &nulls, &nxids);
+	for (int i = 0; i < nxids; i++)
+	{
+		int64		xid = nulls[i] ? 0 : DatumGetInt64(xids[i]);
+		int32		distance = (int32) ((uint32) xid - (uint32) extreme);
+
+		if (nulls[i] || (found && (sign > 0 ? distance <= 0 : distance >= 0)))
+			continue;
+		extreme = xid;
+		found = true;
+	}
+	if (!found)
+		PG_RETURN_NULL();
+	PG_RETURN_INT64(extreme);
+}
+
+/* tablesync.newest_xid(xids) */
+Datum
+tsync_newest_xid(PG_FUNCTION_ARGS)
+{
+	return extreme_xid(fcinfo, 1);
+}
+
+/* tablesync.oldest_xid(xids) */
+Datum
+tsync_oldest_xid(PG_FUNCTION_ARGS)
+{
+	return extreme_xid(fcinfo, -1);
+}
