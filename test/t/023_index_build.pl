@@ -33,7 +33,7 @@ sub digests
 sub begin_load
 {
 	my ($settings) = @_;
-	app_sql($target, "SELECT tablesync_add('big', 'src', 'public.big', version_column => 'updated_at', chunk_rows => 20000, max_source_load => 0.05 $settings)");
+	app_sql($target, "SELECT tablesync_add('big', 'src', 'public.big', version_column => 'updated_at', fingerprint => 'version', chunk_rows => 20000, max_source_load => 0.05 $settings)");
 	my $run_id = app_sql($target, q{SELECT run_id FROM tablesync_run('big', wait => false)});
 	wait_until($target, q{SELECT count(*) FILTER (WHERE loaded) >= 3 FROM tablesync.chunk});
 	app_sql($target, q{SELECT tablesync_cancel('big')});
@@ -226,7 +226,7 @@ $source->safe_psql('postgres', q{
 	INSERT INTO big SELECT i, 'c' || i FROM generate_series(300000, 900000) i;
 	VACUUM ANALYZE big});
 $target->safe_psql('postgres', q{ALTER ROLE app SET tablesync.max_snapshot_age = '600ms'});
-app_sql($target, q{SELECT tablesync_add('big', 'src', 'public.big', version_column => 'updated_at')});
+app_sql($target, q{SELECT tablesync_add('big', 'src', 'public.big', version_column => 'updated_at', fingerprint => 'version')});
 like(run_counts($target, 'big'), qr/^succeeded\|\d+\|0\|0$/, 'loaded');
 is(app_sql($target, q{SELECT consistency FROM tablesync_runs ORDER BY run_id DESC LIMIT 1}), 'snapshot', 'the source is found to be fast enough for one snapshot');
 $target->safe_psql('postgres', 'ALTER ROLE app RESET tablesync.max_snapshot_age');
