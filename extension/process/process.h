@@ -76,6 +76,7 @@ extern void tsync_watch_signals(void);
 extern bool tsync_is_cancelled(void);
 extern void tsync_begin_recording(void);
 extern void tsync_await_source(void);
+extern void tsync_source_has_spoken(void);
 extern void tsync_source_answered(void);
 extern bool tsync_source_is_silent(void);
 extern void tsync_name_silence(ErrorData *edata);

@@ -16,8 +16,10 @@
 #include "execute/execute.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "process/process.h"
 #include "source/source.h"
 #include "utils/array.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 
@@ -88,18 +90,38 @@ disconnect(TsyncTable *table)
 	tsync_commit();
 }
 
+/* The limit of the session at the source, ms; -1: it has none yet. */
+static int	current_limit = -1;
+
 /* Let no statement at the source take longer; reconnects where that is news. */
 void
 tsync_limit_source(TsyncTable *table, int timeout)
 {
-	static int	current = -1;
-
 	Assert(!IsTransactionState());	/* it may end the connection */
-	if (current == timeout)
+	if (current_limit == timeout)
 		return;
 	tsync_restrict_source_session(table->label, timeout);
 	/* a limit is one of the options that a session begins with */
-	if (current >= 0)
+	if (current_limit >= 0)
 		disconnect(table);
-	current = timeout;
+	current_limit = timeout;
+}
+
+/* Name the time limit that has ended a statement at the source, and what sets it.  Not in a transaction. */
+void
+tsync_name_timeout(ErrorData *edata)
+{
+	const char *parameter = current_limit == tsync_statement_timeout ? "tablesync.statement_timeout" :
+	current_limit == tsync_max_snapshot_age ? "tablesync.max_snapshot_age" : "tablesync.chunk_time";
+
+	/* who cancels it there by hand has the same SQLSTATE */
+	if (!tsync_source_timed_out(edata) || current_limit <= 0 || strstr(edata->message, "user request") ||
+		edata->context == NULL || strstr(edata->context, "remote SQL command") == NULL)
+		return;
+	edata->detail = psprintf("The source reported: %s.", edata->message);
+	edata->message = psprintf("a statement took longer at the source than the %d ms that it may", current_limit);
+	tsync_begin_in(CurrentMemoryContext);
+	edata->hint = psprintf("Run when the source is less busy; or increase %s, for example by ALTER ROLE %s SET %s = '%d s';", parameter,
+						   quote_identifier(GetUserNameFromId(GetUserId(), false)), parameter, current_limit / 500 + 1);
+	tsync_commit();
 }

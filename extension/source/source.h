@@ -74,6 +74,7 @@ extern void tsync_explain_error(ErrorData *edata);
 /* in connection.c */
 extern void tsync_restrict_source_session(const char *label, int timeout);
 extern void tsync_limit_source(TsyncTable *table, int timeout);
+extern void tsync_name_timeout(ErrorData *edata);
 
 /* in fetch.c */
 extern void tsync_fetch_rows(TsyncTable *table, TsyncRowSet *keys, TsyncRowSet *into);
