@@ -12,7 +12,7 @@ DECLARE
         column_definitions,check_mapping,check_owner_access,set_source_options,check_settings,check_not_replica,check_permanent,
         add_replica,create_source,register,source_tables,name_problem,try_add,check_add_schema,add_schema,
         check_replica,check_comparable,alter,forget,enable,may_be_dropped,group_members,
-        smallest_value,subdivide,source_bounds,can_bulk_load,build_indexes,abandon_bulk_load,
+        smallest_value,subdivide,first_column_bounds,source_bounds,can_bulk_load,build_indexes,abandon_bulk_load,
         widens,local_column,stands_for,by_hand,add_again,foreign_column_statements,plan_added,plan_dropped,rename_columns,unused_name,short_name,with_numbers,
         name_of,remote_name,wanted_name,plan_names,name_after,is_moved,fits_or_fails,label_statements,plan_problem,shape_here,describe_retyped,plan_retyped,plan_nullable,match_columns,plan_key,plan_evolution,
         drop_unless_used,apply_steps,refuse_steps,describe_problems,evolve,

@@ -37,6 +37,21 @@ tsync_only_keys(TsyncTable *table)
 	return part;
 }
 
+/*
+ * A table whose ranges are bounded by all key columns, in the source's order.  For
+ * statements that only the source compares: here the bounds may be in another order.
+ */
+TsyncTable *
+tsync_in_source_order(TsyncTable *table)
+{
+	TsyncTable *ordered = palloc(sizeof(TsyncTable));
+
+	*ordered = *table;
+	ordered->nrange = table->nkeys;
+	ordered->waited = 0;
+	return ordered;
+}
+
 /* Descriptor of the key columns, with room for extra columns. */
 TupleDesc
 tsync_key_desc(TsyncTable *table, int extra)

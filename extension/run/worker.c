@@ -71,7 +71,7 @@ look_at_source(TsyncRun *run)
 	tsync_begin_in(CurrentMemoryContext);
 	tsync_read_source(table, &run->source);
 	tsync_read_horizon(table, &run->source);
-	if (run->source.estimate >= tsync_chunk_target(&run->pace))
+	if (run->source.estimate >= (run->replica->state.loaded ? tsync_chunk_target(&run->pace) : TSYNC_MIN_BULK_ROWS))
 		tsync_read_layout(table, &run->source);
 	/* of the same snapshot as the shape: no change of columns after that escapes source_was_rewritten() */
 	run->source.identity = tsync_source_identity(table);

@@ -34,7 +34,7 @@ SELECT is(pg_temp.functions('tablesync', true),
     'check_not_replica check_owner_access check_permanent check_recreatable check_replica check_replicas check_settings '
     'check_source check_source_kind check_source_server check_source_session column_definitions column_hint create_source '
     'create_view cron_field cron_home cron_next cron_schedule dependent_views describe_problems describe_retyped '
-    'drop_unless_used drop_views due enable evolve fail_check fits_or_fails foreign_column_statements forget group_members '
+    'drop_unless_used drop_views due enable evolve fail_check first_column_bounds fits_or_fails foreign_column_statements forget group_members '
     'has_key_index has_source_key home is_hanging is_missed is_moved job_definition job_prefix known_shape label_statements '
     'lags_behind live_progress live_runs local_column local_type match_columns may_be_dropped name_after name_of '
     'name_problem note_write open_source owns plan_added plan_dropped plan_evolution plan_key plan_names plan_nullable '
