@@ -27,12 +27,13 @@
 #include "query/query.h"
 #include "source/source.h"
 #include "utils/array.h"
+#include "utils/lsyscache.h"
 
 /* Sampled rows for each range, and how many may have gone: a range is then rarely more than twice what it should be. */
 #define SAMPLES_PER_RANGE 50
 #define MIN_SAMPLES_PER_RANGE 10
 
-/* Sampled rows in all: the statement has half a megabyte then. */
+/* Sampled rows in all: the statement has 300 kB then. */
 #define MAX_SAMPLES 20000
 
 /* Bounds from the statistics of the first key column; NULL if they say nothing. */
@@ -59,20 +60,51 @@ bounds_by_statistics(TsyncLoad *load, int64 range_rows, int *nbounds)
 	return bounds;
 }
 
+/* Keys of sampled rows, in the source's order: of each column an array. */
+typedef struct Sample
+{
+	int			count;
+	Datum	   *values[INDEX_MAX_KEYS];
+} Sample;
+
+/* Take a column of the sampled keys from the only row of SPI_tuptable. */
+static void
+take_column(TsyncTable *ranged, Sample *sample, int column, int at_most)
+{
+	Oid			type = ranged->keys[column]->type;
+	bool		isnull;
+	Datum		value = tsync_result_datum(0, column + 1, &isnull);
+	ArrayType  *array;
+	int16		length;
+	bool		byval;
+	char		align;
+	int			count = 0;
+
+	if (!isnull)
+	{
+		array = DatumGetArrayTypePCopy(value);
+		if (SPI_gettypeid(SPI_tuptable->tupdesc, column + 1) != get_array_type(type) ||
+			ARR_ELEMTYPE(array) != type || ARR_NDIM(array) > 1 || array_contains_nulls(array))
+			tsync_refuse_answer(ranged, "a sample of keys that are none");
+		get_typlenbyvalalign(type, &length, &byval, &align);
+		deconstruct_array(array, type, length, byval, align, &sample->values[column], NULL, &count);
+	}
+	if (count > at_most || (column > 0 && count != sample->count))
+		tsync_refuse_answer(ranged, "a sample of keys that does not fit the question");
+	sample->count = count;
+}
+
 /* Every so many'th of the sampled keys, in their order. */
 static char **
-choose_bounds(TsyncTable *ranged, TsyncRowSet *sample, int nranges, int *nbounds)
+choose_bounds(TsyncTable *ranged, Sample *sample, int nranges, int *nbounds)
 {
 	char	  **bounds = palloc(Max(nranges, 1) * ranged->nrange * sizeof(char *));
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(sample->tupdesc, &TTSOpsMinimalTuple);
 
-	*nbounds = 0;
-	tsync_rowset_start(sample);
-	for (int64 i = 0; i < sample->count && tsync_rowset_next(sample, slot); i++)
-		if (*nbounds + 1 < nranges && i >= sample->count * (*nbounds + 1) / nranges)
-			memcpy(bounds + (*nbounds)++ * ranged->nrange, tsync_key_of_slot(ranged, slot),
-				   ranged->nrange * sizeof(char *));
-	ExecDropSingleTupleTableSlot(slot);
+	for (*nbounds = 0; *nbounds + 1 < nranges; (*nbounds)++)
+		for (int i = 0; i < ranged->nrange; i++)
+			bounds[*nbounds * ranged->nrange + i] =
+				tsync_value_to_text(ranged->keys[i]->type,
+									sample->values[i][(int64) sample->count * (*nbounds + 1) / nranges]);
 	return bounds;
 }
 
@@ -84,17 +116,16 @@ bounds_by_sample(TsyncLoad *load, int64 range_rows, int *nbounds)
 	TsyncSource *source = load->source;
 	int			wanted = (int) Min(source->estimate / range_rows + 1, MAX_SAMPLES / MIN_SAMPLES_PER_RANGE);
 	int			nsamples = Min(wanted * SAMPLES_PER_RANGE, MAX_SAMPLES);
-	TsyncRowSet sample;
-	char	  **bounds;
+	Sample		sample = {0};
 
-	tsync_rowset_init(&sample, "tsync_sample", tsync_key_desc(ranged, 0));
-	tsync_select_at_most(ranged, TSYNC_SOURCE,
-						 tsync_sql_sample(ranged, source->blocks, (int64) (source->estimate / source->blocks), nsamples),
-						 &sample, nsamples);
-	bounds = choose_bounds(ranged, &sample, (int) Min(wanted, sample.count / MIN_SAMPLES_PER_RANGE), nbounds);
-	tsync_rowset_clear(&sample);
-	tuplestore_end(sample.rows);
-	return bounds;
+	if (tsync_select(ranged, TSYNC_SOURCE,
+					 tsync_sql_sample(ranged, source->blocks, (int64) (source->estimate / source->blocks), nsamples),
+					 NULL) != 1)
+		elog(ERROR, "sample of keys did not return one row");
+	for (int i = 0; i < ranged->nrange; i++)
+		take_column(ranged, &sample, i, nsamples);
+	SPI_freetuptable(SPI_tuptable);
+	return choose_bounds(ranged, &sample, Min(wanted, sample.count / MIN_SAMPLES_PER_RANGE), nbounds);
 }
 
 /*

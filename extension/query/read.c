@@ -274,10 +274,12 @@ tsync_sql_boundary(TsyncTable *table, TsyncRange *range, int prefix, int64 rows)
 }
 
 /*
- * The keys of some rows of the source, in its own order: of rows that lie at
- * equal distances in its blocks, each at another place in its block.  There are fewer
- * rows than samples, as far as there is no row at a place.  Each place is named twice:
- * the planner then expects more rows than the LIMIT lets through, and ships it.
+ * The keys of some rows of the source, in its own order, as an array for each
+ * key column: of rows that lie at equal distances in its blocks, each at another place
+ * in its block.  They are fewer than samples, as far as there is no row at a place.
+ * An array is sorted by the aggregate itself, where sessions of ours have no
+ * other sort (source/connection.c); what is sorted by first is false of all rows, lest
+ * an index be read from end to end for their order.
  */
 char *
 tsync_sql_sample(TsyncTable *table, int64 blocks, int64 rows_per_block, int samples)
@@ -285,15 +287,18 @@ tsync_sql_sample(TsyncTable *table, int64 blocks, int64 rows_per_block, int samp
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_keys(&buf, table, 0, table->nkeys, "");
+	for (int i = 0; i < table->nkeys; i++)
+	{
+		appendStringInfo(&buf, "%s pg_catalog.array_agg(%s ORDER BY ctid OPERATOR(pg_catalog.=) '(0,0)'::pg_catalog.tid, ",
+						 i == 0 ? "SELECT" : ",", table->keys[i]->quoted);
+		tsync_append_keys(&buf, table, 0, table->nkeys, "");
+		appendStringInfoChar(&buf, ')');
+	}
 	appendStringInfo(&buf, " FROM %s WHERE ctid OPERATOR(pg_catalog.=) ANY ('{", table->source_sql);
-	for (int i = 0; i < samples * 2; i++)
+	for (int i = 0; i < samples; i++)
 		appendStringInfo(&buf, "%s\"(" INT64_FORMAT "," INT64_FORMAT ")\"", i > 0 ? "," : "",
-						 (int64) ((double) blocks * (i % samples) / samples), (i % samples) % Max(rows_per_block, 1) + 1);
-	appendStringInfoString(&buf, "}'::pg_catalog.tid[]) ORDER BY ");
-	tsync_append_keys(&buf, table, 0, table->nkeys, "");
-	appendStringInfo(&buf, " LIMIT %d", samples);
+						 (int64) ((double) blocks * i / samples), i % Max(rows_per_block, 1) + 1);
+	appendStringInfoString(&buf, "}'::pg_catalog.tid[])");
 	return buf.data;
 }
 
