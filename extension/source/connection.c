@@ -118,8 +118,9 @@ tsync_name_timeout(ErrorData *edata)
 	if (!tsync_source_timed_out(edata) || current_limit <= 0 || strstr(edata->message, "user request") ||
 		edata->context == NULL || strstr(edata->context, "remote SQL command") == NULL)
 		return;
-	edata->detail = psprintf("The source reported: %s.", edata->message);
-	edata->message = psprintf("a statement took longer at the source than the %d ms that it may", current_limit);
+	edata->detail = psprintf("The source reported: %s. The limit is %d ms, unless the options of the foreign server set another one.",
+							 edata->message, current_limit);
+	edata->message = pstrdup("a statement took longer at the source than it may");
 	tsync_begin_in(CurrentMemoryContext);
 	edata->hint = psprintf("Run when the source is less busy; or increase %s, for example by ALTER ROLE %s SET %s = '%d s';", parameter,
 						   quote_identifier(GetUserNameFromId(GetUserId(), false)), parameter, current_limit / 500 + 1);

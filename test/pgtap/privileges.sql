@@ -35,7 +35,7 @@ SELECT is(pg_temp.functions('tablesync', true),
     'check_source check_source_kind check_source_server check_source_session column_definitions column_hint create_source '
     'create_view cron_field cron_home cron_next cron_schedule dependent_views describe_problems describe_retyped '
     'drop_unless_used drop_views due enable evolve fail_check first_column_bounds fits_or_fails foreign_column_statements forget group_members '
-    'has_key_index has_source_key home is_hanging is_missed is_moved job_definition job_prefix known_shape label_statements '
+    'has_key_index has_source_key home is_bytewise is_hanging is_missed is_moved job_definition job_prefix known_shape label_statements '
     'lags_behind live_progress live_runs local_column local_type match_columns may_be_dropped name_after name_of '
     'name_problem note_write open_source owns plan_added plan_dropped plan_evolution plan_key plan_names plan_nullable '
     'plan_problem plan_retyped preflight_collation preflight_connection preflight_estimate preflight_key preflight_mapping '
@@ -45,7 +45,7 @@ SELECT is(pg_temp.functions('tablesync', true),
     'refuse_steps register remote_name remote_role rename_columns replica_columns restore_privileges row_width run_scheduled '
     'run_status schedule schedule_job sees set_source_options shape_core shape_here short_name smallest_value source_bounds '
     'source_catalog source_catalog_columns source_columns source_counters source_horizon source_identity source_key '
-    'source_kind_problem source_layout source_relation source_shape source_tables source_target source_time stands_for '
+    'source_kind_problem source_layout source_relation source_shape source_sorts_bytes source_tables source_target source_time stands_for '
     'subdivide try_add try_check try_run try_worker type_problem unreadable_columns unschedule unused_name view_state '
     'wanted_name watch watch_prefix widens with_numbers worker_slots xid_precedes'
     , 'called by the former, with the rights of who called them');

@@ -11,7 +11,15 @@ use PostgreSQL::Test::Utils;
 use TablesyncTest;
 use Test::More;
 
-my ($source, $target) = start_pair();
+my ($source, $target) = start_pair(source => { conf => "autovacuum = off\nlog_statement = all\nlog_line_prefix = '%p '" });
+
+# a database that sorts as people do, next to one that sorts by bytes
+$source->safe_psql('postgres', q{CREATE DATABASE people TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en-US'});
+$source->safe_psql('people', 'GRANT USAGE ON SCHEMA public TO reader; ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO reader');
+$target->safe_psql('postgres', q{
+	CREATE SERVER people FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '} . $source->port . q{', dbname 'people');
+	GRANT USAGE ON FOREIGN SERVER people TO app;
+	CREATE USER MAPPING FOR app SERVER people OPTIONS (user 'reader', password 'read-only')});
 
 # --- an answer that keeps coming, and one that stops ---
 
@@ -110,12 +118,142 @@ like(app_sql($target, "SELECT sqlstate, message, hint FROM tablesync.run WHERE r
 set_rate(1e9);
 
 # what the source has ended itself is not called silence
-$target->safe_psql('postgres', q{ALTER ROLE app SET tablesync.statement_timeout = '1ms'});
+$target->safe_psql('postgres', q{ALTER SERVER slow OPTIONS (ADD options '-c row_security=off -c default_transaction_read_only=on -c lc_monetary=C -c statement_timeout=1')});
 like(app_fails($target, q{SELECT tablesync_run('wide')}),
-	qr/ERROR:  57014: a statement took longer at the source than the 1 ms that it may.*DETAIL:  The source reported: canceling statement due to statement timeout\..*HINT:  .*ALTER ROLE app SET tablesync.statement_timeout = /s,
+	qr/ERROR:  57014: a statement took longer at the source than it may.*DETAIL:  The source reported: canceling statement due to statement timeout\. The limit is 2000 ms, unless .*HINT:  .*ALTER ROLE app SET tablesync.statement_timeout = /s,
 	'a time limit of the source is named');
-$target->safe_psql('postgres', q{ALTER ROLE app RESET tablesync.statement_timeout});
+$target->safe_psql('postgres', q{ALTER SERVER slow OPTIONS (DROP options); ALTER ROLE app RESET tablesync.statement_timeout});
 is(run_counts($target, 'wide') =~ s/\|.*//r, 'succeeded', 'the next run completes it');
 is_replica($source, $target, 'wide', 'wide', 'identical');
+kill 'TERM', $proxy;
+undef $proxy;
+
+# --- a load is cut, whatever the key ---
+
+my $text = q{translate(md5(i::text), '0123456789abcdef', 'aAbBäÄzZ-_ ''"\éß')};
+my %keys = (
+	# nearly all rows are those of one tenant
+	tenants => { columns => 'tenant integer, id bigint', names => 'tenant, id', key => 'CASE WHEN i % 100 = 0 THEN i % 7 ELSE 3 END, i', rows => 420_000 },
+	# the first column says nothing, and nobody knows a smallest numeric
+	numbers => { columns => 'kind smallint, n numeric, at timestamptz', names => 'kind, n, at',
+		key => q{1, CASE WHEN i % 3 = 0 THEN 'NaN'::numeric ELSE i % 1000 / 7.0 END, timestamptz '2020-01-01' + i * interval '1 s'}, rows => 120_000 },
+	days => { columns => 'day date, u uuid', names => 'day, u', key => q{date '2020-01-01' + i % 2, md5(i::text)::uuid}, rows => 120_000 },
+	# text, in a database with another order than ours, with ours, and with a collation that says so
+	words => { database => 'people', columns => 'word text', names => 'word', key => $text, rows => 320_000 },
+	places => { database => 'people', columns => 'a smallint, place varchar(40)', names => 'a, place', key => "i % 3, $text", rows => 120_000 },
+	codes => { database => 'people', columns => 'code text COLLATE "C", id integer', names => 'code, id', key => "left($text, 1), i", rows => 120_000 },
+	bytes => { columns => 'word char(34), id integer', names => 'word, id', key => "$text, i", rows => 120_000 });
+
+sub database_of { return $keys{ $_[0] }{database} // 'postgres' }
+
+# Are source and replica the same, row by row, in an order that both sides agree on?
+sub is_same
+{
+	my ($table, $name) = @_;
+	my $rows = "SELECT count(*), sum(hashtextextended(t::text, 0)) FROM $table t";
+	my $wanted = $source->safe_psql(database_of($table), $rows);
+	is($target->safe_psql('postgres', $rows), $wanted, $name);
+	is(app_sql($target, qq{SELECT (proof->>'equal')::boolean AND status = 'succeeded' FROM tablesync_runs
+		WHERE replica = '$table'::regclass ORDER BY run_id DESC LIMIT 1}), 't', "$name, and proved");
+	return;
+}
+
+my $log_offset = 0;
+
+# Statements that read whole rows of a table, since this was last asked, and processes that sent them.
+sub reads
+{
+	my ($table) = @_;
+	my $log = slurp_file($source->logfile, $log_offset);
+	$log_offset += length $log;
+	my (%statements, %processes);
+	while ($log =~ /^(\d+) LOG:  [^\n]*\n\tSELECT (?!count|array_)([^\n]* FROM public\.$table WHERE \(\((?!ctid)[^\n]*)/mg)
+	{
+		$processes{$1} = 1;
+		$statements{$2} = 1;
+	}
+	return (scalar keys %statements, scalar keys %processes);
+}
+
+for my $table (sort keys %keys)
+{
+	my $k = $keys{$table};
+	$source->safe_psql(database_of($table), qq{
+		CREATE TABLE $table ($k->{columns}, note varchar(50), seq integer, PRIMARY KEY ($k->{names}));
+		INSERT INTO $table SELECT $k->{key}, 'note ' || i, i FROM generate_series(1, $k->{rows}) i;
+		VACUUM ANALYZE $table});
+	my $server = $k->{database} ? 'people' : 'src';
+	app_sql($target, "SELECT tablesync_add('$table', '$server', 'public.$table', fingerprint => 'row', workers => 3, chunk_rows => 20000)");
+}
+
+# two of them are stopped in the middle: what is left is shared among processes
+for my $table (qw(tenants words))
+{
+	my $k = $keys{$table};
+	my $locker = $source->background_psql(database_of($table));
+	app_sql($target, "SELECT tablesync_alter('$table', max_source_load => 0.05)");
+	my $run = app_sql($target, "SELECT run_id FROM tablesync_run('$table', wait => false)");
+	wait_until($target, "SELECT count(*) FILTER (WHERE loaded) >= 1 FROM tablesync.chunk WHERE replica = '$table'::regclass");
+	app_sql($target, "SELECT tablesync_cancel('$table')");
+	is(app_sql($target, "SELECT tablesync_wait($run)"), 'cancelled', "$table: begun");
+	my ($ranges, $largest) = split /\|/, app_sql($target, "SELECT count(*), max(rows) FROM tablesync.chunk WHERE replica = '$table'::regclass");
+	cmp_ok($ranges, '>=', int($k->{rows} / 100_000), "$table: $ranges ranges");
+	cmp_ok($largest, '<', 200_000, "$table: none of them is large");
+	app_sql($target, "SELECT tablesync_alter('$table', max_source_load => 1)");
+	$locker->query_safe("BEGIN; LOCK TABLE $table");
+	$run = app_sql($target, "SELECT run_id FROM tablesync_run('$table', wait => false)");
+	wait_until($source, q{SELECT count(*) = 3 FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%' AND wait_event_type = 'Lock'});
+	$locker->query_safe('COMMIT');
+	$locker->quit;
+	is(app_sql($target, "SELECT tablesync_wait($run)"), 'succeeded', "$table: three processes load the rest");
+	is_same($table, "$table: identical");
+}
+
+for my $table (grep { !/tenants|words/ } sort keys %keys)
+{
+	reads($table);
+	is(run_counts($target, $table), "succeeded|$keys{$table}{rows}|0|0", "$table: loaded");
+	my ($statements, $processes) = reads($table);
+	cmp_ok($statements, '>=', 2, "$table: by $statements statements");
+	cmp_ok($statements, '<', 20, "$table: which are no pages");
+	is_same($table, "$table: identical");
+}
+
+# --- and so is a scan, where both sides sort the key alike ---
+
+my $chunks = q{SELECT count(*) FROM tablesync.chunk WHERE replica = };
+for my $table (sort keys %keys)
+{
+	is(run_counts($target, $table), 'succeeded|0|0|0', "$table: nothing to do");
+	my $count = app_sql($target, "$chunks '$table'::regclass");
+	if ($table eq 'words') { is($count, 1, "$table: one chunk") }
+	else { cmp_ok($count, '>=', $table eq 'places' ? 1 : $keys{$table}{rows} / 60_000, "$table: $count chunks") }
+}
+
+# --- nothing is missed: random changes, in one snapshot and chunk by chunk ---
+
+my $seed = $ENV{TABLESYNC_SEED} // time;
+srand $seed;
+for my $round (1 .. 2)
+{
+	for my $table (sort keys %keys)
+	{
+		my $k = $keys{$table};
+		my $some = "seq % 5003 = " . int(rand(5003));
+		my $more = $k->{rows} + $round * 1000;
+		my $key = $k->{key} =~ s/\bi\b/(i + $more)/gr;
+		$source->safe_psql(database_of($table), qq{
+			DELETE FROM $table WHERE $some;
+			UPDATE $table SET note = 'changed ' || $round WHERE seq % 4001 = @{[ int(rand(4001)) ]};
+			INSERT INTO $table SELECT $key, 'new', i FROM generate_series(1, 30) i ON CONFLICT DO NOTHING});
+		app_sql($target, "SELECT tablesync_alter('$table', consistency => '@{[ rand() < 0.5 ? 'chunk' : 'snapshot' ]}')");
+		like(run_counts($target, $table), qr/^succeeded\|[1-9]\d*\|[1-9]\d*\|[1-9]\d*$/, "$table: changes (seed $seed)");
+		is_same($table, "$table: identical after them");
+	}
+}
+for my $table (qw(tenants words codes))
+{
+	is(app_sql($target, "SELECT count(*) FROM tablesync_verify('$table')"), 0, "$table: verified");
+}
 
 done_testing();
