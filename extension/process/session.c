@@ -86,7 +86,7 @@ tsync_begin_recording(void)
 static void
 handle_source_timeout(void)
 {
-	if (++quiet_ticks < SOURCE_TICKS)
+	if (source_silent || ++quiet_ticks < SOURCE_TICKS)
 		return;
 	source_silent = true;
 	InterruptPending = true;

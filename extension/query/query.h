@@ -25,7 +25,7 @@ typedef struct TsyncColumn
 	bool		nullable;
 	bool		opaque;			/* no hash is the same at both ends */
 	bool		refetch;		/* to be fetched for all rows, see evolve.c */
-	bool		bytewise;		/* text that both sides sort by its bytes */
+	Oid			bytewise_collation; /* ours, of text that both sides sort by its bytes */
 } TsyncColumn;
 
 /* A replica and its source, as SQL text sees them. */

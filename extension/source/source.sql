@@ -570,7 +570,7 @@ COMMENT ON FUNCTION tablesync.known_shape(jsonb, jsonb) IS 'a source''s new shap
 /* Columns that a replica has in common with its source. */
 CREATE FUNCTION tablesync.replica_columns(replica regclass)
 RETURNS TABLE (column_name name, type bigint, typmod integer, nullable boolean, key_position integer,
-               is_version boolean, problem text, refetch boolean, other_type boolean, bytewise boolean)
+               is_version boolean, problem text, refetch boolean, other_type boolean, bytewise_collation bigint)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -590,7 +590,7 @@ AS $$
            s."column" = ANY (t.refetch),
            regexp_replace(s.type, '\([^)]*\)', '') <> regexp_replace(format_type(f.atttypid, f.atttypmod), '\([^)]*\)', '')
                AND NOT (f.atttypid IN ('text'::regtype, 'varchar'::regtype) AND s.type ~ '^(text|character varying)(\(\d+\))?$'),
-           s.bytewise AND tablesync.is_bytewise(r.attcollation)
+           CASE WHEN s.bytewise AND tablesync.is_bytewise(r.attcollation) THEN r.attcollation::bigint END
     FROM tablesync.replica t
     CROSS JOIN LATERAL ROWS FROM (
         jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean, type text, bytewise boolean)

@@ -180,8 +180,9 @@ for my $table (sort keys %keys)
 	my $k = $keys{$table};
 	$source->safe_psql(database_of($table), qq{
 		CREATE TABLE $table ($k->{columns}, note varchar(50), seq integer, PRIMARY KEY ($k->{names}));
-		INSERT INTO $table SELECT $k->{key}, 'note ' || i, i FROM generate_series(1, $k->{rows}) i;
-		VACUUM ANALYZE $table});
+		INSERT INTO $table SELECT $k->{key}, 'note ' || i, i FROM generate_series(1, 110000) i;
+		VACUUM ANALYZE $table;    -- which is the last that the statistics hear of it
+		INSERT INTO $table SELECT $k->{key}, 'note ' || i, i FROM generate_series(110001, $k->{rows}) i});
 	my $server = $k->{database} ? 'people' : 'src';
 	app_sql($target, "SELECT tablesync_add('$table', '$server', 'public.$table', fingerprint => 'row', workers => 3, chunk_rows => 20000)");
 }
@@ -255,5 +256,31 @@ for my $table (qw(tenants words codes))
 {
 	is(app_sql($target, "SELECT count(*) FROM tablesync_verify('$table')"), 0, "$table: verified");
 }
+
+# --- a column that says how it is sorted, in a database here that sorts otherwise ---
+
+$target->safe_psql('postgres', q{CREATE DATABASE people TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en-US'});
+$target->safe_psql('people', q{
+	CREATE EXTENSION tablesync CASCADE;
+	GRANT CREATE ON SCHEMA public TO app;
+	CREATE SERVER people FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '} . $source->port . q{', dbname 'people');
+	GRANT USAGE ON FOREIGN SERVER people TO app;
+	CREATE USER MAPPING FOR app SERVER people OPTIONS (user 'reader', password 'read-only')});
+sub people_sql { return $target->safe_psql('people', $_[0], extra_params => [ '-U', 'app' ]) }
+
+$source->safe_psql('people', qq{
+	CREATE TABLE mixed (code text COLLATE "C", id integer, note text, plain text, PRIMARY KEY (code, id));
+	INSERT INTO mixed SELECT left($text, 3), i, 'n', $text FROM generate_series(1, 3000) i});
+people_sql(q{SELECT tablesync_add('mixed', 'people', 'public.mixed', chunk_rows => 100)});
+is(people_sql(q{SELECT status, inserted FROM tablesync_run('mixed')}), 'succeeded|3000', 'sorted otherwise here: loaded');
+cmp_ok(people_sql(q{SELECT count(*) FROM tablesync.chunk WHERE lower_key IS NOT NULL}), '>', 10, 'in chunks');
+$source->safe_psql('people', q{UPDATE mixed SET note = 'changed' WHERE id % 50 = 7; DELETE FROM mixed WHERE id % 50 = 8; INSERT INTO mixed SELECT code, id + 10000, 'new' FROM mixed WHERE id % 50 = 9});
+is(people_sql(q{SELECT status, inserted, updated, deleted FROM tablesync_run('mixed')}), 'succeeded|60|60|60', 'changes');
+people_sql(q{UPDATE mixed SET note = 'mine' WHERE id % 50 = 17; DELETE FROM mixed WHERE id % 50 = 18; INSERT INTO mixed SELECT code, id + 20000, 'mine' FROM mixed WHERE id % 50 = 19 AND id < 10000});
+is(people_sql(q{SELECT difference, count(*) FROM tablesync_verify('mixed', repair => true) GROUP BY 1 ORDER BY 1}),
+	"different|60\nmissing at source|60\nmissing here|60", 'what somebody has written here');
+is(people_sql(q{SELECT count(*) FROM tablesync_verify('mixed')}), 0, 'verified');
+is(people_sql('SELECT count(*), sum(hashtextextended(t::text, 0)) FROM mixed t'),
+	$source->safe_psql('people', 'SELECT count(*), sum(hashtextextended(t::text, 0)) FROM mixed t'), 'identical');
 
 done_testing();
