@@ -55,9 +55,7 @@ bounds_by_statistics(TsyncLoad *load, int64 range_rows, int *nbounds)
 	tsync_source_answered();
 	bounds = tsync_result_texts(0, 1, nbounds);
 	SPI_freetuptable(SPI_tuptable);
-	if (*nbounds < 0 || *nbounds % load->ranged->nrange != 0)
-		tsync_refuse_answer(load->table, "a list of bounds that is none");
-	*nbounds /= load->ranged->nrange;
+	*nbounds = Max(*nbounds, 0) / load->ranged->nrange;
 	return bounds;
 }
 
@@ -81,11 +79,13 @@ take_column(TsyncTable *ranged, Sample *sample, int column, int at_most)
 	char		align;
 	int			count = 0;
 
+	/* of a table that has got other columns since, it would be none */
+	if (SPI_gettypeid(SPI_tuptable->tupdesc, column + 1) != get_array_type(type))
+		elog(ERROR, "a sample of keys is not of their type");
 	if (!isnull)
 	{
 		array = DatumGetArrayTypePCopy(value);
-		if (SPI_gettypeid(SPI_tuptable->tupdesc, column + 1) != get_array_type(type) ||
-			ARR_ELEMTYPE(array) != type || ARR_NDIM(array) > 1 || array_contains_nulls(array))
+		if (ARR_ELEMTYPE(array) != type || ARR_NDIM(array) > 1 || array_contains_nulls(array))
 			tsync_refuse_answer(ranged, "a sample of keys that are none");
 		get_typlenbyvalalign(type, &length, &byval, &align);
 		deconstruct_array(array, type, length, byval, align, &sample->values[column], NULL, &count);
