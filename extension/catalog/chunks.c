@@ -11,6 +11,7 @@
 #include "tablesync.h"
 
 #include "access/xact.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "catalog/tables.h"
 #include "execute/execute.h"
@@ -100,7 +101,9 @@ compare_bounds(TsyncTable *table, Datum *a, Datum *b)
 	for (int i = 0; i < table->nrange; i++)
 	{
 		TypeCacheEntry *type = lookup_type_cache(table->keys[i]->type, TYPECACHE_CMP_PROC_FINFO);
-		int			order = DatumGetInt32(FunctionCall2(&type->cmp_proc_finfo, a[i], b[i]));
+
+		/* text bounds ranges only where both sides sort it by its bytes */
+		int			order = DatumGetInt32(FunctionCall2Coll(&type->cmp_proc_finfo, C_COLLATION_OID, a[i], b[i]));
 
 		if (order != 0)
 			return order;

@@ -20,11 +20,14 @@
 #include "utils/lsyscache.h"
 #include "utils/resowner.h"
 
-/* Record which indexes a bulk load leaves alone, and its ranges. */
+/*
+ * Record which indexes a bulk load leaves alone, and its ranges.  Of a bound there
+ * are as many texts as the table has columns that bound ranges.
+ */
 void
 tsync_plan_ranges(TsyncTable *table, List *indexes, char **bounds, int nbounds)
 {
-	Oid			types[] = {OIDOID, OIDARRAYOID, TEXTARRAYOID};
+	Oid			types[] = {OIDOID, OIDARRAYOID, TEXTARRAYOID, INT4OID};
 	Datum	   *oids = palloc(list_length(indexes) * sizeof(Datum));
 	ListCell   *lc;
 
@@ -34,10 +37,22 @@ tsync_plan_ranges(TsyncTable *table, List *indexes, char **bounds, int nbounds)
 	Datum		values[] = {
 		ObjectIdGetDatum(table->relid),
 		PointerGetDatum(construct_array(oids, list_length(indexes), OIDOID, sizeof(Oid), true, TYPALIGN_INT)),
-		tsync_texts_datum(bounds, nbounds)
+		tsync_texts_datum(bounds, nbounds * table->nrange),
+		Int32GetDatum(table->nrange)
 	};
 
-	tsync_record("SELECT tablesync.record_bulk_load($1::regclass, $2, $3)", lengthof(types), types, values, NULL);
+	tsync_record("SELECT tablesync.record_bulk_load($1::regclass, $2, $3, $4)", lengthof(types), types, values, NULL);
+}
+
+/* Are the planned ranges bounded by as many columns as the table says? */
+bool
+tsync_are_ranges_of(TsyncTable *table)
+{
+	Oid			types[] = {OIDOID, INT4OID};
+	Datum		values[] = {ObjectIdGetDatum(table->relid), Int32GetDatum(table->nrange)};
+
+	return tsync_record("SELECT FROM tablesync.all_chunks WHERE replica = $1::regclass AND cardinality(lower_key) <> $2 LIMIT 1",
+						lengthof(types), types, values, NULL) == 0;
 }
 
 /*
@@ -91,13 +106,45 @@ tsync_count_ranges(TsyncTable *table, int64 *done, int64 *total, int64 *rows)
 	tsync_commit();
 }
 
+/*
+ * Make one chunk of the ranges of a load: their bounds are in the source's order,
+ * which need not be ours, but what they hold adds up.
+ */
+static void
+merge_ranges(TsyncTable *table)
+{
+	Oid			types[] = {OIDOID, INT8OID, INT8OID, BOOLOID};
+	Datum		values[lengthof(types)] = {ObjectIdGetDatum(table->relid)};
+	TsyncDigest sum = {0, 0};
+	bool		known = true;
+	bool		stale = false;
+	uint64		nranges = tsync_record_oid("SELECT rows, digest, stale FROM tablesync.all_chunks WHERE replica = $1::regclass",
+										   table->relid);
+
+	for (uint64 i = 0; i < nranges; i++)
+	{
+		tsync_add_digest(&sum, (TsyncDigest) {tsync_result_int64(i, 1), (uint64) tsync_result_int64(i, 2)});
+		known &= tsync_result_text(i, 2) != NULL;
+		stale |= tsync_result_bool(i, 3);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	values[1] = Int64GetDatum(sum.rows);
+	values[2] = Int64GetDatum((int64) sum.sum);
+	values[3] = BoolGetDatum(stale);
+	tsync_record_oid("DELETE FROM tablesync.all_chunks WHERE replica = $1::regclass AND chunk_no > 0", table->relid);
+	tsync_record("UPDATE tablesync.all_chunks SET rows = $2, digest = $3, stale = $4 WHERE replica = $1::regclass",
+				 lengthof(types), types, values, known ? NULL : "  n ");
+}
+
 /* Build the indexes that the load has left alone: with them, it is complete. */
 void
-tsync_end_bulk_load(Oid relid)
+tsync_end_bulk_load(TsyncTable *table)
 {
-	tsync_catalog_execute_oid("SELECT tablesync.build_indexes($1::regclass)", relid);
+	tsync_catalog_execute_oid("SELECT tablesync.build_indexes($1::regclass)", table->relid);
+	if (table->nrange < table->nkeys)
+		merge_ranges(table);
 	tsync_record_oid("UPDATE tablesync.all_replicas SET loaded = true, load_indexes = NULL WHERE replica = $1::regclass",
-					 relid);
+					 table->relid);
 }
 
 /*

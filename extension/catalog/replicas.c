@@ -49,7 +49,7 @@ tsync_read_columns(TsyncReplica *replica)
 	int			bytes = 0;
 
 	table->ncolumns = tsync_catalog_execute_oid("SELECT column_name, type, typmod, nullable,"
-												" key_position, is_version, problem, refetch, coalesce(other_type, false)"
+												" key_position, is_version, problem, refetch, coalesce(other_type, false), bytewise_collation"
 												" FROM tablesync.replica_columns($1::regclass)",
 												table->relid);
 	table->columns = palloc0(Max(table->ncolumns, 1) * sizeof(TsyncColumn));
@@ -68,6 +68,7 @@ tsync_read_columns(TsyncReplica *replica)
 		column->nullable = tsync_result_bool(i, 4);
 		column->refetch = tsync_result_bool(i, 8);
 		column->opaque = !tsync_can_hash(column->type) || tsync_result_bool(i, 9);
+		column->bytewise_collation = (Oid) tsync_result_int64(i, 10);
 		if (key_position > 0 && key_position <= table->ncolumns)	/* it comes from a table, and is an index below */
 		{
 			table->keys[key_position - 1] = column;
@@ -100,7 +101,7 @@ tsync_read_columns(TsyncReplica *replica)
 			i = -1;				/* look at all of them again */
 		}
 	while (table->nrange < table->nkeys &&
-		   tsync_orders_alike(table->keys[table->nrange]->type))
+		   (OidIsValid(table->keys[table->nrange]->bytewise_collation) || tsync_orders_alike(table->keys[table->nrange]->type)))
 		table->nrange++;
 }
 

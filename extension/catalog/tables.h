@@ -182,10 +182,11 @@ extern void tsync_write_digest(TsyncTable *table, TsyncChunk *chunk);
 
 /* in ranges.c */
 extern void tsync_plan_ranges(TsyncTable *table, List *indexes, char **bounds, int nbounds);
+extern bool tsync_are_ranges_of(TsyncTable *table);
 extern TsyncChunk *tsync_claim_range(TsyncTable *table);
 extern void tsync_finish_range(TsyncTable *table, TsyncChunk *range, TsyncDigest digest);
 extern void tsync_count_ranges(TsyncTable *table, int64 *done, int64 *total, int64 *rows);
-extern void tsync_end_bulk_load(Oid relid);
+extern void tsync_end_bulk_load(TsyncTable *table);
 extern bool tsync_is_sorting(int pid);
 extern void tsync_undo_bulk_load(TsyncTable *table);
 

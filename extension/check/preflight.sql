@@ -377,12 +377,12 @@ BEGIN
                                      'A column like that can''t be replicated exactly. Leave the table out, or change the collation.');
     END IF;
     SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) INTO sorted
-    FROM pg_attribute a
-    WHERE a.attrelid = settings.replica AND a.attname = ANY (settings.key_columns) AND a.attcollation <> 0;
+    FROM pg_attribute a JOIN tablesync.replica_columns(settings.replica) c ON c.column_name = a.attname
+    WHERE a.attrelid = settings.replica AND a.attname = ANY (settings.key_columns) AND a.attcollation <> 0 AND c.bytewise_collation IS NULL;
     detail := 'the key does not depend on how text is sorted';
     IF sorted IS NOT NULL THEN
         detail := format('key column %s is text, and the two sides may sort it differently', sorted);
-        hint := 'Nothing to do. Only key columns before it divide the table into chunks; if it is the first one, one statement reads the whole table.';
+        hint := 'Nothing to do. Only key columns before it divide the table into chunks; if it is the first one, one statement scans the whole table.';
     END IF;
 END
 $$;

@@ -158,6 +158,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	RowReceiver *receiver = (RowReceiver *) self;
 	MemoryContext executor = MemoryContextSwitchTo(receiver->context);
 
+	tsync_source_has_spoken();	/* harmless where it is the replica's row: nobody waits for the source then */
 	/* rows that nobody has asked for must not fill a row set, which means the disk */
 	if (receiver->limit > 0 && receiver->count++ >= receiver->limit)
 		ereport(ERROR,

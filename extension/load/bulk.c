@@ -10,8 +10,8 @@
  * that are left.  The indexes, left alone meanwhile, are built after the rows.
  *
  * This works for an empty plain table where nothing else happens on INSERT
- * (tablesync.can_bulk_load) and keys that both sides order alike; load.c takes
- * all others.
+ * (tablesync.can_bulk_load); load.c takes all others.  Ranges are bounded by all
+ * key columns, in the order of the source, which alone compares them (bounds.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -34,9 +34,6 @@
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
-/* Rows that a source must have to be worth it. */
-#define MIN_BULK_ROWS 100000
-
 /* A load is not cut into more ranges than this, whatever the source says of itself. */
 #define MAX_RANGES 100000
 
@@ -52,21 +49,6 @@
 /* How often to publish the progress of all processes. */
 #define REPORT_MS 500
 
-/* A key that a query returns. */
-typedef struct KeyTarget
-{
-	TsyncTable *table;
-	char	  **key;
-} KeyTarget;
-
-static void
-take_key(TupleTableSlot *slot, void *arg)
-{
-	KeyTarget  *target = arg;
-
-	target->key = tsync_key_of_slot(target->table, slot);
-}
-
 /*
  * Read a range and hand its rows over: rows without bound in pieces of so few
  * bytes that postgres_fdw can hold them.
@@ -74,29 +56,34 @@ take_key(TupleTableSlot *slot, void *arg)
 static void
 read_range(TsyncTable *table, TsyncRange *range, TsyncRowFunction function, void *arg)
 {
+	TsyncReading reading = {.range = range};
 	TsyncDigest bytes = {0, 0};
-	KeyTarget	middle = {.table = table};
-	TsyncRange	half = *range;
+	char	  **middle = NULL;
 
 	if (table->wide)
 		bytes = tsync_select_digest(table, TSYNC_SOURCE, tsync_sql_bytes_of_range(table, range));
-	if (bytes.rows > 1 && bytes.sum > PIECE_BYTES)
-		tsync_select_each(table, TSYNC_SOURCE, tsync_sql_middle(table, range, bytes.rows / 2),
-						  tsync_key_desc(table, 0), take_key, &middle);
-	if (middle.key == NULL)
+	/* in pieces as large as can be found within a prefix of the key */
+	for (int64 rows = bytes.rows / (table->nrange + 1);
+		 middle == NULL && bytes.rows > 1 && bytes.sum > PIECE_BYTES; rows /= 2)
 	{
-		TsyncReading reading = {.range = range};
+		middle = tsync_find_bound(table, range, rows);
+		if (rows == 0)
+			break;
+	}
+	if (middle != NULL)
+	{
+		TsyncRange	half = *range;
 
-		tsync_start_reading(&reading, table);
-		tsync_select_each(table, TSYNC_SOURCE, tsync_sql_range(table, range), tsync_row_desc(table), function, arg);
-		tsync_end_reading(&reading);
+		half.upper = middle;
+		read_range(table, &half, function, arg);
+		half.lower = middle;
+		half.upper = range->upper;
+		read_range(table, &half, function, arg);
 		return;
 	}
-	half.upper = middle.key;
-	read_range(table, &half, function, arg);
-	half.lower = middle.key;
-	half.upper = range->upper;
-	read_range(table, &half, function, arg);
+	tsync_start_reading(&reading, table);
+	tsync_select_each(table, TSYNC_SOURCE, tsync_sql_range(table, range), tsync_row_desc(table), function, arg);
+	tsync_end_reading(&reading);
 }
 
 /* Put the rows of a range into the heap; returns their digest. */
@@ -108,7 +95,7 @@ write_range(TsyncLoad *load, TsyncRange *range, Relation rel)
 	/* bytes go into the heap as they come: what the statement returns must be what the table has */
 	tsync_check_desc(tsync_row_desc(load->table), RelationGetDescr(rel));
 	writer = tsync_heap_open(load->table, load->fingerprint, rel);
-	read_range(load->table, range, tsync_heap_write, writer);
+	read_range(load->ranged, range, tsync_heap_write, writer);
 	return tsync_heap_close(writer);
 }
 
@@ -129,7 +116,7 @@ insert_range(TsyncLoad *load, TsyncRange *range)
 	TsyncDigest inserted;
 
 	tsync_rowset_init(&rows, "tsync_range", tsync_row_desc(load->table));
-	read_range(load->table, range, keep_row, &rows);
+	read_range(load->ranged, range, keep_row, &rows);
 	tsync_rowset_register(&rows);
 	inserted = tsync_modify(load->table, tsync_sql_insert(load->table, rows.name, load->fingerprint));
 	SPI_unregister_relation(rows.name);
@@ -185,7 +172,7 @@ widen_connection(TsyncTable *table, TsyncRange *range)
 static bool
 load_range(TsyncLoad *load, MemoryContext range_context, bool first)
 {
-	TsyncTable *table = load->table;
+	TsyncTable *table = load->ranged;
 	TsyncChunk *range;
 	Relation	rel;
 
@@ -224,19 +211,21 @@ load_ranges(TsyncLoad *load, bool leader)
 {
 	MemoryContext range_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync range",
 														ALLOCSET_DEFAULT_SIZES);
-	int64		before = load->table->waited;
 	TimestampTz reported = 0;
 
 	for (bool first = true; load_range(load, range_context, first); first = false)
 	{
+		int64		waited = load->ranged->waited;
+
 		MemoryContextReset(range_context);
 		if (leader && TimestampDifferenceExceeds(reported, GetCurrentTimestamp(), REPORT_MS))
 		{
 			report_load(load);
 			reported = GetCurrentTimestamp();
 		}
-		tsync_rest(load->pace, load->table->waited - before, 0);
-		before = load->table->waited;
+		load->table->waited += waited;
+		load->ranged->waited = 0;
+		tsync_rest(load->pace, waited, 0);
 	}
 	MemoryContextDelete(range_context);
 }
@@ -255,6 +244,7 @@ void
 tsync_help_load(TsyncLoad *load)
 {
 	tsync_limit_source(load->table, tsync_statement_timeout);
+	load->ranged = tsync_in_source_order(load->table);
 	load_ranges(load, false);
 }
 
@@ -314,12 +304,11 @@ load_with_helpers(TsyncLoad *load, int nranges)
 
 /* Can rows of any size be read in pieces of few bytes? */
 static bool
-can_limit_bytes(TsyncTable *table)
+can_limit_bytes(TsyncTable *ranged)
 {
 	TsyncRange	everything = {0};
 
-	return !table->wide || (table->nrange == table->nkeys &&
-							tsync_sql_bytes_of_range(table, &everything) != NULL);
+	return !ranged->wide || tsync_sql_bytes_of_range(ranged, &everything) != NULL;
 }
 
 /*
@@ -331,13 +320,6 @@ can_limit_bytes(TsyncTable *table)
 static bool
 begin_bulk_load(TsyncLoad *load, int64 range_rows)
 {
-	Oid			types[] = {OIDOID, TEXTARRAYOID, FLOAT8OID, INT8OID};
-	Datum		values[] = {
-		ObjectIdGetDatum(load->table->relid),
-		(Datum) 0,
-		Float8GetDatum(load->source->estimate),
-		Int64GetDatum(Max(range_rows, (int64) (load->source->estimate / MAX_RANGES * 2)))
-	};
 	char	  **bounds = NULL;
 	int			nbounds = 0;
 	bool		possible;
@@ -346,21 +328,28 @@ begin_bulk_load(TsyncLoad *load, int64 range_rows)
 	tsync_catalog_execute_oid("SELECT tablesync.can_bulk_load($1::regclass)", load->table->relid);
 	possible = tsync_result_bool(0, 1);
 	if (possible)
-	{
-		tsync_await_source();
-		tsync_catalog_execute("SELECT b FROM tablesync.source_bounds($1::regclass, $3, $4) b",
-							  lengthof(types), types, values, " n  ");
-		tsync_source_answered();
-		bounds = tsync_result_texts(0, 1, &nbounds);
-	}
+		bounds = tsync_find_bounds(load, range_rows, &nbounds);
 	tsync_commit();
-	if (!possible || nbounds < 0 || nbounds > MAX_RANGES)
+	/* a table that nobody can cut is loaded by page: no statement is to read all of it */
+	if (!possible || nbounds > MAX_RANGES || (nbounds == 0 && load->source->estimate > range_rows * 2))
 		return false;
 
 	tsync_begin();
-	tsync_plan_ranges(load->table, tsync_suspend_indexes(load->table->relid), bounds, nbounds);
+	tsync_plan_ranges(load->ranged, tsync_suspend_indexes(load->table->relid), bounds, nbounds);
 	tsync_commit();
 	return true;
+}
+
+/* Are planned ranges bounded by what bounds them today?  Not where an older version has begun to load. */
+static bool
+are_ranges_ours(TsyncLoad *load)
+{
+	bool		ours;
+
+	tsync_begin();
+	ours = tsync_are_ranges_of(load->ranged);
+	tsync_commit();
+	return ours;
 }
 
 /*
@@ -371,17 +360,24 @@ bool
 tsync_bulk_load(TsyncLoad *load)
 {
 	TsyncTable *table = load->table;
+	int64		range_rows = Max(RANGE_ROWS, (int64) (load->source->estimate / MAX_RANGES * 2));
 	int64		done;
 	int64		total;
 
+	load->ranged = tsync_in_source_order(table);
 	if (!load->replica->state.bulk_loading)
 	{
 		/* nor where pages were loaded: ranges would bring their rows again */
-		if (!can_limit_bytes(table) || table->nrange == 0 || load->source->estimate < MIN_BULK_ROWS ||
+		if (!can_limit_bytes(load->ranged) || load->source->estimate < TSYNC_MIN_BULK_ROWS ||
 			load->replica->state.load_position != NULL)
 			return false;
-		if (!begin_bulk_load(load, RANGE_ROWS))
+		if (!begin_bulk_load(load, range_rows))
 			return false;
+	}
+	else if (!are_ranges_ours(load))
+	{
+		tsync_undo_bulk_load(table);
+		return false;
 	}
 	/* before the first row: the digests of ranges hold, but for what others note from here on */
 	open_memory(load);

@@ -103,7 +103,7 @@ end_load(void *arg)
 	tsync_begin();
 	(void) set_config_option("maintenance_work_mem", INDEX_MEMORY, PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
-	tsync_end_bulk_load(load->table->relid);
+	tsync_end_bulk_load(load->table);
 	tsync_commit();
 }
 

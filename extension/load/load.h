@@ -25,6 +25,7 @@ typedef struct TsyncLoad
 	int64		run_id;
 	TsyncReplica *replica;
 	TsyncTable *table;			/* of it */
+	TsyncTable *ranged;			/* likewise, as the source orders it; set by a bulk load */
 	TsyncFingerprint fingerprint;	/* that loaded rows are remembered by */
 	TsyncSource *source;
 	TsyncPace  *pace;
@@ -44,6 +45,9 @@ extern void tsync_load(TsyncLoad *load);
 /* in bulk.c */
 extern void tsync_help_load(TsyncLoad *load);
 extern bool tsync_bulk_load(TsyncLoad *load);
+
+/* in bounds.c */
+extern char **tsync_find_bounds(TsyncLoad *load, int64 range_rows, int *nbounds);
 
 /* in heap.c */
 extern TsyncHeapWriter *tsync_heap_open(TsyncTable *table, TsyncFingerprint fingerprint, Relation rel);

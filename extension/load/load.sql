@@ -34,7 +34,7 @@ COMMENT ON FUNCTION tablesync.subdivide(bigint[], double precision, bigint) IS '
  * same number of rows, in ascending order: from its statistics, or between the
  * smallest and the largest integer.  NULL where nothing is known.
  */
-CREATE FUNCTION tablesync.source_bounds(replica regclass, rows double precision, range_rows bigint)
+CREATE FUNCTION tablesync.first_column_bounds(replica regclass, rows double precision, range_rows bigint)
 RETURNS text[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -77,7 +77,25 @@ BEGIN
     RETURN tablesync.subdivide(ARRAY[smallest, largest], rows, range_rows);
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_bounds(regclass, double precision, bigint) IS 'values of the first key column that cut a source into ranges of about the same size';
+COMMENT ON FUNCTION tablesync.first_column_bounds(regclass, double precision, bigint) IS 'values of the first key column that cut a source into ranges of about the same size';
+
+/* The same as bounds of all key columns, one after the other: inner columns have their smallest value.  NULL where one has none. */
+CREATE FUNCTION tablesync.source_bounds(replica regclass, rows double precision, range_rows bigint)
+RETURNS text[]
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH inner_columns AS (
+        SELECT array_agg(tablesync.smallest_value(a.atttypid) ORDER BY k.n) AS smallest
+        FROM tablesync.replica t, unnest(t.key_columns) WITH ORDINALITY k (name, n)
+        JOIN pg_attribute a ON a.attrelid = $1 AND a.attname = k.name
+        WHERE t.replica = $1 AND k.n > 1)
+    SELECT array_agg(v.value ORDER BY b.n, v.n)
+    FROM inner_columns i, unnest(tablesync.first_column_bounds($1, $2, $3)) WITH ORDINALITY b (bound, n),
+         unnest(ARRAY[b.bound] || i.smallest) WITH ORDINALITY v (value, n)
+    WHERE array_position(i.smallest, NULL) IS NULL;
+$$;
+COMMENT ON FUNCTION tablesync.source_bounds(regclass, double precision, bigint) IS 'bounds of all key columns that cut a source into ranges of about the same size, by statistics of the first one';
 
 /*
  * Can rows be put straight into the heap of an empty replica, and its indexes
@@ -101,38 +119,24 @@ AS $$
        AND ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 ORDER BY a.attnum)
          = ARRAY(SELECT s.c->>'column' FROM jsonb_array_elements(t.shape) WITH ORDINALITY s (c, n) ORDER BY s.n)
        AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND (a.attisdropped OR a.attgenerated <> ''))
-       AND NOT EXISTS (SELECT FROM pg_attribute a    -- inner columns of a range's bounds
-                       WHERE a.attrelid = c.oid AND a.attname = ANY (t.key_columns[2:]) AND a.attcollation = 0
-                         AND tablesync.smallest_value(a.atttypid) IS NULL)
     FROM tablesync.replica t JOIN pg_class c ON c.oid = t.replica
     WHERE t.replica = $1;
 $$;
 COMMENT ON FUNCTION tablesync.can_bulk_load(regclass) IS 'whether rows can be put straight into the heap of an empty replica';
 
-/* Note which indexes of an empty replica are not kept up to date from here on, and plan its ranges. */
-CREATE FUNCTION tablesync.record_bulk_load(replica regclass, indexes oid[], bounds text[])
+/* Note which indexes of an empty replica are not kept up to date from here on, and plan its ranges, by bounds of so many columns. */
+CREATE FUNCTION tablesync.record_bulk_load(replica regclass, indexes oid[], bounds text[], columns integer)
 RETURNS void
-LANGUAGE plpgsql
+LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    inner_bounds text[];
-BEGIN
-    SELECT array_agg(tablesync.smallest_value(q.type) ORDER BY q.n)
-    INTO inner_bounds
-    FROM (SELECT k.n, a.atttypid, bool_or(a.attcollation <> 0) OVER (ORDER BY k.n)
-          FROM tablesync.all_replicas t, unnest(t.key_columns) WITH ORDINALITY k (name, n)
-          JOIN pg_attribute a ON a.attrelid = $1 AND a.attname = k.name
-          WHERE t.replica = $1) q (n, type, behind_text)
-    WHERE q.n > 1 AND NOT q.behind_text;    -- keys bound ranges only as far as both sides sort them alike
     UPDATE tablesync.all_replicas t SET load_indexes = indexes WHERE t.replica = $1;
     DELETE FROM tablesync.all_chunks c WHERE c.replica = $1;
     INSERT INTO tablesync.all_chunks (replica, chunk_no, lower_key, loaded)
-    SELECT $1, b.n, CASE WHEN b.n > 0 THEN ARRAY[b.bound] || inner_bounds END, false
-    FROM (SELECT 0, NULL UNION ALL SELECT u.n, u.bound FROM unnest(bounds) WITH ORDINALITY u (bound, n)) b (n, bound);
-END
+    SELECT $1, n, CASE WHEN n > 0 THEN bounds[(n - 1) * columns + 1:n * columns] END, false
+    FROM generate_series(0, cardinality(bounds) / columns) n;
 $$;
-COMMENT ON FUNCTION tablesync.record_bulk_load(regclass, oid[], text[]) IS 'plans the ranges that a bulk load brings';
+COMMENT ON FUNCTION tablesync.record_bulk_load(regclass, oid[], text[], integer) IS 'plans the ranges that a bulk load brings';
 
 /*
  * Claim the next range of a load for this transaction; no row if all are

@@ -131,6 +131,7 @@ extern void tsync_begin_recording(void);
 extern void tsync_next_turn(void);
 extern void tsync_forget_leftovers(void);
 extern void tsync_await_source(void);
+extern void tsync_source_has_spoken(void);
 extern void tsync_source_answered(void);
 extern bool tsync_source_is_silent(void);
 extern void tsync_name_silence(ErrorData *edata);

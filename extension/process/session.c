@@ -25,14 +25,20 @@
 #include "utils/memutils.h"
 #include "utils/portal.h"
 #include "utils/timeout.h"
+#include "utils/timestamp.h"
 
 /* The source's own timeout comes first, if it is alive. */
 #define SOURCE_GRACE_MS 1000
+
+/* How often the timer looks whether the source has said something, while it is waited for. */
+#define SOURCE_TICKS 8			/* silence is noticed at most an eighth too late */
 
 static volatile sig_atomic_t cancel_requested = false;
 static volatile sig_atomic_t end_requested = false;
 static volatile sig_atomic_t recording = false; /* how runs have ended: not to be cancelled */
 static volatile sig_atomic_t source_silent = false;
+static volatile sig_atomic_t quiet_ticks = 0;	/* since the source has said something */
+static volatile sig_atomic_t source_spoke = false;	/* since it was asked */
 static TimeoutId source_timeout;
 
 /* Is this session one of ours, and not one that calls a user's function? */
@@ -149,16 +155,19 @@ tsync_forget_leftovers(void)
 	ResetSequenceCaches();
 }
 
+/* The source has said nothing for another tick: too many in a row, and it is given up. */
 static void
 handle_source_timeout(void)
 {
+	if (source_silent || ++quiet_ticks < SOURCE_TICKS)
+		return;
 	source_silent = true;
 	InterruptPending = true;
 	QueryCancelPending = true;
 	SetLatch(MyLatch);
 }
 
-/* How long to wait for an answer of the source, in ms. */
+/* How long to wait for a word of the source, in ms. */
 static int
 source_patience(void)
 {
@@ -166,16 +175,32 @@ source_patience(void)
 }
 
 /*
- * The source is being asked: give up when it does not answer.  Its statement
+ * The source is being asked: give up when it says nothing.  Its statement
  * timeout does not help against a backend that is frozen there.
  */
 void
 tsync_await_source(void)
 {
+	int			tick = source_patience() / SOURCE_TICKS + 1;
+
 	/* for the commit, which has to wait for the source as well, and for APPLY, which must not have asked */
 	tsync_source_asked = true;
+	source_spoke = false;
+	quiet_ticks = 0;
 	if (session_is_ours && tsync_statement_timeout > 0)
-		enable_timeout_after(source_timeout, source_patience());
+		enable_timeout_every(source_timeout, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), tick), tick);
+}
+
+/*
+ * A part of its answer is here.  Each portion that postgres_fdw fetches is a
+ * statement of its own at the source, with a time limit of its own.  Called for
+ * every row, so it does not touch the timer.
+ */
+void
+tsync_source_has_spoken(void)
+{
+	source_spoke = true;
+	quiet_ticks = 0;
 }
 
 /* It has answered, or will not be waited for any more. */
@@ -200,7 +225,10 @@ tsync_name_silence(ErrorData *edata)
 	if (!source_silent || edata->sqlerrcode != ERRCODE_QUERY_CANCELED)
 		return;
 	edata->sqlerrcode = ERRCODE_CONNECTION_FAILURE;
-	edata->message = psprintf("the source did not answer within %d ms", source_patience());
+	edata->message = psprintf(source_spoke ? "the source has stopped in the middle of an answer, and said nothing for %d ms"
+							  : "the source did not answer within %d ms", source_patience());
+	edata->detail = pstrdup("It has not cancelled the statement either, which it does earlier unless its process is frozen or the connection lost.");
+	edata->hint = pstrdup("Look for our session in pg_stat_activity there, by its application_name, which begins with \"tablesync/\", and at the network between.");
 }
 
 /* Was it the source that cancelled a statement which took too long there? */

@@ -37,6 +37,33 @@ tsync_only_keys(TsyncTable *table)
 	return part;
 }
 
+/*
+ * A table whose ranges are bounded by all key columns, in the source's order.  For
+ * statements that only the source compares: here the bounds may be in another order.
+ */
+TsyncTable *
+tsync_in_source_order(TsyncTable *table)
+{
+	TsyncTable *ordered = palloc(sizeof(TsyncTable));
+
+	*ordered = *table;
+	ordered->nrange = table->nkeys;
+	ordered->waited = 0;
+	return ordered;
+}
+
+/*
+ * Describe an attribute as a column.  Rows of ours that are compared with bounds must be
+ * compared like those of the replica.
+ */
+static void
+init_attribute(TupleDesc desc, int number, TsyncColumn *column)
+{
+	TupleDescInitEntry(desc, number, column->name, column->type, column->typmod, 0);
+	if (OidIsValid(column->bytewise_collation))
+		TupleDescInitEntryCollation(desc, number, column->bytewise_collation);
+}
+
 /* Descriptor of the key columns, with room for extra columns. */
 TupleDesc
 tsync_key_desc(TsyncTable *table, int extra)
@@ -44,8 +71,7 @@ tsync_key_desc(TsyncTable *table, int extra)
 	TupleDesc	desc = CreateTemplateTupleDesc(table->nkeys + extra);
 
 	for (int i = 0; i < table->nkeys; i++)
-		TupleDescInitEntry(desc, i + 1, table->keys[i]->name,
-						   table->keys[i]->type, table->keys[i]->typmod, 0);
+		init_attribute(desc, i + 1, table->keys[i]);
 	return desc;
 }
 
@@ -56,7 +82,6 @@ tsync_row_desc(TsyncTable *table)
 	TupleDesc	desc = CreateTemplateTupleDesc(table->ncolumns);
 
 	for (int i = 0; i < table->ncolumns; i++)
-		TupleDescInitEntry(desc, i + 1, table->columns[i].name,
-						   table->columns[i].type, table->columns[i].typmod, 0);
+		init_attribute(desc, i + 1, &table->columns[i]);
 	return desc;
 }

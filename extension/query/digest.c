@@ -117,7 +117,7 @@ tsync_sql_digest(TsyncTable *table, TsyncSide side, TsyncRange *range, TsyncFing
 	appendStringInfoString(&buf, "SELECT pg_catalog.count(*), ");
 	append_sum(&buf, table, side, fingerprint);
 	appendStringInfo(&buf, " FROM %s WHERE ", fingerprinted(table, side, fingerprint));
-	tsync_append_range(&buf, table, range, false);
+	tsync_append_range(&buf, table, range);
 	return buf.data;
 }
 
@@ -136,7 +136,7 @@ tsync_sql_digest_without(TsyncTable *table, TsyncRange *range, List *chunks, Tsy
 	foreach(lc, chunks)
 	{
 		appendStringInfoString(&buf, " AND NOT (");
-		tsync_append_range(&buf, table, lfirst(lc), false);
+		tsync_append_range(&buf, table, lfirst(lc));
 		appendStringInfoChar(&buf, ')');
 	}
 	return buf.data;
@@ -190,7 +190,7 @@ tsync_sql_buckets(TsyncTable *table, TsyncSide side, TsyncRange *range,
 		appendStringInfoChar(&buf, ')');
 	}
 	appendStringInfo(&buf, " FROM %s WHERE ", fingerprinted(table, side, fingerprint));
-	tsync_append_range(&buf, table, range, false);
+	tsync_append_range(&buf, table, range);
 	appendStringInfoString(&buf, " GROUP BY 1");
 	return buf.data;
 }
@@ -270,7 +270,7 @@ tsync_sql_list_source(TsyncTable *table, TsyncRange *range, TsyncBucketing *buck
 	else
 		appendStringInfo(&buf, ", %s", table->version->quoted);
 	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
-	tsync_append_range(&buf, table, range, false);
+	tsync_append_range(&buf, table, range);
 	tsync_append_bucket_filter(&buf, table, bucketing, buckets, fingerprint);
 	if (fingerprint.all_columns)
 	{
@@ -313,7 +313,7 @@ tsync_sql_compare(TsyncTable *table, const char *listed, TsyncRange *range,
 	append_numbered_keys(&buf, table);
 	tsync_append_fingerprint(&buf, table, fingerprint);
 	appendStringInfo(&buf, " AS f FROM %s WHERE ", table->replica_sql);
-	tsync_append_range(&buf, table, range, false);
+	tsync_append_range(&buf, table, range);
 	tsync_append_bucket_filter(&buf, table, bucketing, buckets, fingerprint);
 	appendStringInfoString(&buf, ") r ON ");
 	for (int i = 1; i <= table->nkeys; i++)

@@ -28,7 +28,7 @@ tsync_sql_new_keys(TsyncTable *table, TsyncRange *range, TsyncBucketing *bucketi
 	StringInfoData buf;
 
 	begin_keys(&buf, table);
-	tsync_append_range(&buf, table, range, false);
+	tsync_append_range(&buf, table, range);
 	tsync_append_bucket_filter(&buf, table, bucketing, buckets, fingerprint);
 	appendStringInfoString(&buf, " AND ");
 	tsync_append_is_new(&buf, table);
@@ -57,7 +57,7 @@ tsync_sql_keys_of_buckets(TsyncTable *table, TsyncRange *range, TsyncBucketing *
 	StringInfoData buf;
 
 	begin_keys(&buf, table);
-	tsync_append_range(&buf, table, range, false);
+	tsync_append_range(&buf, table, range);
 	tsync_append_bucket_filter(&buf, table, bucketing, buckets, fingerprint);
 	return buf.data;
 }
@@ -73,7 +73,7 @@ tsync_sql_unlisted_keys(TsyncTable *table, const char *listed, TsyncRange *range
 	appendStringInfoString(&buf, "SELECT ");
 	tsync_append_keys(&buf, table, 0, table->nkeys, "");
 	appendStringInfo(&buf, " FROM (SELECT * FROM %s WHERE ", table->replica_sql);
-	tsync_append_range(&buf, table, range, false);
+	tsync_append_range(&buf, table, range);
 	tsync_append_bucket_filter(&buf, table, bucketing, buckets, fingerprint);
 	appendStringInfo(&buf, ") r WHERE NOT EXISTS (SELECT FROM %s l WHERE ", listed);
 	tsync_append_keys_equal(&buf, table, "l.", "r.");

@@ -25,6 +25,7 @@ typedef struct TsyncColumn
 	bool		nullable;
 	bool		opaque;			/* no hash is the same at both ends */
 	bool		refetch;		/* to be fetched for all rows, see evolve.c */
+	Oid			bytewise_collation; /* ours, of text that both sides sort by its bytes */
 } TsyncColumn;
 
 /*
@@ -218,6 +219,7 @@ typedef struct TsyncAllBuckets
 /* in columns.c */
 extern bool tsync_is_key(TsyncTable *table, TsyncColumn *column);
 extern TsyncTable *tsync_only_keys(TsyncTable *table);
+extern TsyncTable *tsync_in_source_order(TsyncTable *table);
 extern TupleDesc tsync_key_desc(TsyncTable *table, int extra);
 extern TupleDesc tsync_row_desc(TsyncTable *table);
 
@@ -232,7 +234,7 @@ extern void tsync_append_comparison(StringInfo buf, TsyncColumn *column, const c
 extern void tsync_append_keys_equal(StringInfo buf, TsyncTable *table, const char *a, const char *b);
 extern void tsync_append_bound(StringInfo buf, TsyncTable *table, int first, int end, char **bound,
 							   const char *strict, const char *loose, const char *last);
-extern void tsync_append_range(StringInfo buf, TsyncTable *table, TsyncRange *range, bool above_lower);
+extern void tsync_append_range(StringInfo buf, TsyncTable *table, TsyncRange *range);
 extern void tsync_append_key_list(StringInfo buf, TsyncTable *table, List *keys);
 extern const char *tsync_unused_prefix(TsyncTable *table);
 
@@ -284,11 +286,12 @@ extern char *tsync_sql_fetch(TsyncTable *table, List *keys);
 extern char *tsync_sql_bytes_of_keys(TsyncTable *table, List *keys);
 extern char *tsync_sql_bytes_of_page(TsyncTable *table, char **after, char **last);
 extern char *tsync_sql_bytes_of_range(TsyncTable *table, TsyncRange *range);
-extern char *tsync_sql_middle(TsyncTable *table, TsyncRange *range, int64 rows);
 extern char *tsync_sql_find_keys(TsyncTable *table, List *keys);
 extern char *tsync_sql_page(TsyncTable *table, char **after, int prefix, bool keys_only, int64 limit);
-extern char *tsync_sql_boundary(TsyncTable *table, TsyncSide side, TsyncRange *range, int64 rows);
+extern char *tsync_sql_boundary_here(TsyncTable *table, TsyncRange *range, int64 rows);
+extern char *tsync_sql_boundary(TsyncTable *table, TsyncRange *range, int prefix, int64 rows);
 extern char *tsync_sql_key_span(TsyncTable *table, TsyncRange *range);
+extern char *tsync_sql_sample(TsyncTable *table, int64 blocks, int64 rows_per_block, int samples);
 
 /* in write.c */
 extern char *tsync_sql_insert(TsyncTable *table, const char *from, TsyncFingerprint fingerprint);

@@ -40,7 +40,7 @@ tsync_sql_range(TsyncTable *table, TsyncRange *range)
 	appendStringInfoString(&buf, "SELECT ");
 	tsync_append_columns(&buf, table, "");
 	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
-	tsync_append_range(&buf, table, range, false);
+	tsync_append_range(&buf, table, range);
 	return buf.data;
 }
 
@@ -54,7 +54,7 @@ tsync_sql_keys_of_range(TsyncTable *table, TsyncRange *range)
 	appendStringInfoString(&buf, "SELECT ");
 	tsync_append_keys(&buf, table, 0, table->nkeys, "");
 	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
-	tsync_append_range(&buf, table, range, false);
+	tsync_append_range(&buf, table, range);
 	return buf.data;
 }
 
@@ -71,7 +71,7 @@ tsync_sql_large_value(TsyncTable *table, char **bound, int elements)
 	initStringInfo(&buf);
 	appendStringInfo(&buf, "SELECT pg_catalog.array_fill(0, ARRAY[(%d OPERATOR(pg_catalog.+) pg_catalog.count(*))::pg_catalog.int4])"
 					 " FROM %s WHERE ", elements, table->source_sql);
-	tsync_append_range(&buf, table, &nothing, false);
+	tsync_append_range(&buf, table, &nothing);
 	return buf.data;
 }
 
@@ -154,24 +154,7 @@ tsync_sql_bytes_of_range(TsyncTable *table, TsyncRange *range)
 	initStringInfo(&buf);
 	if (!append_bytes(&buf, table))
 		return NULL;
-	tsync_append_range(&buf, table, range, false);
-	return buf.data;
-}
-
-/* The source's key so many rows above the lower bound of a range. */
-char *
-tsync_sql_middle(TsyncTable *table, TsyncRange *range, int64 rows)
-{
-	StringInfoData buf;
-
-	initStringInfo(&buf);
-	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_keys(&buf, table, 0, table->nkeys, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
-	tsync_append_range(&buf, table, range, false);
-	appendStringInfoString(&buf, " ORDER BY ");
-	tsync_append_keys(&buf, table, 0, table->nkeys, "");
-	appendStringInfo(&buf, " LIMIT 1 OFFSET " INT64_FORMAT, rows);
+	tsync_append_range(&buf, table, range);
 	return buf.data;
 }
 
@@ -218,20 +201,104 @@ tsync_sql_page(TsyncTable *table, char **after, int prefix, bool keys_only, int6
 	return buf.data;
 }
 
-/* The key so many of a side's rows above the lower bound of a chunk. */
+/* Append the bound of a range as a row. */
+static void
+append_row(StringInfo buf, TsyncTable *table, char **bound)
+{
+	appendStringInfoString(buf, "ROW(");
+	for (int i = 0; i < table->nrange; i++)
+	{
+		appendStringInfoString(buf, i > 0 ? ", " : "");
+		tsync_append_literal(buf, bound[i], table->keys[i]->type);
+	}
+	appendStringInfoChar(buf, ')');
+}
+
+/* Append a comparison of the key with the bound of a range, as rows: an index of ours begins there. */
+static void
+append_row_comparison(StringInfo buf, TsyncTable *table, const char *operator, char **bound)
+{
+	appendStringInfoString(buf, " AND ROW(");
+	tsync_append_keys(buf, table, 0, table->nrange, "");
+	appendStringInfo(buf, ") OPERATOR(pg_catalog.%s) ", operator);
+	append_row(buf, table, bound);
+}
+
+/* The key of the replica so many rows above the lower bound of a chunk. */
 char *
-tsync_sql_boundary(TsyncTable *table, TsyncSide side, TsyncRange *range, int64 rows)
+tsync_sql_boundary_here(TsyncTable *table, TsyncRange *range, int64 rows)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	tsync_append_keys(&buf, table, 0, table->nrange, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", tsync_relation_sql(table, side));
-	tsync_append_range(&buf, table, range, true);
+	appendStringInfo(&buf, " FROM %s WHERE true", table->replica_sql);
+	if (range->lower)
+		append_row_comparison(&buf, table, ">", range->lower);
+	if (range->upper)
+		append_row_comparison(&buf, table, "<", range->upper);
 	appendStringInfoString(&buf, " ORDER BY ");
 	tsync_append_keys(&buf, table, 0, table->nrange, "");
 	appendStringInfo(&buf, " OFFSET " INT64_FORMAT " LIMIT 1", rows);
+	return buf.data;
+}
+
+/*
+ * The key of the source so many rows further on in a range than the first of those
+ * whose first "prefix" columns are those of the lower bound and whose next one is
+ * greater: a plain index range, as a page is (tsync_sql_page).
+ */
+char *
+tsync_sql_boundary(TsyncTable *table, TsyncRange *range, int prefix, int64 rows)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_keys(&buf, table, 0, table->nrange, "");
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	for (int i = 0; range->lower && i <= prefix; i++)
+	{
+		tsync_append_comparison(&buf, table->keys[i], i < prefix ? "=" : ">", range->lower[i]);
+		appendStringInfoString(&buf, " AND ");
+	}
+	if (range->upper)
+		tsync_append_bound(&buf, table, 0, table->nrange, range->upper, "<", "<=", "<");
+	else
+		appendStringInfoString(&buf, "true");
+	appendStringInfoString(&buf, " ORDER BY ");
+	tsync_append_keys(&buf, table, prefix, table->nrange, "");
+	appendStringInfo(&buf, " OFFSET " INT64_FORMAT " LIMIT 1", rows);
+	return buf.data;
+}
+
+/*
+ * The keys of some rows of the source, in its own order, as an array for each
+ * key column: of rows that lie at equal distances in its blocks, each at another place
+ * in its block.  They are fewer than samples, as far as there is no row at a place.
+ * An array is sorted by the aggregate itself, where sessions of ours have no
+ * other sort (source/connection.c); what is sorted by first is false of all rows, lest
+ * an index be read from end to end for their order.
+ */
+char *
+tsync_sql_sample(TsyncTable *table, int64 blocks, int64 rows_per_block, int samples)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < table->nkeys; i++)
+	{
+		appendStringInfo(&buf, "%s pg_catalog.array_agg(%s ORDER BY ctid OPERATOR(pg_catalog.=) '(0,0)'::pg_catalog.tid, ",
+						 i == 0 ? "SELECT" : ",", table->keys[i]->quoted);
+		tsync_append_keys(&buf, table, 0, table->nkeys, "");
+		appendStringInfoChar(&buf, ')');
+	}
+	appendStringInfo(&buf, " FROM %s WHERE ctid OPERATOR(pg_catalog.=) ANY ('{", table->source_sql);
+	for (int i = 0; i < samples; i++)
+		appendStringInfo(&buf, "%s\"(" INT64_FORMAT "," INT64_FORMAT ")\"", i > 0 ? "," : "",
+						 (int64) ((double) blocks * i / samples), i % Max(rows_per_block, 1) + 1);
+	appendStringInfoString(&buf, "}'::pg_catalog.tid[])");
 	return buf.data;
 }
 
@@ -244,6 +311,6 @@ tsync_sql_key_span(TsyncTable *table, TsyncRange *range)
 	initStringInfo(&buf);
 	appendStringInfo(&buf, "SELECT pg_catalog.min(%s)::pg_catalog.int8, pg_catalog.max(%s)::pg_catalog.int8 FROM %s WHERE ",
 					 table->keys[0]->quoted, table->keys[0]->quoted, table->replica_sql);
-	tsync_append_range(&buf, table, range, false);
+	tsync_append_range(&buf, table, range);
 	return buf.data;
 }

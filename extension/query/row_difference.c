@@ -29,7 +29,7 @@ append_ranges(StringInfo buf, TsyncTable *table, List *ranges)
 	foreach(lc, ranges)
 	{
 		appendStringInfoString(buf, lc == list_head(ranges) ? "((" : " OR (");
-		tsync_append_range(buf, table, lfirst(lc), false);
+		tsync_append_range(buf, table, lfirst(lc));
 		appendStringInfoChar(buf, ')');
 	}
 	appendStringInfoChar(buf, ')');
@@ -237,7 +237,7 @@ append_fingerprinted(StringInfo buf, TsyncTable *table, const char *rows, TsyncR
 	appendStringInfoString(buf, ", ");
 	tsync_append_fingerprint(buf, table, fingerprint);
 	appendStringInfo(buf, " AS %s FROM %s WHERE ", table->fingerprint_column, rows);
-	tsync_append_range(buf, table, range, false);
+	tsync_append_range(buf, table, range);
 	appendStringInfo(buf, ") %s", alias);
 }
 
@@ -464,7 +464,7 @@ tsync_sql_list_opaque(TsyncTable *table, TsyncRange *range)
 	appendStringInfoString(&buf, ", ");
 	append_opaque(&buf, table, ", ", "$");
 	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
-	tsync_append_range(&buf, table, range, false);
+	tsync_append_range(&buf, table, range);
 	return buf.data;
 }
 
@@ -483,7 +483,7 @@ tsync_sql_compare_opaque(TsyncTable *table, TsyncRange *range)
 	appendStringInfoString(&buf, " FROM (SELECT ");
 	tsync_append_columns(&buf, table, "");
 	appendStringInfo(&buf, " FROM %s WHERE ", table->replica_sql);
-	tsync_append_range(&buf, table, range, false);
+	tsync_append_range(&buf, table, range);
 	appendStringInfo(&buf, ") r JOIN %s s ON ", TSYNC_OPAQUE);
 	tsync_append_keys_equal(&buf, table, "r.", "s.");
 	appendStringInfoString(&buf, " WHERE (");

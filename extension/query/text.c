@@ -87,7 +87,7 @@ tsync_append_keys_equal(StringInfo buf, TsyncTable *table, const char *a, const 
 /*
  * Append a lexicographic comparison of the key columns from "first" to before
  * "end" with a bound.  The outer, looser comparison repeats what an index can
- * use.
+ * use; so can each part of the OR.
  */
 void
 tsync_append_bound(StringInfo buf, TsyncTable *table, int first, int end, char **bound,
@@ -103,13 +103,45 @@ tsync_append_bound(StringInfo buf, TsyncTable *table, int first, int end, char *
 	appendStringInfoString(buf, " AND (");
 	tsync_append_comparison(buf, table->keys[first], strict, bound[first]);
 	appendStringInfoString(buf, " OR (");
+	tsync_append_comparison(buf, table->keys[first], "=", bound[first]);
+	appendStringInfoString(buf, " AND ");
 	tsync_append_bound(buf, table, first + 1, end, bound, strict, loose, last);
+	appendStringInfoString(buf, "))");
+}
+
+/*
+ * Append the condition that a key is between two bounds that differ in column "first" and
+ * have more columns.  In parts that an index finds each for itself: it would else
+ * read all keys that share that column with a bound.
+ */
+static void
+append_between(StringInfo buf, TsyncTable *table, int first, TsyncRange *range)
+{
+	TsyncColumn *column = table->keys[first];
+	char	   *lower = range->lower[first];
+	char	   *upper = range->upper[first];
+
+	tsync_append_comparison(buf, column, ">=", lower);
+	appendStringInfoString(buf, " AND ");
+	tsync_append_comparison(buf, column, "<=", upper);
+	appendStringInfoString(buf, " AND ((");
+	tsync_append_comparison(buf, column, "=", lower);
+	appendStringInfoString(buf, " AND ");
+	tsync_append_bound(buf, table, first + 1, table->nrange, range->lower, ">", ">=", ">=");
+	appendStringInfoString(buf, ") OR (");
+	tsync_append_comparison(buf, column, ">", lower);
+	appendStringInfoString(buf, " AND ");
+	tsync_append_comparison(buf, column, "<", upper);
+	appendStringInfoString(buf, ") OR (");
+	tsync_append_comparison(buf, column, "=", upper);
+	appendStringInfoString(buf, " AND ");
+	tsync_append_bound(buf, table, first + 1, table->nrange, range->upper, "<", "<=", "<");
 	appendStringInfoString(buf, "))");
 }
 
 /* Append the condition that a row belongs to a chunk, or to a range of blocks. */
 void
-tsync_append_range(StringInfo buf, TsyncTable *table, TsyncRange *range, bool above_lower)
+tsync_append_range(StringInfo buf, TsyncTable *table, TsyncRange *range)
 {
 	int			first = 0;
 
@@ -141,8 +173,13 @@ tsync_append_range(StringInfo buf, TsyncTable *table, TsyncRange *range, bool ab
 			tsync_append_comparison(buf, table->keys[first], "=", range->lower[first]);
 			appendStringInfoString(buf, " AND ");
 		}
+	if (range->lower && range->upper && first < table->nrange - 1)
+	{
+		append_between(buf, table, first, range);
+		return;
+	}
 	if (range->lower)
-		tsync_append_bound(buf, table, first, table->nrange, range->lower, ">", ">=", above_lower ? ">" : ">=");
+		tsync_append_bound(buf, table, first, table->nrange, range->lower, ">", ">=", ">=");
 	if (range->lower && range->upper)
 		appendStringInfoString(buf, " AND ");
 	if (range->upper)

@@ -60,7 +60,7 @@ look_at_source(void *arg)
 	tsync_begin_in(CurrentMemoryContext);
 	tsync_read_source(table, &run->source, look->horizon);
 	run->source.changes = -1;
-	if (run->source.estimate >= tsync_chunk_target(&run->pace))
+	if (run->source.estimate >= (run->replica->state.loaded ? tsync_chunk_target(&run->pace) : TSYNC_MIN_BULK_ROWS))
 		tsync_read_layout(table, &run->source);
 	run->source.counters = NULL;
 	if (tsync_trusts_counters(run) && run->replica->state.loaded)

@@ -309,7 +309,10 @@ run_in_envelope(List *runs)
 	MemoryContextSwitchTo(run_context);
 	/* while we can still be cancelled: this asks the source again */
 	if (edata != NULL && !tsync_is_cancelled() && !tsync_source_is_silent())
+	{
+		tsync_name_timeout(edata);
 		tsync_explain_error(edata);
+	}
 	tsync_begin_recording();
 	if (edata != NULL)
 		record_failure(runs, edata);

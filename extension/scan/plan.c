@@ -69,27 +69,15 @@ align_boundary(TsyncTable *table, TsyncChunk *chunk, char **boundary)
 		boundary[0] = psprintf(INT64_FORMAT, key);
 }
 
-/* The first key above so many rows of a chunk, or NULL. */
+/* The first key above so many of a side's rows of a chunk, or NULL. */
 static char **
 find_boundary(TsyncTable *table, TsyncSide side, TsyncChunk *chunk, int64 rows)
 {
-	int			nrange = table->nrange;
-	char	  **boundary = NULL;
+	char	  **boundary = side == TSYNC_REPLICA ? tsync_find_bound_here(table, &chunk->range, rows)
+	: tsync_find_bound(table, &chunk->range, rows);
 
-	if (tsync_select(table, side,
-					 tsync_sql_boundary(table, side, &chunk->range, rows), NULL) == 1)
-	{
-		boundary = palloc(nrange * sizeof(char *));
-		for (int i = 0; i < nrange; i++)
-		{
-			boundary[i] = tsync_result_text(0, i + 1);
-			if (boundary[i] == NULL)
-				elog(ERROR, "key column %s of %s is NULL",
-					 table->keys[i]->quoted, table->label);
-		}
+	if (boundary != NULL)
 		align_boundary(table, chunk, boundary);
-	}
-	SPI_freetuptable(SPI_tuptable);
 	return boundary;
 }
 

@@ -19,6 +19,7 @@
 #include "process/process.h"
 #include "source/source.h"
 #include "utils/array.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 
@@ -106,6 +107,9 @@ typedef struct Limit
 
 static List *limits = NIL;
 
+/* The limit of the session at the source that was asked last, ms; -1: there is none yet. */
+static int	current_limit = -1;
+
 /* The limit that the connection to a server has; -1 if none was asked for. */
 static Limit *
 limit_of(Oid server)
@@ -141,5 +145,25 @@ tsync_limit_source(TsyncTable *table, int timeout)
 	/* a limit is one of the options that a session begins with */
 	if (limit->timeout >= 0 && limit->timeout != timeout)
 		disconnect(table);
-	limit->timeout = timeout;
+	limit->timeout = current_limit = timeout;
+}
+
+/* Name the time limit that has ended a statement at the source, and what sets it.  Not in a transaction. */
+void
+tsync_name_timeout(ErrorData *edata)
+{
+	const char *parameter = current_limit == tsync_statement_timeout ? "tablesync.statement_timeout" :
+	current_limit == tsync_max_snapshot_age ? "tablesync.max_snapshot_age" : "tablesync.chunk_time";
+
+	/* who cancels it there by hand has the same SQLSTATE */
+	if (!tsync_source_timed_out(edata) || current_limit <= 0 || strstr(edata->message, "user request") ||
+		edata->context == NULL || strstr(edata->context, "remote SQL command") == NULL)
+		return;
+	edata->detail = psprintf("The source reported: %s. The limit is %d ms, unless the options of the foreign server set another one.",
+							 edata->message, current_limit);
+	edata->message = pstrdup("a statement took longer at the source than it may");
+	tsync_begin_in(CurrentMemoryContext);
+	edata->hint = psprintf("Run when the source is less busy; or increase %s, for example by ALTER ROLE %s SET %s = '%d s';", parameter,
+						   quote_identifier(GetUserNameFromId(GetUserId(), false)), parameter, current_limit / 500 + 1);
+	tsync_commit();
 }

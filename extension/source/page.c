@@ -12,6 +12,7 @@
 #include "tablesync.h"
 
 #include "execute/execute.h"
+#include "executor/spi.h"
 #include "query/query.h"
 #include "source/source.h"
 
@@ -30,6 +31,47 @@ tsync_read_page(TsyncTable *table, char **after, bool keys_only, int64 limit, Ts
 							 tsync_sql_page(table, after, prefix, keys_only, limit - into->count),
 							 into, limit - into->count);
 	tsync_end_reading(&reading);
+}
+
+/* The bound that a query returns as its only row; NULL if it returns none. */
+static char **
+select_bound(TsyncTable *table, TsyncSide side, char *sql)
+{
+	char	  **bound = NULL;
+
+	if (tsync_select(table, side, sql, NULL) == 1)
+	{
+		bound = palloc(table->nrange * sizeof(char *));
+		for (int i = 0; i < table->nrange; i++)
+		{
+			bound[i] = tsync_result_text(0, i + 1);
+			if (bound[i] == NULL)
+				elog(ERROR, "key column %s of %s is NULL", table->keys[i]->quoted, table->label);
+		}
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return bound;
+}
+
+/* A bound about so many of the replica's rows above the lower one of a range; NULL if there are not so many. */
+char **
+tsync_find_bound_here(TsyncTable *table, TsyncRange *range, int64 rows)
+{
+	return select_bound(table, TSYNC_REPLICA, tsync_sql_boundary_here(table, range, rows));
+}
+
+/*
+ * Likewise of the source: as many rows above the lower bound as there are columns times
+ * "rows", at most.  That is a plain index range for each prefix, like a page.
+ */
+char **
+tsync_find_bound(TsyncTable *table, TsyncRange *range, int64 rows)
+{
+	char	  **bound = NULL;
+
+	for (int prefix = range->lower ? table->nrange - 1 : 0; prefix >= 0 && bound == NULL; prefix--)
+		bound = select_bound(table, TSYNC_SOURCE, tsync_sql_boundary(table, range, prefix, rows));
+	return bound;
 }
 
 /* Key of the last row of a page, which holds keys or whole rows; NULL if it is empty. */

@@ -22,6 +22,9 @@
 #define TSYNC_GROUP_BYTES (8 * 1024 * 1024) /* not measured; a worker has 64 MB, and postgres_fdw holds several forms
 											 * of a row */
 
+/* Rows that a source must have to be worth a bulk load. */
+#define TSYNC_MIN_BULK_ROWS 100000
+
 /* What the source is, before its rows are read. */
 typedef struct TsyncSource
 {
@@ -84,6 +87,7 @@ extern void tsync_explain_error(ErrorData *edata);
 /* in connection.c */
 extern void tsync_restrict_source_session(const char *label, int timeout);
 extern void tsync_limit_source(TsyncTable *table, int timeout);
+extern void tsync_name_timeout(ErrorData *edata);
 
 /* in fetch.c */
 extern void tsync_fetch_rows(TsyncTable *table, TsyncRowSet *keys, TsyncRowSet *into);
@@ -124,6 +128,8 @@ extern void tsync_note_snapshot(TsyncPace *pace);
 
 /* in page.c */
 extern void tsync_read_page(TsyncTable *table, char **after, bool keys_only, int64 limit, TsyncRowSet *into);
+extern char **tsync_find_bound_here(TsyncTable *table, TsyncRange *range, int64 rows);
+extern char **tsync_find_bound(TsyncTable *table, TsyncRange *range, int64 rows);
 extern char **tsync_last_key(TsyncTable *table, TsyncRowSet *page, bool keys_only);
 
 /* in reading.c */

@@ -26,6 +26,8 @@ AS $$
         ('pg_index', 'indexrelid oid, indrelid oid, indisprimary boolean, indisunique boolean, '
                      'indimmediate boolean, indisvalid boolean, indnkeyatts smallint, indkey int2vector, indpred text, indexprs text'),
         ('pg_inherits', 'inhrelid oid, inhparent oid'),
+        ('pg_database', 'datname text, datcollate text, datlocprovider "char"'),
+        ('information_schema_catalog_name', 'catalog_name text'),
         ('pg_db_role_setting', 'setconfig text'),
         ('column_privileges', 'table_schema text, table_name text, column_name text, privilege_type text'),
         ('pg_settings', 'name text, setting text'),
@@ -59,7 +61,7 @@ BEGIN
         EXECUTE format('CREATE FOREIGN TABLE tablesync.%I (%s) SERVER %I '
                        'OPTIONS (schema_name %L, table_name %L, fetch_size ''1000'', use_remote_estimate ''false'')',
                        table_name, catalog.columns, server_name,
-                       CASE catalog.name WHEN 'column_privileges' THEN 'information_schema' ELSE 'pg_catalog' END, catalog.name);
+                       CASE WHEN starts_with(catalog.name, 'pg_') THEN 'pg_catalog' ELSE 'information_schema' END, catalog.name);
         EXECUTE format('COMMENT ON FOREIGN TABLE tablesync.%I IS %L', table_name,
                        format('%s of the databases behind foreign server %s', catalog.name, server_name));
         RETURN NEXT format('tablesync.%I', table_name)::regclass;
@@ -413,9 +415,48 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.local_type(oid, oid, integer, tablesync.source_image) IS 'the local type that holds values of a source''s type exactly; domains become their base type';
 
+/* Is a collation of ours the order of bytes? */
+CREATE FUNCTION tablesync.is_bytewise("collation" oid)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE c.collprovider
+               WHEN 'd' THEN (SELECT d.datlocprovider = 'c' AND d.datcollate IN ('C', 'POSIX') FROM pg_database d WHERE d.datname = current_database())
+               ELSE c.collname IN ('C', 'POSIX', 'ucs_basic')
+           END
+    FROM pg_collation c
+    WHERE c.oid = $1 AND c.collnamespace = 'pg_catalog'::regnamespace;
+$$;
+COMMENT ON FUNCTION tablesync.is_bytewise(oid) IS 'whether text of a collation is sorted by its bytes';
+
+/*
+ * Does the source's database sort text by its bytes, where a column has no
+ * collation of its own?  Then we can sort it alike, whatever its version is.
+ */
+CREATE FUNCTION tablesync.source_sorts_bytes(server oid)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    has_providers boolean;
+    sorts_bytes boolean;
+BEGIN
+    EXECUTE format('SELECT setting::integer >= 150000 FROM %s WHERE name = ''server_version_num''', tablesync.source_catalog(server, 'pg_settings'))
+    INTO has_providers;
+    EXECUTE format('SELECT d.datcollate IN (''C'', ''POSIX'') %s FROM %s d WHERE d.datname = (SELECT catalog_name FROM %s)',
+                   CASE WHEN has_providers THEN 'AND d.datlocprovider = ''c''' END,
+                   tablesync.source_catalog(server, 'pg_database'), tablesync.source_catalog(server, 'information_schema_catalog_name'))
+    INTO sorts_bytes;
+    RETURN coalesce(sorts_bytes, false);
+END
+$$;
+COMMENT ON FUNCTION tablesync.source_sorts_bytes(oid) IS 'whether the default collation of a source''s database is the order of bytes';
+
 /* Columns of a source table as the source's catalogs have them. */
 CREATE FUNCTION tablesync.source_columns(server oid, schema_name text, table_name text)
-RETURNS TABLE (attnum smallint, remote_name text, type oid, typmod integer, "collation" oid,
+RETURNS TABLE (attnum smallint, remote_name text, type oid, typmod integer, "collation" oid, bytewise boolean,
                not_null boolean, key_position integer, problem text, relid oid, labels text[])
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -427,6 +468,7 @@ DECLARE
     key_attnums integer[];
     local record;
     names text[] := '{}';
+    sorts_bytes boolean;
 BEGIN
     key_attnums := (SELECT tablesync.key_attnums(i.indkey, i.indnkeyatts)
                     FROM unnest(image.indkeys, image.indnkeyatts, image.primaries) i (indkey, indnkeyatts, is_primary) WHERE i.is_primary LIMIT 1);
@@ -455,11 +497,17 @@ BEGIN
         labels := local.labels;
         relid := relation.relid;
         "collation" := NULL;
+        bytewise := NULL;
+        IF attribute.attcollation = 100 AND key_position IS NOT NULL THEN
+            sorts_bytes := coalesce(sorts_bytes, tablesync.source_sorts_bytes(server));
+            bytewise := sorts_bytes;
+        END IF;
         IF attribute.attcollation NOT IN (0, 100) THEN     -- not the default collation
             "collation" := (SELECT l.oid FROM pg_collation l
                             WHERE l.collname::text = attribute.collname AND attribute.collnamespace = 11
                               AND l.collnamespace = 'pg_catalog'::regnamespace
                               AND l.collencoding IN (-1, (SELECT encoding FROM pg_database WHERE datname = current_database())));
+            bytewise := tablesync.is_bytewise("collation");
             IF NOT attribute.is_deterministic THEN
                 problem := 'its collation is not deterministic: different values count as equal';
             END IF;
@@ -498,6 +546,7 @@ BEGIN
                'type_oid', c.type::bigint,
                'typmod', c.typmod,
                'collation', (SELECT co.collname FROM pg_collation co WHERE co.oid = c."collation"),
+               'bytewise', c.bytewise,
                'not_null', c.not_null,
                'key', c.key_position,
                'labels', c.labels,
@@ -519,7 +568,8 @@ RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT jsonb_agg(c.c - '{type_oid,typmod,labels,local,foreign}'::text[] || jsonb_build_object('problem', c.c->'problem') ORDER BY c.n)
+    SELECT jsonb_agg(c.c - '{type_oid,typmod,labels,local,foreign,bytewise}'::text[] || jsonb_build_object('problem', c.c->'problem') ||
+                     CASE WHEN c.c->'key' <> 'null' AND c.c->'bytewise' = 'true' THEN '{"bytewise": true}' ELSE '{}' END::jsonb ORDER BY c.n)
     FROM jsonb_array_elements(shape) WITH ORDINALITY c (c, n);
 $$;
 COMMENT ON FUNCTION tablesync.shape_core(jsonb) IS 'what two shapes of a source are compared by';
@@ -553,7 +603,7 @@ COMMENT ON FUNCTION tablesync.known_shape(jsonb, jsonb) IS 'a source''s new shap
 /* Columns that a replica has in common with its source. */
 CREATE FUNCTION tablesync.replica_columns(replica regclass)
 RETURNS TABLE (column_name name, type bigint, typmod integer, nullable boolean, key_position integer,
-               is_version boolean, problem text, refetch boolean, other_type boolean)
+               is_version boolean, problem text, refetch boolean, other_type boolean, bytewise_collation bigint)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -572,11 +622,12 @@ AS $$
            END,
            s."column" = ANY (t.refetch),
            regexp_replace(s.type, '\([^)]*\)', '') <> regexp_replace(format_type(f.atttypid, f.atttypmod), '\([^)]*\)', '')
-               AND NOT (f.atttypid IN ('text'::regtype, 'varchar'::regtype) AND s.type ~ '^(text|character varying)(\(\d+\))?$')
+               AND NOT (f.atttypid IN ('text'::regtype, 'varchar'::regtype) AND s.type ~ '^(text|character varying)(\(\d+\))?$'),
+           CASE WHEN s.bytewise AND tablesync.is_bytewise(r.attcollation) THEN r.attcollation::bigint END
     FROM tablesync.replica t
     CROSS JOIN LATERAL ROWS FROM (
-        jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean, type text)
-    ) WITH ORDINALITY AS s ("column", not_null, type, ordinality)
+        jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean, type text, bytewise boolean)
+    ) WITH ORDINALITY AS s ("column", not_null, type, bytewise, ordinality)
     -- LIMIT: looked up one by one, where a join would read all of pg_attribute
     LEFT JOIN LATERAL (SELECT * FROM pg_attribute a WHERE a.attrelid = t.source AND a.attname = s."column" AND NOT a.attisdropped LIMIT 1) f ON true
     LEFT JOIN LATERAL (SELECT * FROM pg_attribute a WHERE a.attrelid = t.replica AND a.attname = s."column" AND NOT a.attisdropped LIMIT 1) r ON true
