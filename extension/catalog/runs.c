@@ -136,6 +136,18 @@ note_drift(TsyncRecord *record)
 				 lengthof(types), types, values, NULL);
 }
 
+/* Lock in the order of those who remove a replica: its row before those of its runs, which go with it. */
+static void
+hold_replica(int64 run_id)
+{
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(run_id)};
+
+	tsync_record("SELECT FROM tablesync.all_replicas t"
+				 " WHERE t.replica = (SELECT r.replica FROM tablesync.all_runs r WHERE r.run_id = $1) FOR KEY SHARE",
+				 lengthof(types), types, values, NULL);
+}
+
 /* Record success, and how fast the source was; part of the transaction that changes the replica. */
 void
 tsync_finish_run(TsyncRecord *record)
@@ -167,6 +179,7 @@ tsync_finish_run(TsyncRecord *record)
 	values[12] = run_message(record, &nulls[12]);
 	values[14] = text_or_null(record->newest_version, &nulls[14]);
 
+	hold_replica(record->run_id);
 	if (tsync_record("UPDATE tablesync.all_runs SET status = 'succeeded', finished_at = clock_timestamp(),"
 					 " rows_scanned = $2, chunks = $3, chunks_differing = $4,"
 					 " inserted = $5, updated = $6, deleted = $7,"
@@ -205,6 +218,7 @@ tsync_fail_run(int64 run_id, int64 loaded, int64 waited, ErrorData *edata, bool 
 	values[5] = text_or_null(edata->hint, &nulls[5]);
 	values[6] = Int64GetDatum(loaded);
 	values[7] = Int64GetDatum(waited);
+	hold_replica(run_id);
 	tsync_record("UPDATE tablesync.all_runs SET status = $2, finished_at = clock_timestamp(),"
 				 " sqlstate = $3, message = $4, detail = $5, hint = $6, inserted = $7,"
 				 " source_time = $8 * interval '1 microsecond'"
