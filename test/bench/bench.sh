@@ -20,6 +20,7 @@ copy_and_load_cases
 idle_case
 tail_case
 scattered_case
+scattered_after_quiet_case
 unchanged_case
 no_version_case
 fifty_case

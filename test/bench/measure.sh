@@ -3,16 +3,33 @@
 # observe runs a command once and notes a sample.  Its time is what psql's \timing
 # says if the command prints that, so that starting psql does not count, else what
 # the clock says.  report turns the samples since the last report into one row:
-# medians, and the maximum of age and memory.
+# medians, the maximum of age and memory, the minimum of hot pages kept.
 
 export LC_ALL=C    # psql prints times with the locale's decimal point
 SAMPLES=$TSYNC_WORK/samples
 digest=    # seconds of the baselines, once they are known
 copy=
 
-# Run a command and note: seconds, and the figures of watch.pl.
+# A table at the source that production works with: read twice by its index, so that its pages have been used more than once.
+HOT_PAGES="SELECT count(*) FROM pg_buffercache WHERE relfilenode = pg_relation_filenode('hot') AND relforknumber = 0
+    AND reldatabase = (SELECT oid FROM pg_database WHERE datname = current_database())"
+
+seed_hot() {
+    source_sql -c "CREATE EXTENSION pg_buffercache" \
+        -c "CREATE TABLE hot AS SELECT i AS id, repeat('h', 200) AS v FROM generate_series(1, 430000) i" \
+        -c "ALTER TABLE hot ADD PRIMARY KEY (id)" -c "VACUUM ANALYZE hot"
+}
+
+warm_hot() {
+    source_sql -c "SET enable_seqscan = off; SET enable_bitmapscan = off" \
+        -c "SELECT count(v) FROM hot WHERE id > 0" -c "SELECT count(v) FROM hot WHERE id > 0" >/dev/null
+    source_sql -At -c "$HOT_PAGES"
+}
+
+# Run a command and note: seconds, the figures of watch.pl, and the share of the hot pages that are still in the source's memory.
 observe() {
-    local from to watcher costs output=$TSYNC_WORK/output
+    local from to watcher costs hot output=$TSYNC_WORK/output
+    hot=$(warm_hot)
     coproc WATCH { exec perl "$BENCH/watch.pl" "$TSYNC_WORK/source" "$TSYNC_WORK/target" \
         "$PSQL" -XAtq -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$source_port" -U postgres -d postgres; }
     watcher=$WATCH_PID
@@ -26,6 +43,7 @@ observe() {
     read -r costs <&"$watch_out"
     exec {watch_out}<&-
     wait "$watcher"
+    costs="$costs $(divide "$(source_sql -At -c "$HOT_PAGES")" "$hot")"
     echo "$(psql_seconds "$output" || awk -v ns="$((to - from))" 'BEGIN { printf "%.4f", ns / 1e9 }') $costs" >>"$SAMPLES"
 }
 
@@ -73,18 +91,18 @@ start_csv() {    # file names [comment ...]
 }
 
 # shellcheck disable=SC2034    # for bench.sh and sizes.sh
-COST_NAMES=case,seconds,x_digest,x_copy,at_most,source_cpu_seconds,buffers_hit,buffers_read,oldest_snapshot_seconds,worker_mb
-TABLE_FORMAT='%-36s %9s %9s %8s %-14s %9s %10s %9s %8s %7s\n'
+COST_NAMES=case,seconds,x_digest,x_copy,at_most,source_cpu_seconds,buffers_hit,buffers_read,oldest_snapshot_seconds,worker_mb,hot_pages_kept
+TABLE_FORMAT='%-36s %9s %9s %8s %-14s %9s %10s %9s %8s %7s %6s\n'
 
 print_heading() {
     # shellcheck disable=SC2059
-    printf "\n$TABLE_FORMAT" case seconds 'x digest' 'x copy' 'at most' 'source' buffers buffers oldest worker
+    printf "\n$TABLE_FORMAT" case seconds 'x digest' 'x copy' 'at most' 'source' buffers buffers oldest worker hot
     # shellcheck disable=SC2059
-    printf "$TABLE_FORMAT" '' '' '' '' '' 'CPU s' hit read 'snap s' MB
+    printf "$TABLE_FORMAT" '' '' '' '' '' 'CPU s' hit read 'snap s' MB pages
 }
 
 # One row of the table and of the CSV file.
-print_row() {    # case seconds x-digest x-copy at-most cpu hit read age memory
+print_row() {    # case seconds x-digest x-copy at-most cpu hit read age memory hot-pages
     # shellcheck disable=SC2059
     printf "$TABLE_FORMAT" "$@"
     write_csv "$@"
@@ -106,10 +124,10 @@ report() {    # case [at most]
     seconds=$(median_seconds)
     print_row "$1" "$seconds" "$(divide "$seconds" "$digest")" "$(divide "$seconds" "$copy")" "${2:--}" \
         "$(column 2 | median)" "$(column 3 | median)" "$(column 4 | median)" "$(column 5 | maximum)" \
-        "$(column 6 | maximum | sed 's/^0\.0$/-/')"
+        "$(column 6 | maximum | sed 's/^0\.0$/-/')" "$(column 7 | sort -n | head -n 1)"
     rm -f "$SAMPLES"
 }
 
 report_missing() {    # case [at most]
-    print_row "$1" n/a - - "${2:--}" - - - - -
+    print_row "$1" n/a - - "${2:--}" - - - - - -
 }

@@ -24,6 +24,7 @@ start_bench_pair() {    # further postgres options
     start_cluster source "$options" -c wal_level=logical
     start_cluster target "$options" -c wal_retrieve_retry_interval=100ms    # or subscriptions start 5 s late
     prepare_target
+    seed_hot
     source_sql -c "CREATE ROLE reader LOGIN PASSWORD 'read-only'"
     target_sql <<'SQL'
 CREATE FOREIGN TABLE media_remote (id integer NOT NULL, s3_path varchar(1024), format varchar(5), type smallint, updated_at timestamp)
@@ -61,7 +62,7 @@ change() { change_statements "$@" | source_sql; }
 # The replica of media; load it with run.
 add_replica() {    # further arguments of tablesync_add
     target_sql -c "SET client_min_messages = warning" \
-        -c "SELECT tablesync_add('media', 'production', 'public.media', workers => 2, $1)" >/dev/null
+        -c "SELECT tablesync_add('media', 'production', 'public.media', $1)" >/dev/null
 }
 
 run_timed() { target_sql -c '\timing on' -c "SELECT * FROM tablesync_run('media')"; }
