@@ -86,6 +86,9 @@ run_message(TsyncRecord *record, char *null_flag)
 						 record->drifted, record->chunks);
 	if (record->by_value)
 		appendStringInfoString(&buf, "; xmin could not tell which rows had changed, as after a restore or a rewrite of the source; every column was compared");
+	if (record->written_anew > 0)
+		appendStringInfo(&buf, "; most rows of %d of %d chunks were written anew at the source; every column of these was compared",
+						 record->written_anew, record->chunks);
 	if (record->slowness > 0)
 		appendStringInfo(&buf, "; the source took up to %.1f times as long per row as usual", record->slowness);
 	if (record->snapshot_expired)

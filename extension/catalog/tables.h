@@ -138,6 +138,7 @@ typedef struct TsyncRecord
 	bool		adopted;		/* still */
 	bool		by_xmin;		/* the digests are of that fingerprint */
 	bool		by_value;		/* but rows had to be compared by value */
+	int			written_anew;	/* chunks of which most rows were written anew */
 	const char *epoch;
 	int64		seen_xid;		/* what older transactions have written was seen; 0: unknown */
 	int64		source_changes; /* -1: unknown */

@@ -192,6 +192,7 @@ prepare_record(TsyncRun *run)
 	record->adopted = replica->state.adopted;
 	record->by_xmin = run->scan.fingerprint.xmin;
 	record->by_value = run->scan.by_value;
+	record->written_anew = run->scan.written_anew;
 	record->epoch = run->source.epoch;
 	record->seen_xid = run->source.seen_xid;
 	record->source_changes = run->source.changes;

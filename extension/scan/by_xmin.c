@@ -114,12 +114,34 @@ put_keys(TsyncNewRows *rows, TsyncRowSet *set, int64 number, uint64 keys)
 		put_key(rows, set, number, pg_rightmost_one_pos64(left));
 }
 
-/* Stop before anything is staged that would take too long, or is likely to be the same. */
-static void
-check_amount(TsyncNewRows *rows, TsyncChunk *chunk, int64 wanted, int64 written_anew, bool whatever_it_takes)
+/*
+ * Were most of a chunk's rows written anew?  They may well be the same, as after
+ * a rewrite of the table: to compare all columns then costs less than to fetch them.
+ */
+bool
+tsync_is_written_anew(TsyncChunk *chunk, TsyncBuckets *source, TsyncBuckets *replica)
 {
-	if (written_anew > Max(chunk->replica.rows * MAX_NEW_FRACTION, FEW_ROWS))
-		compare_by_value(rows->table, "Most of its rows were written anew.");
+	bool		bitmaps = source->bucketing.mask == TSYNC_BITMAP_MASK;
+	int64		anew = 0;
+	int			r = 0;
+
+	for (int s = 0; s < source->count; s++)
+	{
+		TsyncBucket *theirs = &source->buckets[s];
+
+		while (r < replica->count && replica->buckets[r].number < theirs->number)
+			r++;
+		if (r < replica->count && replica->buckets[r].number == theirs->number)
+			anew += bitmaps ? pg_popcount64(theirs->recent & replica->buckets[r].rows)
+				: (int64) Min(theirs->recent, replica->buckets[r].rows);
+	}
+	return anew > Max(chunk->replica.rows * MAX_NEW_FRACTION, FEW_ROWS);
+}
+
+/* Stop before anything is staged that would take too long. */
+static void
+check_amount(TsyncNewRows *rows, TsyncChunk *chunk, int64 wanted, bool whatever_it_takes)
+{
 	if (!whatever_it_takes && !chunk->indivisible && wanted > MAX_ROWS_TO_FETCH)
 		ereport(ERROR,
 				(errcode(ERRCODE_SNAPSHOT_TOO_OLD),
@@ -131,7 +153,6 @@ static void
 read_bitmaps(TsyncNewRows *rows, TsyncChunk *chunk, List *differences, bool without_sums, bool whatever_it_takes)
 {
 	int64		wanted = 0;
-	int64		written_anew = 0;
 	ListCell   *lc;
 
 	foreach(lc, differences)
@@ -146,9 +167,8 @@ read_bitmaps(TsyncNewRows *rows, TsyncChunk *chunk, List *differences, bool with
 		if (!without_sums && (come | gone | changed) == 0)
 			compare_by_value(rows->table, "Rows have changed that were not written since.");
 		wanted += pg_popcount64(come | changed);
-		written_anew += pg_popcount64(changed);
 	}
-	check_amount(rows, chunk, wanted, written_anew, whatever_it_takes);
+	check_amount(rows, chunk, wanted, whatever_it_takes);
 	foreach(lc, differences)
 	{
 		TsyncBucketPair *pair = lfirst(lc);
@@ -240,7 +260,7 @@ read_counts(TsyncNewRows *rows, TsyncChunk *chunk, TsyncBuckets *source, List *d
 		fewer -= more;
 		recent += (int64) pair->source.recent;
 	}
-	check_amount(rows, chunk, recent, recent + Min(fewer, 0), whatever_it_takes);
+	check_amount(rows, chunk, recent, whatever_it_takes);
 	/* those of other chunks first: how many of ours have come is counted */
 	(void) stage_wanted(rows);
 	if (recent > 0)

@@ -35,34 +35,6 @@ tsync_clear_state(TsyncScanState *state)
 	MemoryContextReset(state->chunk_context);
 }
 
-/* Compare the buckets of a chunk and stage the rows that differ. */
-static void
-resolve_chunk(TsyncScanState *state, TsyncChunk *chunk, TsyncBuckets *source, TsyncBuckets *replica)
-{
-	TsyncScan  *scan = state->scan;
-
-	chunk->source = tsync_digest_of_buckets(source);
-	chunk->differs = state->new_rows ? tsync_resolve_by_xmin(state->new_rows, chunk, source, replica, scan->snapshot)
-		: tsync_resolve(state->resolver, chunk, source, replica, scan->snapshot);
-	/* what was only counted is known now */
-	if (chunk->differs || chunk->counted)
-		tsync_stage_memory(scan->table, scan->fingerprint, &scan->memory, chunk, source);
-}
-
-/* Scan a chunk by buckets. */
-static void
-scan_buckets(TsyncScanState *state, TsyncChunk *chunk)
-{
-	TsyncScan  *scan = state->scan;
-	TsyncBuckets *replica = tsync_buckets_of_replica(scan->table, scan->fingerprint, chunk);
-	int64		before = scan->table->waited;
-	TsyncBuckets *source = tsync_collect_buckets(scan->table, scan->fingerprint, TSYNC_SOURCE, &chunk->range,
-												 replica->bucketing);
-
-	tsync_note_speed(scan->pace, chunk->expected_rows, TSYNC_BUCKET_COST, scan->table->waited - before);
-	resolve_chunk(state, chunk, source, replica);
-}
-
 /*
  * Scan a chunk by the fingerprint of all columns, which finds what the usual one
  * does not tell as well; the usual digest is for the proof and for what is
@@ -93,6 +65,41 @@ scan_all_columns(TsyncScanState *state, TsyncChunk *chunk)
 	theirs = tsync_collect_buckets(table, every, TSYNC_SOURCE, &chunk->range, ours->bucketing);
 	/* nothing is staged to be remembered: these buckets are of the other fingerprint */
 	chunk->differs = tsync_resolve(state->row_resolver, chunk, theirs, ours, scan->snapshot);
+}
+
+/* Compare the buckets of a chunk and stage the rows that differ. */
+static void
+resolve_chunk(TsyncScanState *state, TsyncChunk *chunk, TsyncBuckets *source, TsyncBuckets *replica)
+{
+	TsyncScan  *scan = state->scan;
+
+	chunk->source = tsync_digest_of_buckets(source);
+	if (state->new_rows && tsync_is_written_anew(chunk, source, replica))
+	{
+		chunk->by_row = chunk->learned = true;
+		scan->written_anew++;
+		scan_all_columns(state, chunk);
+		return;
+	}
+	chunk->differs = state->new_rows ? tsync_resolve_by_xmin(state->new_rows, chunk, source, replica, scan->snapshot)
+		: tsync_resolve(state->resolver, chunk, source, replica, scan->snapshot);
+	/* what was only counted is known now */
+	if (chunk->differs || chunk->counted)
+		tsync_stage_memory(scan->table, scan->fingerprint, &scan->memory, chunk, source);
+}
+
+/* Scan a chunk by buckets. */
+static void
+scan_buckets(TsyncScanState *state, TsyncChunk *chunk)
+{
+	TsyncScan  *scan = state->scan;
+	TsyncBuckets *replica = tsync_buckets_of_replica(scan->table, scan->fingerprint, chunk);
+	int64		before = scan->table->waited;
+	TsyncBuckets *source = tsync_collect_buckets(scan->table, scan->fingerprint, TSYNC_SOURCE, &chunk->range,
+												 replica->bucketing);
+
+	tsync_note_speed(scan->pace, chunk->expected_rows, TSYNC_BUCKET_COST, scan->table->waited - before);
+	resolve_chunk(state, chunk, source, replica);
 }
 
 /* Scan a chunk: by digest where it is likely to be equal. */
@@ -155,6 +162,7 @@ tsync_scan_slice(TsyncScanState *state, TsyncChunk *chunk, TsyncAllBuckets *all)
 			/* the source's are bitmaps, and buckets of two kinds can't be compared */
 			scan_buckets(state, chunk);
 	}
+	tsync_compare_opaque(state->scan->table, state->scan->verify, state->scan->stage, chunk);
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(state->chunk_context);
 }

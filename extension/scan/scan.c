@@ -94,6 +94,7 @@ prepare_scan(TsyncScan *scan)
 	tsync_stage_clear(scan->stage);
 	scan->digest = (TsyncDigest) {0, 0};
 	scan->drifted = 0;
+	scan->written_anew = 0;
 	scan->verify->differences = scan->verify->drifted_rows = 0;
 	tsync_begin_in(CurrentMemoryContext);
 	tsync_clear_memory(&scan->memory);

@@ -58,6 +58,7 @@ typedef struct TsyncScan
 	int64		load_horizon;	/* transaction id of the source as the load began */
 	bool		fresh;			/* this run has loaded the replica: it has the rows that are not new */
 	bool		by_value;		/* every column is compared, because xmin tells too little */
+	int			written_anew;	/* chunks in which it is, because most rows were written anew */
 	bool		(*look) (void *look_at);	/* NULL, or the first thing that is done in the snapshot: goes on if true */
 	void	   *look_at;
 	bool		unlike;			/* it was false, and nothing was compared */
@@ -92,6 +93,7 @@ extern void tsync_set_horizon(TsyncScan *scan);
 extern TsyncNewRows *tsync_new_rows_create(TsyncTable *table, TsyncFingerprint fingerprint, TsyncStage *stage);
 extern void tsync_new_rows_destroy(TsyncNewRows *rows);
 extern void tsync_new_rows_clear(TsyncNewRows *rows);
+extern bool tsync_is_written_anew(TsyncChunk *chunk, TsyncBuckets *source, TsyncBuckets *replica);
 extern void tsync_begin_together(TsyncNewRows *rows);
 extern void tsync_end_together(TsyncNewRows *rows);
 extern bool tsync_resolve_by_xmin(TsyncNewRows *rows, TsyncChunk *chunk, TsyncBuckets *source, TsyncBuckets *replica,
