@@ -167,7 +167,7 @@ my $started = time;
 my $locker = session($source);
 $locker->query_safe('BEGIN; LOCK TABLE slow');
 my $manual = app_sql($here, "SELECT run_id FROM tablesync_run('slow', wait => false)");
-wait_until($source, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%' AND wait_event_type = 'Lock'});
+wait_until($source, q{SELECT count(*) >= 1 FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%' AND wait_event_type = 'Lock'});
 my $overlapping_job = app_sql($here, "SELECT tablesync_schedule('slow', '* * * * *')");
 
 sub details
