@@ -11,7 +11,7 @@
 #include "tablesync.h"
 
 #include "scan/scan.h"
-#include "utils/timestamp.h"
+#include "datatype/timestamp.h"
 
 typedef struct TsyncScanState
 {

@@ -20,7 +20,6 @@
 #include "catalog/pg_foreign_server.h"
 #include "commands/extension.h"
 #include "execute/execute.h"
-#include "executor/spi.h"
 #include "process/process.h"
 #include "query/query.h"
 #include "source/source.h"

@@ -287,6 +287,11 @@ DECLARE
     status text;
 BEGIN
     SELECT * INTO run FROM tablesync.all_runs r WHERE r.run_id = $1;
+    -- in the order of those who remove a replica: its row before those of its runs, which go with it
+    PERFORM FROM tablesync.all_replicas t WHERE t.replica = run.replica FOR KEY SHARE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
     status := CASE WHEN run.status = 'running' THEN tablesync.run_status(run.run_id) ELSE run.status END;
     PERFORM tablesync.settle_failure(r.run_id)
     FROM tablesync.all_runs r
