@@ -40,6 +40,8 @@ tsync_begin(void)
 	outer_context = CurrentMemoryContext;
 	CHECK_FOR_INTERRUPTS();
 	tsync_source_asked = false;
+	/* a statement that failed before it was executed, while it was planned say, has left that to the next one */
+	tsync_hold_nothing();
 	/* before the transaction begins: an abort would undo the settings */
 	tsync_pin_session();
 	SetCurrentStatementStartTimestamp();

@@ -164,7 +164,7 @@ app_sql($target, q{SELECT tablesync_alter('slow', consistency => 'chunk', chunk_
 is(run_counts($target, 'slow'), 'succeeded|0|0|0', 'as usual');
 is(last_run('slow', 'message IS NULL'), 't', 'nothing to report');
 $target->safe_psql('postgres', q{UPDATE tablesync.replica SET scan_rate = (
-	SELECT 7 * rows_scanned / nullif(EXTRACT(epoch FROM source_time), 0) FROM tablesync_runs WHERE replica = 'slow'::regclass ORDER BY run_id DESC LIMIT 1)
+	SELECT 20 * rows_scanned / nullif(EXTRACT(epoch FROM source_time), 0) FROM tablesync_runs WHERE replica = 'slow'::regclass ORDER BY run_id DESC LIMIT 1)
 	WHERE replica = 'slow'::regclass});
 my $usual = app_sql($target, q{SELECT scan_rate FROM tablesync.replica WHERE replica = 'slow'::regclass});
 my $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('slow', wait => false)");
