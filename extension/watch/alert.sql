@@ -112,6 +112,8 @@ AS $$
                         WHERE u.alert_id IN (SELECT n.alert_id FROM tablesync.untold_alerts() n
                                              JOIN pg_class c ON c.oid = n.replica
                                              WHERE c.relowner = owner)
+                          -- looked at again when the row is locked: another worker may have told of it meanwhile
+                          AND u.told IS DISTINCT FROM 'closed' AND (u.told IS NULL OR u.closed_at IS NOT NULL)
                         ORDER BY u.alert_id LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING tablesync.alert_payload(a, 'alert_' || a.told);
 $$;
