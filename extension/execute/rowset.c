@@ -65,9 +65,10 @@ tsync_rowsets_end(void)
 {
 	if (stage_owner == NULL)
 		return;
-	ResourceOwnerRelease(stage_owner, RESOURCE_RELEASE_BEFORE_LOCKS, false, false);
-	ResourceOwnerRelease(stage_owner, RESOURCE_RELEASE_LOCKS, false, false);
-	ResourceOwnerRelease(stage_owner, RESOURCE_RELEASE_AFTER_LOCKS, false, false);
+	/* as of a transaction of its own: it has no parent, and holds files only */
+	ResourceOwnerRelease(stage_owner, RESOURCE_RELEASE_BEFORE_LOCKS, false, true);
+	ResourceOwnerRelease(stage_owner, RESOURCE_RELEASE_LOCKS, false, true);
+	ResourceOwnerRelease(stage_owner, RESOURCE_RELEASE_AFTER_LOCKS, false, true);
 	ResourceOwnerDelete(stage_owner);
 	stage_owner = NULL;
 }
