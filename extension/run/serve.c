@@ -270,6 +270,8 @@ serve(TsyncStart *start, MemoryContext context)
 			MemoryContextSwitchTo(context);
 			serve_queued(start, &next);
 			MemoryContextReset(context);
+			/* what it has read here is not to be counted only when this process ends */
+			pgstat_report_stat(true);
 			/* another worker may have been faster */
 			if (tsync_take_slot() == 0)
 				return;
