@@ -222,6 +222,7 @@ static void
 stage_gone(TsyncNewRows *rows, TsyncChunk *chunk, TsyncBucketing *bucketing, List *buckets, int64 gone)
 {
 	TsyncTable *table = rows->table;
+	int			settings;
 	int64		before = rows->stage->deleted.count;
 
 	if (gone < 0)
@@ -230,11 +231,15 @@ stage_gone(TsyncNewRows *rows, TsyncChunk *chunk, TsyncBucketing *bucketing, Lis
 		return;
 	tsync_select_into(table, TSYNC_SOURCE,
 					  tsync_sql_keys_of_buckets(table, &chunk->range, bucketing, buckets, rows->fingerprint), &rows->listed);
+	settings = NewGUCNestLevel();
+	/* keys only; a row set has no index, and nobody tells the planner how many of the replica's rows are in the range */
+	(void) set_config_option("enable_nestloop", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	tsync_rowset_register(&rows->listed);
 	tsync_select_into(table, TSYNC_REPLICA,
 					  tsync_sql_unlisted_keys(table, rows->listed.name, &chunk->range, bucketing, buckets, rows->fingerprint),
 					  &rows->stage->deleted);
 	SPI_unregister_relation(rows->listed.name);
+	AtEOXact_GUC(true, settings);
 	if (rows->stage->deleted.count - before != gone)
 		compare_by_value(table, "Other rows are gone than the replica has.");
 }
