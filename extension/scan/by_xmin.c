@@ -197,7 +197,7 @@ stage_wanted(TsyncNewRows *rows)
 	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_missing_rows(table, rows->fetched.name), &rows->stage->inserted);
 	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_changed_rows(table, rows->fetched.name), &rows->stage->updated);
 	SPI_unregister_relation(rows->fetched.name);
-	AtEOXact_GUC(true, settings);
+	AtEOXact_GUC(false, settings);	/* true would keep them for the transaction */
 	tsync_rowset_clear(&rows->wanted);
 	tsync_rowset_clear(&rows->fetched);
 	return rows->stage->inserted.count - before;
@@ -239,7 +239,7 @@ stage_gone(TsyncNewRows *rows, TsyncChunk *chunk, TsyncBucketing *bucketing, Lis
 					  tsync_sql_unlisted_keys(table, rows->listed.name, &chunk->range, bucketing, buckets, rows->fingerprint),
 					  &rows->stage->deleted);
 	SPI_unregister_relation(rows->listed.name);
-	AtEOXact_GUC(true, settings);
+	AtEOXact_GUC(false, settings);	/* true would keep them for the transaction */
 	if (rows->stage->deleted.count - before != gone)
 		compare_by_value(table, "Other rows are gone than the replica has.");
 }
