@@ -33,10 +33,11 @@
  * are worthless (NULL: they are not going to be used, and stay what they are).
  * They are stale when the replica was written to by others (whose notes are
  * consumed here), was rewritten, or may have been written to without a note.
- * Returns whether from now on no write to the replica goes unnoticed.
+ * Returns whether from now on no write to the replica goes unnoticed; "written":
+ * and whether others have written to it.
  */
 bool
-tsync_open_memory(Oid relid, const char *key)
+tsync_open_memory(Oid relid, const char *key, bool *written)
 {
 	bool		watched;
 	Oid			types[] = {OIDOID, TEXTOID};
@@ -51,9 +52,10 @@ tsync_open_memory(Oid relid, const char *key)
 				 " FROM now, tablesync.replica old WHERE t.replica = $1::regclass AND old.replica = t.replica"
 				 " RETURNING old.memory_key IS DISTINCT FROM coalesce(now.key, old.memory_key),"
 				 " now.written OR NOT now.watched OR now.file IS NULL OR old.memory_file IS DISTINCT FROM now.file,"
-				 " now.watched",
+				 " now.watched, now.written",
 				 2, types, values, key ? NULL : " n");
 	watched = SPI_processed == 1 && tsync_result_bool(0, 3);
+	*written = SPI_processed == 1 && tsync_result_bool(0, 4);
 	/* in the transaction that has consumed the notes: if the run comes to nothing, chunks are stale already */
 	if (SPI_processed == 1 && tsync_result_bool(0, 1))
 		tsync_record_oid("UPDATE tablesync.all_chunks SET digest = NULL, stale = false,"

@@ -172,7 +172,7 @@ extern int64 tsync_queued_run(Oid relid);
 extern void tsync_end_queued(TsyncQueued *queued, const char *status, ErrorData *edata);
 
 /* in chunks.c */
-extern bool tsync_open_memory(Oid relid, const char *key);
+extern bool tsync_open_memory(Oid relid, const char *key, bool *written);
 extern bool tsync_was_written_to(Oid relid);
 extern void tsync_distrust_memory(Oid relid);
 extern List *tsync_read_chunks(TsyncTable *table);

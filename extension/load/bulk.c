@@ -234,8 +234,10 @@ load_ranges(TsyncLoad *load, bool leader)
 static void
 open_memory(TsyncLoad *load)
 {
+	bool		written;		/* until now: there are no rows yet */
+
 	tsync_begin();
-	(void) tsync_open_memory(load->table->relid, tsync_sql_memory_key(load->table, load->fingerprint));
+	(void) tsync_open_memory(load->table->relid, tsync_sql_memory_key(load->table, load->fingerprint), &written);
 	tsync_commit();
 }
 

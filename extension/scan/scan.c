@@ -90,6 +90,7 @@ prepare_scan(TsyncScan *scan)
 {
 	TsyncTable *table = scan->table;
 	bool		whole = scan->verify->whole;
+	bool		written;
 
 	tsync_stage_clear(scan->stage);
 	scan->digest = (TsyncDigest) {0, 0};
@@ -99,7 +100,10 @@ prepare_scan(TsyncScan *scan)
 	tsync_begin_in(CurrentMemoryContext);
 	tsync_clear_memory(&scan->memory);
 	/* before any digest: a write that has committed by now is in it, a later one leaves a note for APPLY */
-	scan->watched = tsync_open_memory(table->relid, whole ? NULL : tsync_sql_memory_key(table, scan->fingerprint));
+	scan->watched = tsync_open_memory(table->relid, whole ? NULL : tsync_sql_memory_key(table, scan->fingerprint), &written);
+	/* then it has more than the load has put there, and a later attempt must not forget it: the notes are gone */
+	scan->written |= written || !scan->watched;
+	scan->fresh &= !scan->written;
 	scan->chunks = whole ? tsync_plan_verify(table, scan->verify) : tsync_plan_chunks(table, scan->pace);
 	if (!whole)
 		tsync_choose_chunks(scan->replica, scan->verify, scan->chunks);

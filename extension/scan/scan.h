@@ -57,6 +57,7 @@ typedef struct TsyncScan
 	bool		snapshot_expired;	/* it took too long */
 	int64		load_horizon;	/* transaction id of the source as the load began */
 	bool		fresh;			/* this run has loaded the replica: it has the rows that are not new */
+	bool		written;		/* somebody else has, or may have, written to the replica */
 	bool		by_value;		/* every column is compared, because xmin tells too little */
 	int			written_anew;	/* chunks in which it is, because most rows were written anew */
 	bool		(*look) (void *look_at);	/* NULL, or the first thing that is done in the snapshot: goes on if true */

@@ -44,4 +44,21 @@ is(app_sql($target, "SELECT status, inserted, updated, deleted, message FROM tab
 	'succeeded|1|1|1|somebody else had changed the replica in 1 of 1 chunks; it was repaired', 'strangers');
 is_replica($source, $target, 'thing', 'thing', 'after strangers');
 is(run_counts($target, 'thing'), 'succeeded|0|0|0', 'idle');
+
+# --- somebody else has written to the replica before the load was over ---
+
+$source->safe_psql('postgres', q{
+	CREATE TABLE early (id integer PRIMARY KEY, v text);
+	INSERT INTO early SELECT i, 'v' || i FROM generate_series(1, 1000) i});
+app_sql($target, q{
+	SELECT tablesync_add('early', 'src', 'public.early');
+	CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		UPDATE public.early SET v = 'mine' WHERE id = 7;
+		RETURN NULL;
+	END $$;
+	CREATE TRIGGER meddle AFTER INSERT ON early FOR EACH STATEMENT EXECUTE FUNCTION meddle()});
+like(run_counts($target, 'early'), qr/^succeeded\|/, 'a load with somebody else writing');
+is_replica($source, $target, 'early', 'early', 'what he has written is undone');
+
 done_testing();
