@@ -318,7 +318,9 @@ tsync_save_memory(TsyncTable *table, List *chunks, TsyncRowSet *memory, bool spa
 
 		chunk->known = !(spared && chunk->differs);
 		chunk->replica = chunk->source;
-		if (!chunk->known || chunk->learned || (chunk->by_row && chunk->differs))
+		/* rows that were written anew and are the same have other fingerprints by xmin, and count as seen from now on */
+		if (!chunk->known || chunk->learned ||
+			(chunk->by_row && (chunk->differs || !tsync_digest_equal(chunk->source, chunk->remembered))))
 			tsync_write_memory(table, chunk, NULL, NULL);
 		else if (chunk->expected && !chunk->differs)
 			tsync_write_digest(table, chunk);

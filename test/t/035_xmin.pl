@@ -61,4 +61,16 @@ app_sql($target, q{
 like(run_counts($target, 'early'), qr/^succeeded\|/, 'a load with somebody else writing');
 is_replica($source, $target, 'early', 'early', 'what he has written is undone');
 
+# --- rows that were written anew, where every run verifies ---
+
+$source->safe_psql('postgres', q{
+	CREATE TABLE proved (id integer PRIMARY KEY, v text);
+	INSERT INTO proved SELECT i, 'v' || i FROM generate_series(1, 2000) i});
+app_sql($target, "SELECT tablesync_add('proved', 'src', 'public.proved', chunk_rows => 500, verify_fraction => 1)");
+is(run_counts($target, 'proved'), 'succeeded|2000|0|0', 'every run verifies');
+$source->safe_psql('postgres', 'UPDATE proved SET v = v WHERE id < 100');
+is(run_counts($target, 'proved'), 'succeeded|0|0|0', 'nothing has changed');
+app_sql($target, "SELECT tablesync_alter('proved', verify_fraction => 0)");
+is(app_sql($target, "SELECT status, updated, message FROM tablesync_run('proved')"), 'succeeded|0|', 'and that is remembered');
+
 done_testing();
