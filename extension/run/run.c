@@ -159,6 +159,7 @@ tsync_prepare_scan(TsyncRun *run)
 	scan->load_compared = run->load.compared;
 	scan->load_digest = run->load.digest;
 	scan->look = NULL;
+	scan->looking = false;
 	scan->unlike = false;
 	run->load.compared = false; /* only the scan that follows at once may rely on it */
 }

@@ -62,6 +62,7 @@ typedef struct TsyncScan
 	int			written_anew;	/* chunks in which it is, because most rows were written anew */
 	bool		(*look) (void *look_at);	/* NULL, or the first thing that is done in the snapshot: goes on if true */
 	void	   *look_at;
+	bool		looking;		/* that is what is being done */
 	bool		unlike;			/* it was false, and nothing was compared */
 	bool		load_compared;	/* the load has found "load_digest" at the source, in a snapshot of its own */
 	TsyncDigest load_digest;

@@ -159,6 +159,18 @@ scan_in_snapshot(TsyncScanState *state)
 	scan_by_key(state, quiet);
 }
 
+/* Is the source as the scan has taken it to be? */
+static bool
+look_first(TsyncScan *scan)
+{
+	bool		as_known;
+
+	scan->looking = true;
+	as_known = scan->look(scan->look_at);
+	scan->looking = false;
+	return as_known;
+}
+
 /* Scan the sources of some scans in one transaction: a List of TsyncScanState. */
 void
 tsync_scan_snapshot(void *arg)
@@ -178,7 +190,7 @@ tsync_scan_snapshot(void *arg)
 
 		tsync_progress_run(state->scan->run_id, state->scan->table->relid);
 		tsync_progress_phase(TSYNC_PHASE_SCAN, list_length(state->scan->chunks), state->expected_rows);
-		if (state->scan->look && !state->scan->look(state->scan->look_at))
+		if (state->scan->look && !look_first(state->scan))
 			state->scan->unlike = true;
 		else
 		{
@@ -195,6 +207,9 @@ tsync_scan_snapshot(void *arg)
 static bool
 took_too_long(ErrorData *edata, void *arg)
 {
+	/* a source that does not tell what it is would not tell it a second time either */
+	if (((TsyncScanState *) linitial((List *) arg))->scan->looking)
+		return false;
 	return edata->sqlerrcode == ERRCODE_SNAPSHOT_TOO_OLD ||
 	/* under a shorter statement_timeout chunks would fail as well */
 		(tsync_source_timed_out(edata) && tsync_snapshot_timeout() == tsync_max_snapshot_age);

@@ -234,6 +234,22 @@ for my $circle (sort keys %circles)
 	}
 	truth();
 }
+
+# a source that takes too long to say what it is, is not asked again in the same run
+$target->safe_psql('postgres', q{ALTER ROLE app SET tablesync.max_snapshot_age = '2s'});
+$source->safe_psql('postgres', view_sql('pg_index', 'pg_catalog.pg_index', $catalogs{pg_index}, {}, 'WHERE pg_sleep(0.5) IS NOT NULL'));
+for my $replica (@replicas)
+{
+	my $logged = -s $source->logfile;
+	my ($rc, $out, $err) = $target->psql('postgres', "SELECT * FROM tablesync_run('$replica')", extra_params => [ '-U', 'app' ]);
+	like($err, qr/a statement took longer at the source than it may/, "$replica: a look that takes too long fails");
+	my $log = PostgreSQL::Test::Utils::slurp_file($source->logfile, $logged);
+	my @cancelled = $log =~ /canceling statement due to statement timeout/g;
+	is(scalar @cancelled, 1, "$replica: it is not tried twice");
+}
+$target->safe_psql('postgres', q{ALTER ROLE app RESET tablesync.max_snapshot_age});
+truth();
+
 for my $input (1 .. $inputs)
 {
 	my @lies;
