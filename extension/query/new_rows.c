@@ -81,21 +81,6 @@ tsync_sql_unlisted_keys(TsyncTable *table, const char *listed, TsyncRange *range
 	return buf.data;
 }
 
-/* The rows of a row set whose keys the replica does not have. */
-char *
-tsync_sql_missing_rows(TsyncTable *table, const char *rows)
-{
-	StringInfoData buf;
-
-	initStringInfo(&buf);
-	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_columns(&buf, table, "s.");
-	appendStringInfo(&buf, " FROM %s s WHERE NOT EXISTS (SELECT FROM %s r WHERE ", rows, table->replica_sql);
-	tsync_append_keys_equal(&buf, table, "r.", "s.");
-	appendStringInfoChar(&buf, ')');
-	return buf.data;
-}
-
 /* Are values of a type equal only if their bytes are, in collation C if there is one? */
 static bool
 is_string(Oid type)
@@ -148,18 +133,21 @@ append_differs(StringInfo buf, TsyncTable *table)
 	appendStringInfoChar(buf, ')');
 }
 
-/* The rows of a row set that the replica has with other values. */
+/*
+ * The rows of a row set that the replica does not have, or has with other values;
+ * a further column tells which.  One statement: it looks each of them up.
+ */
 char *
-tsync_sql_changed_rows(TsyncTable *table, const char *rows)
+tsync_sql_different_rows(TsyncTable *table, const char *rows)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	tsync_append_columns(&buf, table, "s.");
-	appendStringInfo(&buf, " FROM %s s JOIN %s r ON ", rows, table->replica_sql);
+	appendStringInfo(&buf, ", r.%s IS NULL FROM %s s LEFT JOIN %s r ON ", table->keys[0]->quoted, rows, table->replica_sql);
 	tsync_append_keys_equal(&buf, table, "r.", "s.");
-	appendStringInfoString(&buf, " WHERE ");
+	appendStringInfo(&buf, " WHERE r.%s IS NULL OR ", table->keys[0]->quoted);
 	append_differs(&buf, table);
 	return buf.data;
 }
@@ -168,7 +156,14 @@ tsync_sql_changed_rows(TsyncTable *table, const char *rows)
 char *
 tsync_sql_count_changed_rows(TsyncTable *table, const char *rows)
 {
-	return psprintf("SELECT pg_catalog.count(*), NULL::pg_catalog.text FROM (%s) c", tsync_sql_changed_rows(table, rows));
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "SELECT pg_catalog.count(*), NULL::pg_catalog.text FROM %s s JOIN %s r ON ", rows, table->replica_sql);
+	tsync_append_keys_equal(&buf, table, "r.", "s.");
+	appendStringInfoString(&buf, " WHERE ");
+	append_differs(&buf, table);
+	return buf.data;
 }
 
 /* (rows, sum of fingerprints) of a row set. */

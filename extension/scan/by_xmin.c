@@ -15,6 +15,7 @@
  */
 #include "tablesync.h"
 
+#include "catalog/pg_type.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "query/query.h"
@@ -41,6 +42,7 @@ struct TsyncNewRows
 	TsyncRowSet wanted;			/* keys of new rows */
 	TsyncRowSet fetched;		/* these rows */
 	TsyncRowSet listed;			/* keys of buckets from which rows are gone */
+	TupleDesc	different;		/* of rows, with whether the replica lacks them */
 };
 
 TsyncNewRows *
@@ -54,6 +56,10 @@ tsync_new_rows_create(TsyncTable *table, TsyncFingerprint fingerprint, TsyncStag
 	tsync_rowset_init(&rows->wanted, "tsync_wanted", tsync_key_desc(table, 0));
 	tsync_rowset_init(&rows->fetched, "tsync_fetched", tsync_row_desc(table));
 	tsync_rowset_init(&rows->listed, "tsync_listed", tsync_key_desc(table, 0));
+	rows->different = CreateTemplateTupleDesc(table->ncolumns + 1);
+	for (int i = 1; i <= table->ncolumns; i++)
+		TupleDescCopyEntry(rows->different, i, rows->fetched.tupdesc, i);
+	TupleDescInitEntry(rows->different, table->ncolumns + 1, "missing", BOOLOID, -1, 0);
 	return rows;
 }
 
@@ -179,6 +185,20 @@ read_bitmaps(TsyncNewRows *rows, TsyncChunk *chunk, List *differences, bool with
 	}
 }
 
+/* Stage a row that the replica lacks, or has otherwise. */
+static void
+stage_row(TupleTableSlot *slot, void *arg)
+{
+	TsyncStage *stage = arg;
+	int			ncolumns = stage->inserted.tupdesc->natts;
+	TsyncRowSet *into;
+
+	slot_getallattrs(slot);
+	into = DatumGetBool(slot->tts_values[ncolumns]) ? &stage->inserted : &stage->updated;
+	tuplestore_putvalues(into->rows, into->tupdesc, slot->tts_values, slot->tts_isnull);
+	into->count++;
+}
+
 /* Fetch the wanted rows, and stage those that the replica lacks or has otherwise; returns how many it lacks. */
 static int64
 stage_wanted(TsyncNewRows *rows)
@@ -194,8 +214,8 @@ stage_wanted(TsyncNewRows *rows)
 	if (table->wide)
 		tsync_avoid_large_joins();
 	tsync_rowset_register(&rows->fetched);
-	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_missing_rows(table, rows->fetched.name), &rows->stage->inserted);
-	tsync_select_into(table, TSYNC_REPLICA, tsync_sql_changed_rows(table, rows->fetched.name), &rows->stage->updated);
+	tsync_select_each(table, TSYNC_REPLICA, tsync_sql_different_rows(table, rows->fetched.name), rows->different, stage_row,
+					  rows->stage);
 	SPI_unregister_relation(rows->fetched.name);
 	AtEOXact_GUC(false, settings);	/* true would keep them for the transaction */
 	tsync_rowset_clear(&rows->wanted);
