@@ -8,6 +8,7 @@
 use strict;
 use warnings;
 
+use IPC::Run;
 use List::Util qw(max);
 use TablesyncTest;
 use Test::More;
@@ -166,23 +167,30 @@ sub workers
 my $peak = 0;
 my %outcomes;
 
-# Run a replica until its worker is gone; whatever the outcome, it ends.
+# Run a replica until its worker is gone; whatever the outcome, it ends.  Who waits for a run gets a process for it alone.
 sub run_to_its_end
 {
 	my ($replica, $story) = @_;
 	my $started = time;
-	my ($rc, $out) = $target->psql('postgres', "SELECT status FROM tablesync_run('$replica', wait => false)", extra_params => [ '-U', 'app' ]);
-	while (my %workers = workers())
+	my ($out, $err);
+	my $psql = IPC::Run::start(
+		[ $target->installed_command('psql'), '-XAt', '-d', $target->connstr('postgres'), '-U', 'app', '-c', "SELECT status FROM tablesync_run('$replica')" ],
+		'>', \$out, '2>', \$err);
+	while ($psql->pumpable && time - $started <= $max_seconds)
 	{
-		$peak = max($peak, values %workers);
-		last if time - $started > $max_seconds;
+		my %workers = workers();
+		$peak = max($peak, values %workers) if %workers;
+		$psql->pump_nb;
 		usleep(5000);
 	}
-	# a worker is none by its name yet while it starts
-	return 1 if time - $started <= $max_seconds &&
-		$target->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'tablesync run'});
+	if (time - $started <= $max_seconds)
+	{
+		$psql->finish;
+		return 1;
+	}
 	fail("ends: $story");
 	app_sql($target, "SELECT tablesync_cancel('$replica')");
+	$psql->kill_kill;
 	return 0;
 }
 
