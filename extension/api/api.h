@@ -60,6 +60,10 @@ extern int64 tsync_waiting_run(Oid relid);
 /* in several.c */
 extern void tsync_run_all(ReturnSetInfo *result, bool wait, bool force);
 
+/* in kept.c */
+extern bool tsync_is_run_again(Oid relid, Oid owner);
+extern bool tsync_run_again(const TsyncStart *wanted);
+
 /* in launch.c */
 extern int64 tsync_run_verify(Oid relid, bool repair);
 

@@ -58,6 +58,12 @@ run_one(Oid relid, const TsyncStart *wanted)
 	start.owner = tsync_check_owner(relid);
 	start.replica = relid;
 	start.run_id = tsync_next_run_id();
+	if (!start.verify && tsync_is_run_again(relid, start.owner))
+	{
+		if (!tsync_run_again(&start) && (report = tsync_check_runnable(relid)) == NULL)
+			report = tsync_report_already_running(relid, -1);
+		return report ? report : tsync_report_ended(relid, start.run_id);
+	}
 	wait_or_cancel(tsync_start_or_wait(&start, tsync_relation_label(relid), relid));
 	return tsync_report_ended(relid, start.run_id);
 }

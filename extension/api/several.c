@@ -160,6 +160,8 @@ make_list(List *items, Oid owner, bool force)
 	served->list = dsm_segment_address(served->segment);
 	pg_atomic_init_u32(&served->list->given_up, 0);
 	served->list->caller = tsync_my_proc_number();
+	served->list->server = -1;
+	served->list->stays = false;
 	served->list->force = force;
 	served->list->count = list_length(served->items);
 	foreach(lc, served->items)

@@ -135,9 +135,12 @@ merge_stage(TsyncApply *apply)
 	if (stage->updated.count > 0)
 	{
 		/* as they are: the statement that updates returns only what they become; by xmin no sum of theirs is needed */
-		tsync_subtract_digest(&record->replica, apply->by_xmin ? (TsyncDigest) {stage->updated.count, 0} :
-							  tsync_select_digest(table, TSYNC_REPLICA,
-												  tsync_sql_digest_of_keys(table, TSYNC_UPDATED, apply->fingerprint)));
+		if (apply->by_xmin)
+			record->replica.rows -= stage->updated.count;
+		else
+			tsync_subtract_digest(&record->replica,
+								  tsync_select_digest(table, TSYNC_REPLICA,
+													  tsync_sql_digest_of_keys(table, TSYNC_UPDATED, apply->fingerprint)));
 		changed = update_rows(apply);
 		tsync_add_digest(&record->replica, changed);
 		tsync_add_digest(&stored, changed);

@@ -55,7 +55,8 @@ typedef enum TsyncListed
 	TSYNC_WAITING,
 	TSYNC_TAKEN,
 	TSYNC_DONE,
-	TSYNC_OMITTED				/* the replica is paused, or run by another worker */
+	TSYNC_OMITTED,				/* the replica is paused, or run by another worker */
+	TSYNC_LEFT					/* the worker has waited long enough for another one */
 } TsyncListed;
 
 /* The runs that a caller has asked for and waits for, in shared memory. */
@@ -63,6 +64,8 @@ typedef struct TsyncList
 {
 	pg_atomic_uint32 given_up;	/* the caller waits no more */
 	int			caller;			/* a backend's number, to wake it up */
+	int			server;			/* likewise the worker's, if it stays; -1: not known yet */
+	bool		stays;			/* of one run: the caller may put another one in its place (api/kept.c) */
 	bool		force;
 	int			count;
 	struct

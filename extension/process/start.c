@@ -92,7 +92,7 @@ tsync_start_worker(TsyncStart *start, const char *label)
 	if (start->serve)
 		name = psprintf("tablesync runs of the queue for role %s", label);
 	else if (start->list != 0)
-		name = psprintf("tablesync runs for role %s", label);
+		name = psprintf("tablesync runs for %s%s", OidIsValid(start->replica) ? "" : "role ", label);
 	else
 		name = psprintf("tablesync run " INT64_FORMAT "%s for %s", start->run_id,
 						start->help != TSYNC_HELP_NONE ? " (helper)" : "", label);

@@ -115,18 +115,22 @@ is_enabled(Oid relid)
 	return enabled;
 }
 
-/* Perform the runs of a caller who waits; they are his until he gives up. */
-void
-tsync_serve_list(TsyncStart *start)
+/* Does somebody who waits find no process? */
+static bool
+is_process_needed(void)
 {
-	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "tablesync turn", ALLOCSET_DEFAULT_SIZES);
-	dsm_segment *segment = dsm_attach(start->list);
-	TsyncList  *list;
+	bool		needed;
 
-	if (segment == NULL)
-		return;					/* nobody waits any more */
-	tsync_serve_role(start->owner);
-	list = dsm_segment_address(segment);
+	tsync_begin();
+	needed = tsync_is_locked(TSYNC_LOCK_NEED, 0);
+	tsync_commit();
+	return needed;
+}
+
+/* Perform the runs of a list. */
+static void
+serve_list(TsyncStart *start, TsyncList *list, MemoryContext context)
+{
 	for (int i = 0; i < list->count; i++)
 	{
 		Turn		turn = {.start = *start};
@@ -151,6 +155,47 @@ tsync_serve_list(TsyncStart *start)
 		ProcSendSignal(list->caller);
 		MemoryContextReset(context);
 	}
+}
+
+/* Wait for a while for another run in the place of a list's only one, and while nobody else needs the process. */
+static bool
+await_another(TsyncList *list)
+{
+	TimestampTz since = GetCurrentTimestamp();
+	uint32		state;
+
+	pgstat_report_stat(true);
+	while (!pg_atomic_read_u32(&list->given_up) && !tsync_is_cancelled() && !is_process_needed() &&
+		   !TimestampDifferenceExceeds(since, GetCurrentTimestamp(), LINGER_MS))
+	{
+		if (pg_atomic_read_u32(&list->runs[0].state) == TSYNC_WAITING)
+			return true;
+		/* no interrupts: a cancel that comes too late is no error */
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS, tsync_wait_event("TablesyncQueue"));
+		ResetLatch(MyLatch);
+	}
+	/* who puts one there from now on finds that we have left */
+	state = pg_atomic_read_u32(&list->runs[0].state);
+	return state == TSYNC_WAITING || !pg_atomic_compare_exchange_u32(&list->runs[0].state, &state, TSYNC_LEFT);
+}
+
+/* Perform the runs of a caller who waits; they are his until he gives up. */
+void
+tsync_serve_list(TsyncStart *start)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "tablesync turn", ALLOCSET_DEFAULT_SIZES);
+	dsm_segment *segment = dsm_attach(start->list);
+	TsyncList  *list;
+
+	if (segment == NULL)
+		return;					/* nobody waits any more */
+	list = dsm_segment_address(segment);
+	list->server = tsync_my_proc_number();
+	if (!list->stays)
+		tsync_serve_role(start->owner);
+	do
+		serve_list(start, list, context);
+	while (list->stays && !pg_atomic_read_u32(&list->given_up) && !tsync_is_to_end() && await_another(list));
 }
 
 /* Run what the queue has next, or record why not. */
@@ -207,18 +252,6 @@ try_to_leave(TsyncStart *start)
 		tsync_unlock_all();		/* while nobody can add anything: who does finds no idle worker */
 	tsync_commit();
 	return leaves;
-}
-
-/* Does somebody who waits find no process? */
-static bool
-is_process_needed(void)
-{
-	bool		needed;
-
-	tsync_begin();
-	needed = tsync_is_locked(TSYNC_LOCK_NEED, 0);
-	tsync_commit();
-	return needed;
 }
 
 static void

@@ -279,6 +279,60 @@ like($scheduled->query('SELECT 1'), qr/succeeded/, 'so does what pg_cron has cal
 $scheduled->quit;
 is($target->safe_psql('postgres', q{SELECT count(*) FROM tablesync.alert WHERE kind = 'worker_unavailable'}), 0, 'nobody is alarmed');
 
+# --- a session that runs the same replica again and again ---
+
+quiet();
+my $again = $target->background_psql('postgres', on_error_stop => 0, extra_params => [ '-U', 'app' ]);
+$again->set_query_timer_restart;
+# The process that has run a replica for this session; the status before it, unless it is "succeeded".
+sub pid_of_run
+{
+	my ($replica) = @_;
+	my ($status, $run_id) = split /\|/, $again->query_safe("SELECT status, run_id FROM tablesync_run('$replica')");
+	return ($status eq 'succeeded' ? '' : "$status ") . app_sql($target, "SELECT pid FROM tablesync_runs WHERE run_id = $run_id");
+}
+$offset = -s $source->logfile;
+my @pids;
+for my $n (1 .. 4)
+{
+	$source->safe_psql('postgres', "UPDATE t11 SET note = 'again $n' WHERE id = $n; DELETE FROM t11 WHERE id = 10 + $n");
+	push @pids, pid_of_run('t11');
+	is_replica($source, $target, 't11', 't11', "run $n of a session");
+}
+isnt($pids[1], $pids[0], 'the process of the first run has not stayed');
+is("@pids[2, 3]", "$pids[1] $pids[1]", 'that of the second run has');
+is(logged($source, $offset, 'connection authorized: user=reader'), 2, 'with its connection');
+is($target->safe_psql('postgres', "SELECT count(*) FROM pg_locks WHERE pid = $pids[1]"), 0, 'and without a lock');
+isnt(pid_of_run('t12'), $pids[1], 'it is not for another replica');
+quiet();
+pass('it is gone after a second');
+pid_of_run('t12');
+$target->safe_psql('postgres', "SELECT pg_terminate_backend(pid) $workers");
+like(pid_of_run('t12'), qr/^\d+$/, 'a run after the end of the process has another one');
+$locker->query_safe('BEGIN; LOCK TABLE t12');
+$again->query_until(qr/asked/, "\\echo asked\nSELECT status FROM tablesync_run('t12');\n");
+wait_until($source, sprintf $waits_at_source, 1);
+is(app_sql($target, "SELECT tablesync_cancel('t12')"), 't', 'a run of it is cancelled');
+like($again->query('SELECT 1'), qr/1/, 'which its caller learns');
+$again->{stderr} = '';
+$again->query_until(qr/once more/, "\\echo once more\nSELECT status FROM tablesync_run('t12');\n");
+wait_until($source, sprintf $waits_at_source, 1);
+$target->safe_psql('postgres', q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND query LIKE 'SELECT status FROM tablesync_run(%'});
+wait_until($target, q{SELECT count(*) = 0 FROM pg_stat_activity WHERE query LIKE 'SELECT status FROM tablesync_run(%' AND state = 'active'});
+quiet();
+is(app_sql($target, q{SELECT string_agg(status, ' ') FROM (SELECT status FROM tablesync_runs WHERE replica = 't12'::regclass ORDER BY run_id DESC LIMIT 2) r}), 'cancelled cancelled', 'a caller who gives up ends his run and the process');
+$locker->query_safe('COMMIT');
+$again->query('SELECT 1');
+$again->{stderr} = '';
+like(pid_of_run('t12'), qr/^\d+$/, 'and may ask again');
+app_sql($target, "SELECT tablesync_pause('t12')");
+unlike($again->query("SELECT status FROM tablesync_run('t12')"), qr/succeeded/, 'not for a replica that was paused meanwhile');
+$again->{stderr} = '';
+app_sql($target, "SELECT tablesync_resume('t12')");
+like(pid_of_run('t12'), qr/^\d+$/, 'but once it is resumed');
+eval { $again->quit };
+quiet();
+
 # --- memory ---
 
 app_sql($target, 'SELECT count(*) FROM tablesync_run()');
