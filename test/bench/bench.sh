@@ -24,6 +24,7 @@ scattered_after_quiet_case
 unchanged_case
 no_version_case
 fifty_case
+constants_case
 note "private memory of a worker: at most 64 MB in every case"
 [ "${PEERS:-yes}" != yes ] || peers
 echo "written to $CSV"

@@ -177,3 +177,33 @@ fifty_case() {
     print_row "50 rows (one change; latency)" "$(divide "$seconds" 1000)" - - "40 ms" - - - "$(column 5 | maximum)" "$(column 6 | maximum)" -
     rm -f "$SAMPLES"
 }
+
+# --- the constants of extension/source/source.h ---
+
+# Statements like those of a run, each through a foreign table of the benchmark.
+BY_XMIN="hash_array_extended(ARRAY[written_by], id::bigint)"
+DIGEST_BY_XMIN="SELECT count(*), sum($BY_XMIN) FROM media_by_xmin"
+BUCKETS="SELECT count(*) FROM (SELECT id >> 6, bit_or(1::bigint << (id & 63)), sum($BY_XMIN),
+    bit_or(1::bigint << (id & 63)) FILTER (WHERE xidsend(written_by) >= '\\xf0000000') FROM media_by_xmin GROUP BY 1) b"
+DIGEST_OF_ROWS="SELECT count(*), sum(hashint4extended(0, id::bigint) # hashtextextended(s3_path, 2) # hashtextextended(format, 3)
+    # hashint2extended(type, 4) # timestamp_hash_extended(updated_at, 5)) FROM media_remote"
+
+seconds_of() {    # statement
+    local i
+    for ((i = 0; i < REPEAT; i++)); do
+        target_sql -c '\timing on' -c "$1" >"$TSYNC_WORK/output"
+        psql_seconds "$TSYNC_WORK/output"
+        echo
+    done | median
+}
+
+constants_case() {
+    local version xmin
+    target_sql -c "CREATE FOREIGN TABLE media_by_xmin (id integer NOT NULL, written_by xid OPTIONS (column_name 'xmin'))
+        SERVER production OPTIONS (schema_name 'public', table_name 'media', fetch_size '3000')"
+    version=$(seconds_of "$DIGEST")
+    xmin=$(seconds_of "$DIGEST_BY_XMIN")
+    note "a digest by xmin takes $(divide "$xmin" "$version") of one of the version column"
+    note "buckets take $(divide "$(seconds_of "$BUCKETS")" "$xmin") digests (TSYNC_BUCKET_COST)"
+    note "a digest of all columns takes $(divide "$(seconds_of "$DIGEST_OF_ROWS")" "$version") of the version column's (TSYNC_ROW_COST)"
+}
