@@ -194,7 +194,8 @@ COMMENT ON FUNCTION tablesync.plan_added(tablesync.replica, jsonb, text[]) IS 'w
  * Renames on one table, in an order that can be typed: a name is taken when
  * nobody has it any more; where names go round in a circle, one waits under a
  * name of its own.  Columns whose names are needed but that get no other
- * ("to" is NULL) are moved aside.
+ * ("to" is NULL) are moved aside.  A name that a column has which is not among
+ * them is an error: it is not ours to move.
  */
 CREATE FUNCTION tablesync.rename_columns(relation regclass, renames jsonb)
 RETURNS text[]
@@ -210,6 +211,7 @@ DECLARE
     statements text[] := '{}';
     next jsonb;
     target text;
+    stranger text;
 BEGIN
     WHILE todo <> '[]' LOOP
         SELECT r INTO next FROM jsonb_array_elements(todo) WITH ORDINALITY t (r, n)
@@ -217,7 +219,15 @@ BEGIN
         IF FOUND THEN
             target := coalesce(next->>'to', tablesync.unused_name(next->>'from', '_dropped', taken || wanted));
             todo := (SELECT coalesce(jsonb_agg(r), '[]') FROM jsonb_array_elements(todo) r WHERE r <> next);
-        ELSE    -- a circle
+        ELSE    -- a circle, or what it waits for never gets free
+            SELECT r->>'to' INTO stranger FROM jsonb_array_elements(todo) r
+            WHERE r->>'to' NOT IN (SELECT o->>'from' FROM jsonb_array_elements(todo) o) LIMIT 1;
+            IF FOUND THEN
+                RAISE EXCEPTION 'column % of % is in the way of one that the source has renamed', quote_ident(stranger), relation
+                    USING ERRCODE = 'duplicate_column',
+                    HINT = format(CASE kind WHEN 'ALTER TABLE' THEN '%s %s RENAME COLUMN %I TO %I;' ELSE '%s %s DROP COLUMN %I;' END,
+                                  kind, relation, stranger, tablesync.unused_name(stranger, '_own', taken || wanted));
+            END IF;
             next := todo->0;
             target := tablesync.unused_name(next->>'from', '_renamed', taken || wanted);
             todo := jsonb_set(todo, '{0,from}', to_jsonb(target));

@@ -100,6 +100,21 @@ app_sql($target, q{
 is(run_counts($target, 'by_hand'), 'succeeded|0|0|0', 'done by hand: accepted');
 is_same('by_hand', 'done by hand');
 
+# a name that a column has which is not the source's
+replicate('in_the_way', 'a integer', 'i');
+app_sql($target, 'ALTER TABLE in_the_way ADD b integer');
+at_source('ALTER TABLE in_the_way RENAME a TO b');
+for my $attempt (1 .. 2)
+{
+	my ($rc, $out, $err) = $target->psql('postgres', "SET statement_timeout = '30s'; SELECT status FROM tablesync_run('in_the_way')", extra_params => [ '-U', 'app' ]);
+	like($err, qr/column b of public\.in_the_way is in the way of one that the source has renamed/, "a name that another column has: an error, $attempt");
+}
+ends_well('in_the_way', 'a name that another column has');
+is(app_sql($target, q{SELECT string_agg(attname, ' ' ORDER BY attname) FROM pg_attribute WHERE attrelid = 'in_the_way'::regclass AND attnum > 0 AND NOT attisdropped}), 'b b_own id updated_at', 'which is kept');
+app_sql($target, 'ALTER FOREIGN TABLE in_the_way_source ADD c integer');
+at_source('ALTER TABLE in_the_way RENAME b TO c');
+ends_well('in_the_way', 'one of the foreign table');
+
 # --- labels ---
 
 for my $node ($source, $target)
