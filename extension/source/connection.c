@@ -51,9 +51,10 @@ source_application_name(const char *label)
  * statement there, in ms; that it was a lock and not work must show before.
  * The source's planner can't know how few buckets there are, and would sort
  * all rows on disk to count them; a scan's share of them (SCANNED_BUCKETS) fits
- * into this work_mem.  What we join is in the right order.  Long scans may be
- * compiled if the source does so: without inlining that takes some milliseconds,
- * and saves it a third of its processor time.
+ * into this work_mem.  What we join is in the right order.  To compile statements
+ * would take 30 ms and 10 MB of the source for each session, and what has a sort
+ * that is switched off would be compiled however small it is; a digest by xmin of
+ * 10 million rows takes 7 to 13 % less then, buckets 14 to 19 %.
  */
 void
 tsync_restrict_source_session(const char *label, int timeout)
@@ -66,8 +67,7 @@ tsync_restrict_source_session(const char *label, int timeout)
 					   " -c lock_timeout=%d"
 					   " -c idle_in_transaction_session_timeout=%d"
 					   " -c max_parallel_workers_per_gather=0"
-					   " -c jit_inline_above_cost=-1"
-					   " -c jit_optimize_above_cost=-1"
+					   " -c jit=off"
 					   " -c enable_sort=off"
 					   " -c work_mem=96MB"
 					   " -c join_collapse_limit=1"
