@@ -82,7 +82,7 @@ update_rows(TsyncApply *apply)
 static bool
 are_stored(TsyncTable *table, const char *rows)
 {
-	TsyncDigest others = tsync_select_digest(table, TSYNC_REPLICA, tsync_sql_count_changed_rows(table, rows));
+	TsyncDigest others = tsync_select_digest(table, TSYNC_REPLICA, tsync_sql_count_different_rows(table, rows));
 
 	return others.rows == 0;
 }

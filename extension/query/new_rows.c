@@ -152,18 +152,11 @@ tsync_sql_different_rows(TsyncTable *table, const char *rows)
 	return buf.data;
 }
 
-/* How many rows of a row set the replica has with other values; a second column is NULL. */
+/* How many rows of a row set the replica does not have, or has with other values; a second column is NULL. */
 char *
-tsync_sql_count_changed_rows(TsyncTable *table, const char *rows)
+tsync_sql_count_different_rows(TsyncTable *table, const char *rows)
 {
-	StringInfoData buf;
-
-	initStringInfo(&buf);
-	appendStringInfo(&buf, "SELECT pg_catalog.count(*), NULL::pg_catalog.text FROM %s s JOIN %s r ON ", rows, table->replica_sql);
-	tsync_append_keys_equal(&buf, table, "r.", "s.");
-	appendStringInfoString(&buf, " WHERE ");
-	append_differs(&buf, table);
-	return buf.data;
+	return psprintf("SELECT pg_catalog.count(*), NULL::pg_catalog.text FROM (%s) d", tsync_sql_different_rows(table, rows));
 }
 
 /* (rows, sum of fingerprints) of a row set. */

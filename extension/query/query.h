@@ -273,7 +273,7 @@ extern char *tsync_sql_keys_of_buckets(TsyncTable *table, TsyncRange *range, Tsy
 extern char *tsync_sql_unlisted_keys(TsyncTable *table, const char *listed, TsyncRange *range, TsyncBucketing *bucketing,
 									 List *buckets, TsyncFingerprint fingerprint);
 extern char *tsync_sql_different_rows(TsyncTable *table, const char *rows);
-extern char *tsync_sql_count_changed_rows(TsyncTable *table, const char *rows);
+extern char *tsync_sql_count_different_rows(TsyncTable *table, const char *rows);
 extern char *tsync_sql_digest_of_rows(TsyncTable *table, const char *rows, TsyncFingerprint fingerprint);
 
 /* in read.c */
