@@ -16,7 +16,9 @@
 
 #include "api/api.h"
 #include "compat.h"
+#include "catalog/pg_type.h"
 #include "execute/execute.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -32,6 +34,7 @@ typedef struct Kept
 {
 	Oid			replica;
 	Oid			owner;
+	int64		settings;		/* role_settings() when the process was started */
 	dsm_segment *segment;		/* NULL: there is no process */
 	TsyncList  *list;
 	BackgroundWorkerHandle *worker;
@@ -51,6 +54,19 @@ forget_process(void)
 	kept.list = NULL;
 	kept.worker = NULL;
 	kept.context = NULL;
+}
+
+/* A hash of what is set for a role, which a process reads when it starts, and never again. */
+static int64
+role_settings(Oid role)
+{
+	int64		settings;
+
+	(void) tsync_query_latest("SELECT hashtextextended(coalesce(string_agg(s::text, ' ' ORDER BY s.setdatabase, s.setrole), ''), 0)"
+							  " FROM pg_db_role_setting s WHERE s.setrole IN (0, $1)", OIDOID, ObjectIdGetDatum(role));
+	settings = tsync_result_int64(0, 1);
+	SPI_finish();
+	return settings;
 }
 
 /* Is this a replica that this session has run before all others last? */
@@ -81,7 +97,7 @@ hand_over(TsyncStart *start)
 {
 	uint32		state;
 
-	if (kept.segment == NULL)
+	if (kept.segment == NULL || kept.settings != role_settings(start->owner))
 		return false;
 	state = pg_atomic_read_u32(&kept.list->runs[0].state);
 	if (state != TSYNC_DONE && state != TSYNC_OMITTED)
@@ -101,6 +117,7 @@ start_process(const TsyncStart *wanted)
 	TsyncStart	start = *wanted;
 
 	forget_process();
+	kept.settings = role_settings(start.owner); /* before it reads them */
 	kept.segment = dsm_create(offsetof(TsyncList, runs) + sizeof(kept.list->runs[0]), 0);
 	dsm_pin_mapping(kept.segment);	/* for longer than this transaction */
 	kept.list = dsm_segment_address(kept.segment);
@@ -126,6 +143,7 @@ give_up(int code, Datum arg)
 		pg_atomic_write_u32(&kept.list->given_up, 1);
 	if (kept.worker != NULL)
 		tsync_cancel_worker(code, PointerGetDatum(kept.worker));
+	MemoryContextSwitchTo(TopMemoryContext);	/* we may be in the one that goes */
 	forget_process();
 }
 

@@ -116,6 +116,17 @@ tsync_begin_recording(void)
 	QueryCancelPending = false;
 }
 
+/* Follow a change of the configuration, if there was one.  Outside of a transaction. */
+void
+tsync_follow_configuration(void)
+{
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
 /*
  * The run of this process is over, and another one may come.  A cancel is meant
  * for the run whose lock this process has, and whoever cancels looks at that
@@ -132,11 +143,7 @@ tsync_next_turn(void)
 	source_silent = false;
 	QueryCancelPending = false;
 	recording = false;
-	if (ConfigReloadPending)
-	{
-		ConfigReloadPending = false;
-		ProcessConfigFile(PGC_SIGHUP);
-	}
+	tsync_follow_configuration();
 }
 
 /*

@@ -168,6 +168,7 @@ await_another(TsyncList *list)
 	while (!pg_atomic_read_u32(&list->given_up) && !tsync_is_cancelled() && !is_process_needed() &&
 		   !TimestampDifferenceExceeds(since, GetCurrentTimestamp(), LINGER_MS))
 	{
+		tsync_follow_configuration();
 		if (pg_atomic_read_u32(&list->runs[0].state) == TSYNC_WAITING)
 			return true;
 		/* no interrupts: a cancel that comes too late is no error */
@@ -260,6 +261,7 @@ rest(void)
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS, tsync_wait_event("TablesyncQueue"));
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
+	tsync_follow_configuration();
 }
 
 /* Take a slot.  Somebody who counts the free ones has each for a moment. */

@@ -330,6 +330,21 @@ unlike($again->query("SELECT status FROM tablesync_run('t12')"), qr/succeeded/, 
 $again->{stderr} = '';
 app_sql($target, "SELECT tablesync_resume('t12')");
 like(pid_of_run('t12'), qr/^\d+$/, 'but once it is resumed');
+app_sql($target, q{
+	CREATE TABLE set_there (work_mem text, chunk_time text);
+	CREATE FUNCTION note_settings() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.set_there VALUES (current_setting('work_mem'), current_setting('tablesync.chunk_time')); RETURN NEW; END $$;
+	CREATE TRIGGER note_settings BEFORE UPDATE ON t12 FOR EACH ROW EXECUTE FUNCTION note_settings()});
+my $before = pid_of_run('t12');
+is(pid_of_run('t12'), $before, 'it stays');
+$target->append_conf('postgresql.conf', 'work_mem = 5MB');
+$target->reload;
+$source->safe_psql('postgres', "UPDATE t12 SET note = 'reloaded' WHERE id = 1");
+is(pid_of_run('t12'), $before, 'it follows the configuration');
+$target->safe_psql('postgres', q{ALTER ROLE app SET tablesync.chunk_time = '2s'});
+$source->safe_psql('postgres', "UPDATE t12 SET note = 'set' WHERE id = 1");
+isnt(pid_of_run('t12'), $before, 'what is set for its role since is for another one');
+is(app_sql($target, q{SELECT string_agg(work_mem || ' ' || chunk_time, ', ' ORDER BY ctid) FROM set_there}), '5MB 250ms, 5MB 2s', 'so each run has the settings of its time');
+$target->safe_psql('postgres', 'ALTER ROLE app RESET tablesync.chunk_time');
 eval { $again->quit };
 quiet();
 
