@@ -39,6 +39,10 @@ COMMENT ON FUNCTION tablesync.source_image(oid, text, text, boolean, boolean) IS
  * partitions: the other catalogs are read where they are expected to matter
  * ("whole"), or where the answer's second column says that they do.
  *
+ * No answer is more than the image of a table can be, such as 100,000 partitions,
+ * or as many labels of 63 bytes.  What is larger was made up, and would be copied
+ * many times here; so the source counts first.
+ *
  * The order of the joins is that of the text, here (image.c) and there
  * (connection.c): a planner that looked for a better one would take longer than
  * the statement.
@@ -88,7 +92,8 @@ BEGIN
             LEFT JOIN %7$s a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND s.name = 'server_version_num'
             LEFT JOIN %8$s i ON i.indrelid = c.oid AND s.name = 'row_security'
             %9$s %10$s
-            WHERE s.name IN ('server_version_num', 'server_encoding', 'row_security', 'default_transaction_read_only', 'lc_monetary', 'port')) answer
+            WHERE s.name IN ('server_version_num', 'server_encoding', 'row_security', 'default_transaction_read_only', 'lc_monetary', 'port')
+            HAVING count(*) <= 250000 AND %11$s) answer
         $sql$,
         CASE WHEN horizon THEN 'array_agg(b.backend_xmin) FILTER (WHERE b.backend_xmin IS NOT NULL) AS xmins, '
                                'array_agg(b.backend_xid) FILTER (WHERE b.backend_xid IS NOT NULL) AS xids, max(g.stats_reset) AS stats_reset'
@@ -128,7 +133,10 @@ BEGIN
             LEFT JOIN %7$s ic ON ic.oid = i.indexrelid
             LEFT JOIN %6$s h ON h.inhparent = c.oid AND s.name = 'default_transaction_read_only'
             LEFT JOIN %7$s hc ON hc.oid = h.inhrelid
-            $sql$, t->>'pg_collation', t->>'pg_attribute', t->>'pg_type', t->>'pg_namespace', t->>'pg_enum', t->>'pg_inherits', t->>'pg_class') END);
+            $sql$, t->>'pg_collation', t->>'pg_attribute', t->>'pg_type', t->>'pg_namespace', t->>'pg_enum', t->>'pg_inherits', t->>'pg_class') END,
+        (SELECT string_agg(format('(sum(octet_length(%1$s)) IS NULL OR sum(octet_length(%1$s)) <= 8000000)', n.name), ' AND ')
+         FROM unnest(CASE WHEN whole THEN '{s.setting,a.attname,l.collname,t.typname,tn.nspname,e.enumlabel,ic.relname}'::text[]
+                          ELSE '{s.setting,a.attname}' END) n (name)));
 END
 $$;
 COMMENT ON FUNCTION tablesync.source_image_statement(oid, boolean, boolean) IS 'the statement that asks what a source''s catalogs say of a table, and whether that leaves out what matters';
