@@ -13,8 +13,23 @@
 #include "utils/backend_status.h"
 #include "utils/wait_event.h"
 
+/* 16 has what is inside of a varlena in a header of its own. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 #if PG_VERSION_NUM < 150000
 #error "tablesync needs PostgreSQL 15 or newer"
+#endif
+
+/* 18 puts it before a function's declaration, and not after. */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn __attribute__((noreturn))
+#endif
+
+/* 17 took the error away with old_snapshot_threshold; ours tells of a scan that lasts too long. */
+#ifndef ERRCODE_SNAPSHOT_TOO_OLD
+#define ERRCODE_SNAPSHOT_TOO_OLD MAKE_SQLSTATE('7', '2', '0', '0', '0')
 #endif
 
 /* 16 renamed the 1-based access to the local copy of backend states. */

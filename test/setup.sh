@@ -1,12 +1,12 @@
 # setup.sh: sourced by make demo and make test.  Installs the packages that a
-# fresh Debian 12 machine lacks, builds and installs the extension from a copy
-# of this tree, and finds a user for the servers, which refuse to run as root.
+# fresh Debian machine lacks (12, 13 or newer), builds and installs the extension
+# from a copy of this tree, and finds a user for the servers, which refuse to run
+# as root.  The server is that of PG_CONFIG, or the newest one that Debian's
+# packages have put there, or the release's own.
 #
-# Sets TSYNC_ROOT (this tree), TSYNC_WORK (throwaway folder), TSYNC_USER, BINDIR.
+# Sets TSYNC_ROOT (this tree), TSYNC_WORK (throwaway folder), TSYNC_USER, PG_CONFIG, BINDIR.
 
 set -euo pipefail
-
-PACKAGES="make gcc postgresql-15 postgresql-server-dev-15 postgresql-15-cron postgresql-15-pgtap libipc-run-perl"
 
 TSYNC_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -14,10 +14,34 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
+# The major version of Debian's servers: the newest that is installed, or the release's own.
+debian_version() {
+    local version
+    version=$(find /usr/lib/postgresql -path '*/bin/postgres' 2>/dev/null | cut -d/ -f5 | sort -n | tail -n 1)
+    [ -n "$version" ] || version=$(apt-cache depends postgresql 2>/dev/null | sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p')
+    echo "$version"
+}
+
+find_pg_config() {
+    local version
+    [ -z "${PG_CONFIG:-}" ] || return 0
+    version=$(debian_version)
+    if [ -z "$version" ] && command -v apt-get >/dev/null; then
+        as_root apt-get update -qq >/dev/null 2>&1 || true    # a new machine has no lists yet
+        version=$(debian_version)
+    fi
+    # the one in the PATH follows the newest client
+    PG_CONFIG=/usr/lib/postgresql/$version/bin/pg_config
+    if [ -z "$version" ]; then PG_CONFIG=$(command -v pg_config); fi
+}
+
 install_packages() {
-    local missing
+    local missing version packages
     command -v dpkg-query >/dev/null || return 0    # not Debian: use what is there
-    missing=$(for p in $PACKAGES; do
+    version=$(expr "$PG_CONFIG" : '/usr/lib/postgresql/\([0-9]*\)/') || version=
+    packages="make gcc libipc-run-perl"
+    [ -z "$version" ] || packages="$packages postgresql-$version postgresql-server-dev-$version postgresql-$version-cron postgresql-$version-pgtap"
+    missing=$(for p in $packages; do
         dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || echo "$p"
     done)
     [ -n "$missing" ] || return 0
@@ -59,11 +83,8 @@ build_and_install() {
 TSYNC_WORK=$(mktemp -d "${TMPDIR:-/tmp}/tablesync.XXXXXX")
 trap 'rm -rf "$TSYNC_WORK"' EXIT    # until there is more to clean up
 chmod 755 "$TSYNC_WORK"
+find_pg_config
 install_packages
-if [ -z "${PG_CONFIG:-}" ]; then
-    PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config    # Debian's pg_config in the PATH follows the newest client
-    [ -x "$PG_CONFIG" ] || PG_CONFIG=$(command -v pg_config)
-fi
 BINDIR=$("$PG_CONFIG" --bindir)
 choose_user
 build_and_install

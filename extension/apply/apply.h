@@ -8,6 +8,7 @@
 #ifndef TABLESYNC_APPLY_H
 #define TABLESYNC_APPLY_H
 
+#include "compat.h"
 #include "tablesync.h"
 
 #include "catalog/tables.h"
@@ -46,6 +47,6 @@ extern void tsync_check_guards(TsyncTable *table, TsyncSource *source, TsyncStag
 
 /* in unproved.c */
 extern void tsync_note_unlike(TsyncApply *apply);
-extern void tsync_give_up(List *applies, int attempts) pg_attribute_noreturn();
+pg_noreturn extern void tsync_give_up(List *applies, int attempts);
 
 #endif							/* TABLESYNC_APPLY_H */

@@ -8,6 +8,7 @@
 #ifndef TABLESYNC_EXECUTE_H
 #define TABLESYNC_EXECUTE_H
 
+#include "compat.h"
 #include "tablesync.h"
 
 #include "access/xact.h"
@@ -59,7 +60,7 @@ extern bool tsync_try(void (*function) (void *), void *arg, bool (*judge) (Error
 extern bool tsync_try_inside(void (*function) (void *), void *arg, bool (*judge) (ErrorData *, void *),
 							 ErrorData **error);
 extern bool tsync_is_uniqueness_violation(ErrorData *edata, void *arg);
-extern void tsync_refuse_answer(TsyncTable *table, const char *answer) pg_attribute_noreturn();
+pg_noreturn extern void tsync_refuse_answer(TsyncTable *table, const char *answer);
 extern TsyncDigest tsync_select_digest(TsyncTable *table, TsyncSide side, const char *sql);
 extern TsyncDigest tsync_modify(TsyncTable *table, const char *sql);
 

@@ -8,6 +8,7 @@
 #ifndef TABLESYNC_PROCESS_H
 #define TABLESYNC_PROCESS_H
 
+#include "compat.h"
 #include "tablesync.h"
 
 #include "nodes/pg_list.h"
@@ -155,7 +156,7 @@ extern BackgroundWorkerHandle *tsync_start_process_soon(const char *function, co
 														const void *extra, Size size, Datum argument, bool notify);
 extern BackgroundWorkerHandle *tsync_start_worker(TsyncStart *start, const char *label);
 extern char *tsync_no_worker_message(Oid relid);
-extern void tsync_refuse_no_worker(Oid relid) pg_attribute_noreturn();
+pg_noreturn extern void tsync_refuse_no_worker(Oid relid);
 extern Oid	tsync_owner_who_may_log_in(Oid relid);
 extern Oid	tsync_check_owner(Oid relid);
 

@@ -11,6 +11,7 @@
  */
 #include "tablesync.h"
 
+#include "compat.h"
 #include "port/pg_bswap.h"
 #include "query/query.h"
 #include "utils/memutils.h"

@@ -15,6 +15,7 @@
 #include "tablesync.h"
 
 #include "catalog/pg_type.h"
+#include "compat.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
 #include "query/query.h"

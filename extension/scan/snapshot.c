@@ -15,6 +15,7 @@
 
 #include "access/xact.h"
 #include "catalog/tables.h"
+#include "compat.h"
 #include "execute/execute.h"
 #include "process/process.h"
 #include "query/query.h"

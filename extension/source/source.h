@@ -8,6 +8,7 @@
 #ifndef TABLESYNC_SOURCE_H
 #define TABLESYNC_SOURCE_H
 
+#include "compat.h"
 #include "tablesync.h"
 
 #include "execute/execute.h"
@@ -117,7 +118,7 @@ extern int64 tsync_chunk_target(TsyncPace *pace);
 extern int64 tsync_statement_rows(TsyncPace *pace);
 extern int64 tsync_current_target(TsyncPace *pace);
 extern bool tsync_use_snapshot(TsyncPace *pace, double weighted_rows);
-extern void tsync_snapshot_too_old(TsyncPace *pace) pg_attribute_noreturn();
+pg_noreturn extern void tsync_snapshot_too_old(TsyncPace *pace);
 extern void tsync_check_snapshot_age(TsyncPace *pace);
 extern void tsync_note_speed(TsyncPace *pace, int64 rows, double cost, int64 usec);
 extern double tsync_learned_rate(TsyncPace *pace);
