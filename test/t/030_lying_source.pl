@@ -40,6 +40,7 @@ my %lies = (
 	'bigint' => [ @integers, '9223372036854775807', "'-9223372036854775808'::bigint" ],
 	'real' => [ map { "'$_'" } qw(NaN Infinity -Infinity -1 0 3e38 1e-38 1e15) ],
 	'boolean' => [ 'NULL', 'true', 'false', 'random() < 0.5' ],
+	'int2vector' => [ map { "'$_'::int2vector" } '', '1', '2 3', '0', '-1', '32767 -32768', '1 1 1', join(' ', 1 .. 33), join(' ', 1 .. 1600) ],
 	'xid' => [ map { "'$_'::xid" } qw(0 1 2 3 2147483647 4294967295) ],
 	'"char"' => [ map { literal($_) } '', qw(r v m f p S e d c x) ],
 	'timestamptz' => [ "'infinity'", "'-infinity'", 'NULL', "'4714-11-24 BC'", 'clock_timestamp()' ],
@@ -83,7 +84,7 @@ sub random_tail
 	return 'WHERE false' if $r < 0.05;
 	return 'WHERE random() < 0.5' if $r < 0.1;
 	return 'CROSS JOIN generate_series(1, ' . pick(2, 3, 20) . ') g' if $r < 0.2;
-	return q{UNION ALL SELECT 'public.items'::regclass::oid, left(chr(97 + g % 26) || g || } . literal(pick(@hostile)) . q{, 40), (3 + g)::smallint, 25::oid, -1, 100::oid, false, false FROM generate_series(1, } . pick(1, 10, 1600, 5000) . ') g'
+	return q{UNION ALL SELECT 'public.items'::regclass::oid, left(chr(97 + g % 26) || g || } . literal(pick(@hostile)) . q{, 40), (3 + g)::smallint, 25::oid, -1, 100::oid, false, false, NULL FROM generate_series(1, } . pick(1, 10, 1600, 5000) . ') g'
 		if $name eq 'pg_attribute' && $r < 0.5;
 	return '';
 }
@@ -182,7 +183,7 @@ sub run_to_its_end
 		my %workers = workers();
 		my $kb = max(0, values %workers);
 		($peak, $peak_at) = ($kb, "$replica, $story") if $kb > $peak;
-		$psql->pump_nb;
+		eval { $psql->pump_nb; };    # dies if psql has just ended
 		usleep(5000);
 	}
 	if (time - $started <= $max_seconds)
