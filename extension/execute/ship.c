@@ -10,15 +10,19 @@
 #include "access/xact.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
-#include "miscadmin.h"
+#include "foreign/fdwapi.h"
 #include "nodes/plannodes.h"
+#include "optimizer/pathnode.h"
+#include "optimizer/paths.h"
 #include "optimizer/plancat.h"
-#include "pgstat.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 
 static get_relation_info_hook_type previous_relation_info_hook = NULL;
+
+/* What postgres_fdw adds to the planner's choices. */
+static GetForeignUpperPaths_function add_upper_paths = NULL;
+static GetForeignJoinPaths_function add_join_paths = NULL;
 
 /*
  * Does the source do all the work of a plan?  A filter or an aggregate above
@@ -42,19 +46,80 @@ is_shipped(SPIPlanPtr plan)
 	return shipped;
 }
 
+/* Those paths of a list by which the source does all the work. */
+static List *
+foreign_paths(List *paths)
+{
+	List	   *foreign = NIL;
+	ListCell   *lc;
+
+	foreach(lc, paths)
+		if (IsA(lfirst(lc), ForeignPath))
+			foreign = lappend(foreign, lfirst(lc));
+	return foreign;
+}
+
 /*
- * Planner hook: make every foreign table look huge.  postgres_fdw decides by
- * cost whether the source aggregates, sorts and stops at a LIMIT; it would
- * rather do so here where it takes the table for small, which it does with
- * every table that was never analyzed.
+ * Let the source do what it can.  "Others" were the choices before postgres_fdw
+ * was asked for its own, which therefore were not compared with them by cost.
  */
 static void
-pretend_huge(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
+prefer_foreign(RelOptInfo *rel, List *others)
+{
+	List	   *foreign = list_concat(foreign_paths(others), foreign_paths(rel->pathlist));
+
+	rel->pathlist = foreign != NIL ? foreign : others;
+}
+
+static void
+add_foreign_upper_paths(PlannerInfo *root, UpperRelationKind stage, RelOptInfo *input, RelOptInfo *output, void *extra)
+{
+	List	   *others = output->pathlist;
+
+	output->pathlist = NIL;
+	add_upper_paths(root, stage, input, output, extra);
+	prefer_foreign(output, others);
+	/* of a plain scan postgres_fdw has added those that are sorted before */
+	if (stage == UPPERREL_ORDERED && foreign_paths(output->pathlist) == NIL)
+	{
+		List	   *sorted = NIL;
+		ListCell   *lc;
+
+		foreach(lc, foreign_paths(input->pathlist))
+			if (pathkeys_contained_in(root->sort_pathkeys, ((Path *) lfirst(lc))->pathkeys))
+				sorted = lappend(sorted, apply_projection_to_path(root, output, lfirst(lc), root->upper_targets[UPPERREL_ORDERED]));
+		prefer_foreign(output, list_concat(sorted, output->pathlist));
+	}
+}
+
+static void
+add_foreign_join_paths(PlannerInfo *root, RelOptInfo *join, RelOptInfo *outer, RelOptInfo *inner, JoinType type,
+					   JoinPathExtraData *extra)
+{
+	List	   *others = join->pathlist;
+
+	join->pathlist = NIL;
+	add_join_paths(root, join, outer, inner, type, extra);
+	prefer_foreign(join, others);
+}
+
+/*
+ * Planner hook: what the source can do it does.  postgres_fdw offers that to the
+ * planner, which would decide by cost, and that by statistics which the foreign
+ * table has or lacks.
+ */
+static void
+leave_no_choice(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
 {
 	if (previous_relation_info_hook)
 		previous_relation_info_hook(root, relid, inhparent, rel);
-	if (rel->fdwroutine != NULL)
-		rel->tuples = 1e18;		/* more than any table has, and products of it stay finite */
+	if (rel->fdwroutine == NULL || rel->fdwroutine->GetForeignUpperPaths == NULL)
+		return;
+	/* the routine is a copy for this relation in this plan */
+	add_upper_paths = rel->fdwroutine->GetForeignUpperPaths;
+	add_join_paths = rel->fdwroutine->GetForeignJoinPaths;
+	rel->fdwroutine->GetForeignUpperPaths = add_foreign_upper_paths;
+	rel->fdwroutine->GetForeignJoinPaths = add_foreign_join_paths;
 }
 
 /* Install the planner hook in this process, which plans nothing but a run. */
@@ -62,29 +127,18 @@ void
 tsync_prepare_planner(void)
 {
 	previous_relation_info_hook = get_relation_info_hook;
-	get_relation_info_hook = pretend_huge;
+	get_relation_info_hook = leave_no_choice;
 }
 
-/*
- * Prepare a statement for the source.  With all other costs set to zero, what
- * is left to compare is the number of rows that cross the network.
- */
+/* Prepare a statement for the source. */
 SPIPlanPtr
 tsync_prepare_for_source(const char *sql)
 {
-	static const char *const free_of_charge[] = {
-		"seq_page_cost", "cpu_tuple_cost", "cpu_operator_cost"
-	};
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext planning = AllocSetContextCreate(caller, "tablesync planning", ALLOCSET_DEFAULT_SIZES);
-	int			nestlevel = NewGUCNestLevel();
 	SPIPlanPtr	plan;
 	bool		shipped;
 
-	/* goes with pretend_huge(): one without the other does not ship every statement */
-	for (int i = 0; i < lengthof(free_of_charge); i++)
-		(void) set_config_option(free_of_charge[i], "0", PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
 	plan = SPI_prepare(sql, 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
@@ -92,7 +146,6 @@ tsync_prepare_for_source(const char *sql)
 	shipped = is_shipped(plan);
 	MemoryContextSwitchTo(caller);
 	MemoryContextDelete(planning);
-	AtEOXact_GUC(true, nestlevel);
 
 	/* refused, not tried: it would fetch the whole table in order to work here */
 	if (!shipped)
@@ -100,7 +153,7 @@ tsync_prepare_for_source(const char *sql)
 				(errcode(ERRCODE_FDW_ERROR),
 				 errmsg("postgres_fdw would not ship a statement to the source"),
 				 errdetail_log("Statement: %s", sql),
-				 errhint("The foreign table's option use_remote_estimate must be false, and fdw_tuple_cost not zero.")));
+				 errhint("Types and functions of an extension ship only if the foreign server's option extensions names it.")));
 	return plan;
 }
 

@@ -169,11 +169,11 @@ $caller->query_until(qr/asked/, "\\echo asked\nSELECT tablesync_run('items');\n"
 my $waits_for = '';
 for (1 .. 500)
 {
-	$waits_for = $superuser->query_safe("SELECT wait_event FROM pg_stat_activity WHERE pid = $caller_pid AND state = 'active' AND wait_event LIKE 'BgWorker%'");
+	$waits_for = $superuser->query_safe("SELECT wait_event FROM pg_stat_activity WHERE pid = $caller_pid AND state = 'active' AND wait_event ILIKE 'BgWorker%'");
 	last if $waits_for ne '';
 	select undef, undef, undef, 0.02;
 }
-is($waits_for, 'BgWorkerShutdown', 'the caller waits for a worker');
+is(lc $waits_for, 'bgworkershutdown', 'the caller waits for a worker');
 $superuser->query_safe("SELECT pg_cancel_backend($caller_pid)");
 for (1 .. 500)
 {

@@ -161,14 +161,15 @@ $target->safe_psql('postgres', q{CREATE USER MAPPING FOR app SERVER src OPTIONS 
 # several at once, none hides another; the hints do as they stand
 $target->safe_psql('postgres', 'ALTER ROLE app NOLOGIN; REVOKE INSERT, DELETE ON items FROM app; REVOKE SELECT ON items_source FROM app');
 my $as_admin = q{SELECT string_agg(check_name, ' ') FROM tablesync_check('items') WHERE NOT ok};
-is($target->safe_psql('postgres', $as_admin), 'owner connection', 'no login, no privileges');
+# a worker may connect as a role without LOGIN since 17, and then looks further
+is($target->safe_psql('postgres', $as_admin), $target->pg_version < 17 ? 'owner connection' : 'owner privileges', 'no login, no privileges');
 $target->safe_psql('postgres', $target->safe_psql('postgres', q{SELECT hint FROM tablesync_check('items') WHERE check_name = 'owner'}));
 is($target->safe_psql('postgres', $as_admin), '', 'the hint mends all of it');
+$target->safe_psql('postgres', 'ALTER ROLE app LOGIN');    # we connect as it
 
-app_sql($target, q{SELECT tablesync_pause('items'); ALTER TABLE items DROP CONSTRAINT items_pkey; ALTER FOREIGN TABLE items_source OPTIONS (ADD use_remote_estimate 'true')});
-is(failed('items'), 'state replica_table statements', 'paused, no key index, statements that would not ship');
+app_sql($target, q{SELECT tablesync_pause('items'); ALTER TABLE items DROP CONSTRAINT items_pkey});
+is(failed('items'), 'state replica_table', 'paused, no key index');
 app_sql($target, remedy('items', $_)) for qw(state replica_table);
-app_sql($target, q{ALTER FOREIGN TABLE items_source OPTIONS (SET use_remote_estimate 'false')});
 is(failed('items'), '', 'mended by the hints');
 
 app_sql($target, 'ALTER TABLE pairs ALTER v TYPE bigint');
