@@ -20,7 +20,7 @@ srand($seed);
 diag("TABLESYNC_SEED=$seed, $inputs inputs");
 
 my $max_kb = 300 * 1024;
-my $max_seconds = 60;
+my $max_seconds = 300;    # five attempts, each of which looks and scans, for tablesync.max_snapshot_age at most
 my $inputs_between_truths = 25;
 
 my ($source, $target) = start_pair(
