@@ -35,7 +35,7 @@ sub run_watched
 	my $peak = 0;
 	while ($psql->pumpable)
 	{
-		$psql->pump_nb;
+		eval { $psql->pump_nb; };    # dies if psql has just ended
 		($pid) = map { m{/proc/(\d+)/} } grep { is_worker($_) } glob('/proc/[0-9]*/cmdline') unless $pid;
 		if ($pid and my $status = slurp("/proc/$pid/status"))
 		{
