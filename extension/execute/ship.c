@@ -20,9 +20,13 @@
 
 static get_relation_info_hook_type previous_relation_info_hook = NULL;
 
-/* What postgres_fdw adds to the planner's choices. */
-static GetForeignUpperPaths_function add_upper_paths = NULL;
-static GetForeignJoinPaths_function add_join_paths = NULL;
+/* What a foreign table's wrapper does, and how it adds to the planner's choices itself; join and upper relations share it. */
+typedef struct Routine
+{
+	FdwRoutine	routine;
+	GetForeignUpperPaths_function add_upper_paths;
+	GetForeignJoinPaths_function add_join_paths;
+} Routine;
 
 /*
  * Does the source do all the work of a plan?  A filter or an aggregate above
@@ -77,7 +81,7 @@ add_foreign_upper_paths(PlannerInfo *root, UpperRelationKind stage, RelOptInfo *
 	List	   *others = output->pathlist;
 
 	output->pathlist = NIL;
-	add_upper_paths(root, stage, input, output, extra);
+	((Routine *) output->fdwroutine)->add_upper_paths(root, stage, input, output, extra);
 	prefer_foreign(output, others);
 	/* of a plain scan postgres_fdw has added those that are sorted before */
 	if (stage == UPPERREL_ORDERED && foreign_paths(output->pathlist) == NIL)
@@ -99,7 +103,7 @@ add_foreign_join_paths(PlannerInfo *root, RelOptInfo *join, RelOptInfo *outer, R
 	List	   *others = join->pathlist;
 
 	join->pathlist = NIL;
-	add_join_paths(root, join, outer, inner, type, extra);
+	((Routine *) join->fdwroutine)->add_join_paths(root, join, outer, inner, type, extra);
 	prefer_foreign(join, others);
 }
 
@@ -111,15 +115,22 @@ add_foreign_join_paths(PlannerInfo *root, RelOptInfo *join, RelOptInfo *outer, R
 static void
 leave_no_choice(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
 {
+	Routine    *routine;
+
 	if (previous_relation_info_hook)
 		previous_relation_info_hook(root, relid, inhparent, rel);
-	if (rel->fdwroutine == NULL || rel->fdwroutine->GetForeignUpperPaths == NULL)
+	if (rel->fdwroutine == NULL)
 		return;
-	/* the routine is a copy for this relation in this plan */
-	add_upper_paths = rel->fdwroutine->GetForeignUpperPaths;
-	add_join_paths = rel->fdwroutine->GetForeignJoinPaths;
-	rel->fdwroutine->GetForeignUpperPaths = add_foreign_upper_paths;
-	rel->fdwroutine->GetForeignJoinPaths = add_foreign_join_paths;
+	/* other wrappers may be in what triggers of the owner do */
+	routine = palloc(sizeof(Routine));
+	routine->routine = *rel->fdwroutine;
+	routine->add_upper_paths = rel->fdwroutine->GetForeignUpperPaths;
+	routine->add_join_paths = rel->fdwroutine->GetForeignJoinPaths;
+	if (routine->add_upper_paths != NULL)
+		routine->routine.GetForeignUpperPaths = add_foreign_upper_paths;
+	if (routine->add_join_paths != NULL)
+		routine->routine.GetForeignJoinPaths = add_foreign_join_paths;
+	rel->fdwroutine = &routine->routine;
 }
 
 /* Install the planner hook in this process, which plans nothing but a run. */
