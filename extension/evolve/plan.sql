@@ -210,6 +210,7 @@ DECLARE
                    WHERE r->>'from' <> coalesce(r->>'to', CASE WHEN r->>'from' = ANY (wanted) THEN '' ELSE r->>'from' END));
     statements text[] := '{}';
     next jsonb;
+    place text[];
     target text;
     stranger text;
 BEGIN
@@ -228,9 +229,11 @@ BEGIN
                     HINT = format(CASE kind WHEN 'ALTER TABLE' THEN '%s %s RENAME COLUMN %I TO %I;' ELSE '%s %s DROP COLUMN %I;' END,
                                   kind, relation, stranger, tablesync.unused_name(stranger, '_own', taken || wanted));
             END IF;
-            next := todo->0;
+            -- the first whose name another one waits for: under the new one it is not in the way, so this ends
+            SELECT r, ARRAY[(n - 1)::text, 'from'] INTO next, place FROM jsonb_array_elements(todo) WITH ORDINALITY t (r, n)
+            WHERE r->>'from' IN (SELECT o->>'to' FROM jsonb_array_elements(todo) o) ORDER BY n LIMIT 1;
             target := tablesync.unused_name(next->>'from', '_renamed', taken || wanted);
-            todo := jsonb_set(todo, '{0,from}', to_jsonb(target));
+            todo := jsonb_set(todo, place, to_jsonb(target));
         END IF;
         statements := statements || format('%s %s RENAME COLUMN %I TO %I', kind, relation, next->>'from', target);
         taken := array_append(array_remove(taken, next->>'from'), target);

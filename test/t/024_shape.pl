@@ -111,6 +111,11 @@ for my $attempt (1 .. 2)
 }
 ends_well('in_the_way', 'a name that another column has');
 is(app_sql($target, q{SELECT string_agg(attname, ' ' ORDER BY attname) FROM pg_attribute WHERE attrelid = 'in_the_way'::regclass AND attnum > 0 AND NOT attisdropped}), 'b b_own id updated_at', 'which is kept');
+# two columns for one name, before a circle: an error, too, and no waiting for ever
+app_sql($target, 'CREATE TABLE two_for_one (x integer, a integer, b integer)');
+my ($two_rc, $two_out, $two_err) = $target->psql('postgres', q{SET statement_timeout = '20s';
+	SELECT tablesync.rename_columns('two_for_one', '[{"from": "x", "to": "a"}, {"from": "a", "to": "b"}, {"from": "b", "to": "a"}]')});
+like($two_err, qr/column a of public\.two_for_one is in the way/, 'two columns for one name');
 app_sql($target, 'ALTER FOREIGN TABLE in_the_way_source ADD c integer');
 at_source('ALTER TABLE in_the_way RENAME b TO c');
 ends_well('in_the_way', 'one of the foreign table');
