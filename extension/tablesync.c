@@ -18,6 +18,7 @@ int			tsync_chunk_time = 250;
 int			tsync_max_snapshot_age = 30 * 1000;
 int			tsync_statement_timeout = 5 * 60 * 1000;
 int			tsync_lock_timeout = 10 * 1000;
+int			tsync_retry_timeout = 60 * 1000;
 int			tsync_keep_runs = 10000;
 int			tsync_hang_after = 15 * 60 * 1000;
 int			tsync_missed_after = 5 * 60 * 1000;
@@ -56,6 +57,12 @@ _PG_init(void)
 							"0 disables the timeout.",
 							&tsync_lock_timeout,
 							10 * 1000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("tablesync.retry_timeout",
+							"Longest time that a run goes on to ask a source that is interrupted.",
+							"Counted since it has last answered. 0 lets the first interruption end the run.",
+							&tsync_retry_timeout,
+							60 * 1000, 0, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("tablesync.keep_runs",
 							"Number of runs per replica that stay in tablesync_runs.",

@@ -31,6 +31,7 @@ extern int	tsync_chunk_time;	/* ms */
 extern int	tsync_max_snapshot_age; /* ms */
 extern int	tsync_statement_timeout;	/* ms */
 extern int	tsync_lock_timeout; /* ms */
+extern int	tsync_retry_timeout;	/* ms */
 extern int	tsync_keep_runs;	/* runs per replica, -1 for all */
 extern int	tsync_hang_after;	/* ms */
 extern int	tsync_missed_after; /* ms */

@@ -91,8 +91,12 @@ run_message(TsyncRecord *record, char *null_flag)
 						 record->written_anew, record->chunks);
 	if (record->slowness > 0)
 		appendStringInfo(&buf, "; the source took up to %.1f times as long per row as usual", record->slowness);
+	if (record->interruptions > 0)
+		appendStringInfo(&buf, "; the source was asked again " INT64_FORMAT " times, the last time because of: %s",
+						 record->interruptions, record->interruption);
 	if (record->snapshot_expired)
-		appendStringInfoString(&buf, "; a snapshot of the whole source took too long, each chunk had its own");
+		appendStringInfo(&buf, "; a snapshot of the whole source %s, each chunk had its own",
+						 record->conflicted ? "could not be kept" : "took too long");
 	return text_or_null(buf.len > 0 ? buf.data + 2 : NULL, null_flag);
 }
 

@@ -125,6 +125,9 @@ typedef struct TsyncRecord
 	bool		snapshot;		/* one for the whole scan */
 	bool		snapshot_expired;	/* it took too long */
 	double		slowness;		/* most times longer per row than usual */
+	int64		interruptions;	/* after which the source was asked again */
+	const char *interruption;	/* the last one */
+	bool		conflicted;		/* a snapshot of the whole source was given up for one */
 	int			drifted;		/* chunks that somebody else has changed */
 	int64		differences;	/* rows that verifying has found */
 	int64		drifted_rows;	/* of them, those that are not just newer at the source */

@@ -70,31 +70,46 @@ is_same_key(TsyncTable *table, char **a, char **b)
 	return true;
 }
 
-/* Fetch a page in one transaction and store it in the next; returns its last key. */
-static char **
-refetch_page(TsyncTable *table, char **after, TsyncRowSet *keys, TsyncRowSet *rows,
-			 MemoryContext page_context)
+/* A page that is fetched. */
+typedef struct Refetch
 {
-	char	  **reached;
+	TsyncTable *table;
+	char	  **after;			/* the key before it, NULL: it is the first */
+	char	  **reached;		/* its last key, NULL: it is empty */
+	TsyncRowSet keys;
+	TsyncRowSet rows;
+	MemoryContext context;
+} Refetch;
 
-	tsync_begin_in(page_context);
-	tsync_read_page(table, after, true, PAGE_ROWS, keys);
-	reached = tsync_last_key(table, keys, true);
+/* Fetch a page. */
+static void
+fetch_page(void *arg)
+{
+	Refetch    *page = arg;
+	TsyncTable *table = page->table;
+
+	/* what an interrupted answer has brought goes, too */
+	tsync_rowset_clear(&page->keys);
+	tsync_rowset_clear(&page->rows);
+	tsync_begin_in(page->context);
+	tsync_read_page(table, page->after, true, PAGE_ROWS, &page->keys);
+	page->reached = tsync_last_key(table, &page->keys, true);
 	/* or a source that repeats a page would be read for ever */
-	if (reached != NULL && after != NULL && is_same_key(table, reached, after))
+	if (page->reached != NULL && page->after != NULL && is_same_key(table, page->reached, page->after))
 		tsync_refuse_answer(table, "a page of keys that ends where it had to begin");
-	tsync_fetch_rows(table, keys, rows);
+	tsync_fetch_rows(table, &page->keys, &page->rows);
 	tsync_commit();
-	if (reached == NULL)
-		return NULL;
+}
 
-	/* without the source, which must not wait for our locks */
-	tsync_begin_in(page_context);
-	tsync_rowset_register(rows);
-	tsync_modify(table, tsync_sql_update(table, rows->name, TSYNC_UNCOUNTED));
+/* Store a page, without the source, which must not wait for our locks. */
+static void
+store_page(Refetch *page)
+{
+	tsync_begin_in(page->context);
+	tsync_rowset_register(&page->rows);
+	tsync_modify(page->table, tsync_sql_update(page->table, page->rows.name, TSYNC_UNCOUNTED));
 	tsync_commit();
-	tsync_progress_step(1, rows->count);
-	return reached;
+	tsync_progress_step(1, page->rows.count);
 }
 
 /* REFETCH for a table that has only the columns to be fetched. */
@@ -106,28 +121,27 @@ refetch_pages(TsyncTable *table, TsyncPace *pace)
 		AllocSetContextCreate(CurrentMemoryContext, "tablesync refetch page", ALLOCSET_DEFAULT_SIZES),
 		AllocSetContextCreate(CurrentMemoryContext, "tablesync refetch page", ALLOCSET_DEFAULT_SIZES)
 	};
-	TsyncRowSet keys;
-	TsyncRowSet rows;
-	char	  **position = NULL;
-	int			page = 0;
+	Refetch		page = {.table = table};
 
 	tsync_begin_in(CurrentMemoryContext);
-	tsync_rowset_init(&keys, "tsync_refetch_keys", tsync_key_desc(table, 0));
-	tsync_rowset_init(&rows, "tsync_refetched", tsync_row_desc(table));
+	tsync_rowset_init(&page.keys, "tsync_refetch_keys", tsync_key_desc(table, 0));
+	tsync_rowset_init(&page.rows, "tsync_refetched", tsync_row_desc(table));
 	tsync_commit();
-	do
+	for (int i = 0;; i++)
 	{
 		int64		busy = table->waited;
 
-		MemoryContextReset(contexts[page % 2]);
-		tsync_rowset_clear(&keys);
-		tsync_rowset_clear(&rows);
-		position = refetch_page(table, position, &keys, &rows, contexts[page % 2]);
+		page.context = contexts[i % 2];
+		MemoryContextReset(page.context);
+		page.after = page.reached;
+		tsync_insist(fetch_page, &page);
+		if (page.reached == NULL)
+			break;
+		store_page(&page);
 		tsync_rest(pace, table->waited - busy, 0);
-		page++;
-	} while (position != NULL);
-	tuplestore_end(keys.rows);
-	tuplestore_end(rows.rows);
+	}
+	tuplestore_end(page.keys.rows);
+	tuplestore_end(page.rows.rows);
 	MemoryContextDelete(contexts[0]);
 	MemoryContextDelete(contexts[1]);
 }

@@ -38,6 +38,14 @@ typedef struct TsyncStage
 	TsyncRowSet reappeared;		/* keys in "deleted" that CONFIRM found again */
 } TsyncStage;
 
+/* How much a stage held. */
+typedef struct TsyncStageMark
+{
+	int64		inserted;
+	int64		updated;
+	int64		deleted;
+} TsyncStageMark;
+
 /* Does something with a row of a query's result. */
 typedef void (*TsyncRowFunction) (TupleTableSlot *slot, void *arg);
 
@@ -74,6 +82,7 @@ extern void tsync_check_desc(TupleDesc expected, TupleDesc actual);
 /* in rowset.c */
 extern void tsync_rowset_init(TsyncRowSet *set, const char *name, TupleDesc tupdesc);
 extern void tsync_rowset_clear(TsyncRowSet *set);
+extern void tsync_rowset_truncate(TsyncRowSet *set, int64 count);
 extern void tsync_rowsets_end(void);
 extern void tsync_rowset_register(TsyncRowSet *set);
 extern void tsync_rowset_start(TsyncRowSet *set);
@@ -112,6 +121,8 @@ extern void tsync_stage_clear(TsyncStage *stage);
 extern void tsync_register_stage(TsyncStage *stage);
 extern void tsync_unregister_stage(TsyncStage *stage);
 extern int64 tsync_staged_rows(TsyncStage *stage);
+extern TsyncStageMark tsync_stage_mark(TsyncStage *stage);
+extern void tsync_stage_go_back(TsyncStage *stage, TsyncStageMark mark);
 
 /* in stray_write.c */
 extern void tsync_begin_own_write(Oid replica);

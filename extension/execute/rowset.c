@@ -59,6 +59,26 @@ tsync_rowset_clear(TsyncRowSet *set)
 	set->count = 0;
 }
 
+/* Keep the first rows of a row set; what a statement that failed has added was not even counted. */
+void
+tsync_rowset_truncate(TsyncRowSet *set, int64 count)
+{
+	TsyncRowSet kept;
+	TupleTableSlot *slot;
+
+	set->count = count;
+	if (tuplestore_tuple_count(set->rows) == count)
+		return;
+	tsync_rowset_init(&kept, set->name, set->tupdesc);
+	slot = MakeSingleTupleTableSlot(set->tupdesc, &TTSOpsMinimalTuple);
+	tsync_rowset_start(set);
+	for (; kept.count < count && tsync_rowset_next(set, slot); kept.count++)
+		tuplestore_puttupleslot(kept.rows, slot);
+	ExecDropSingleTupleTableSlot(slot);
+	tuplestore_end(set->rows);
+	*set = kept;
+}
+
 /* Close the files of all row sets, whose memory goes with its context. */
 void
 tsync_rowsets_end(void)

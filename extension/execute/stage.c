@@ -64,3 +64,23 @@ tsync_staged_rows(TsyncStage *stage)
 {
 	return stage->deleted.count + stage->updated.count + stage->inserted.count;
 }
+
+TsyncStageMark
+tsync_stage_mark(TsyncStage *stage)
+{
+	return (TsyncStageMark)
+	{
+		.inserted = stage->inserted.count,
+			.updated = stage->updated.count,
+			.deleted = stage->deleted.count
+	};
+}
+
+/* Let a stage hold what it held then. */
+void
+tsync_stage_go_back(TsyncStage *stage, TsyncStageMark mark)
+{
+	tsync_rowset_truncate(&stage->inserted, mark.inserted);
+	tsync_rowset_truncate(&stage->updated, mark.updated);
+	tsync_rowset_truncate(&stage->deleted, mark.deleted);
+}

@@ -168,20 +168,31 @@ widen_connection(TsyncTable *table, TsyncRange *range)
 	SPI_freetuptable(SPI_tuptable);
 }
 
-/* Load the next range; false if nobody has left one. */
-static bool
-load_range(TsyncLoad *load, MemoryContext range_context, bool first)
+/* A try to load a range. */
+typedef struct RangeTry
 {
+	TsyncLoad  *load;
+	MemoryContext context;
+	bool		first;			/* of this process */
+	bool		found;			/* somebody has left one */
+} RangeTry;
+
+/* Load the next range, in one transaction. */
+static void
+load_range(void *arg)
+{
+	RangeTry   *attempt = arg;
+	TsyncLoad  *load = attempt->load;
 	TsyncTable *table = load->ranged;
 	TsyncChunk *range;
 	Relation	rel;
 
-	tsync_begin_in(range_context);
+	tsync_begin_in(attempt->context);
 	/* first: from here on nobody can add an index that misses our rows */
 	rel = table_open(table->relid, RowExclusiveLock);
 	/* whoever dies gives a range back by dying: it is claimed for this transaction */
 	range = tsync_claim_range(table);
-	if (range != NULL && first)
+	if (range != NULL && attempt->first)
 		widen_connection(table, &range->range);
 	/* what a table is may have changed before the lock, not after it */
 	if (range != NULL)
@@ -189,7 +200,7 @@ load_range(TsyncLoad *load, MemoryContext range_context, bool first)
 						   is_plain(table, rel) ? write_range(load, &range->range, rel) : insert_range(load, &range->range));
 	table_close(rel, NoLock);	/* until the transaction ends */
 	tsync_commit();
-	return range != NULL;
+	attempt->found = range != NULL;
 }
 
 /* Publish how far all processes of a load have come. */
@@ -211,12 +222,17 @@ load_ranges(TsyncLoad *load, bool leader)
 {
 	MemoryContext range_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync range",
 														ALLOCSET_DEFAULT_SIZES);
+	RangeTry	attempt = {.load = load,.context = range_context,.first = true};
 	TimestampTz reported = 0;
 
-	for (bool first = true; load_range(load, range_context, first); first = false)
+	for (;; attempt.first = false)
 	{
-		int64		waited = load->ranged->waited;
+		int64		waited;
 
+		tsync_insist(load_range, &attempt);
+		if (!attempt.found)
+			break;
+		waited = load->ranged->waited;
 		MemoryContextReset(range_context);
 		if (leader && TimestampDifferenceExceeds(reported, GetCurrentTimestamp(), REPORT_MS))
 		{

@@ -91,7 +91,6 @@ fetch_page(TsyncLoad *load, LoadState *state)
 {
 	if (load->table->wide)
 		limit_wide_page(load, state);
-	tsync_rowset_clear(&state->rows);
 	tsync_read_page(load->table, state->position, false, state->limit, &state->rows);
 	return tsync_last_key(load->table, &state->rows, false);
 }
@@ -116,23 +115,42 @@ insert_page(TsyncLoad *load, LoadState *state, char **reached)
 	tsync_save_load_position(load->table, reached);
 }
 
+/* A page that is being read. */
+typedef struct PageRead
+{
+	TsyncLoad  *load;
+	LoadState  *state;
+	MemoryContext context;
+	char	  **reached;		/* the key of its last row, NULL: there is none */
+} PageRead;
+
+static void
+read_page(void *arg)
+{
+	PageRead   *page = arg;
+
+	/* what an interrupted answer has brought was not even counted */
+	tsync_rowset_clear(&page->state->rows);
+	tsync_begin_in(page->context);
+	page->reached = fetch_page(page->load, page->state);
+	tsync_commit();
+}
+
 /* Load one page; false when there is none left. */
 static bool
 load_page(TsyncLoad *load, LoadState *state, MemoryContext page_context)
 {
-	char	  **reached;
+	PageRead	page = {.load = load,.state = state,.context = page_context};
 
-	tsync_begin_in(page_context);
-	reached = fetch_page(load, state);
-	tsync_commit();
-	if (reached == NULL)
+	tsync_insist(read_page, &page);
+	if (page.reached == NULL)
 		return false;
 
 	/* a transaction without the source, which must not wait for our locks */
 	tsync_begin_in(page_context);
-	insert_page(load, state, reached);
+	insert_page(load, state, page.reached);
 	tsync_commit();
-	state->position = reached;
+	state->position = page.reached;
 	return true;
 }
 

@@ -123,6 +123,7 @@ extern void tsync_progress_phase(TsyncPhase phase, int64 chunks_total, int64 row
 extern void tsync_progress_step(int64 chunks, int64 rows);
 extern void tsync_progress_set(int64 chunks, int64 chunks_total, int64 rows);
 extern void tsync_progress_throttled(int64 usec, double slowness);
+extern void tsync_progress_interrupted(int sqlerrcode);
 
 /* in session.c */
 extern const char *tsync_session_role;

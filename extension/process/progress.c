@@ -40,6 +40,7 @@ enum
 	PARAM_THROTTLED,			/* microseconds */
 	PARAM_SLOWNESS,				/* percent of the usual time per row; 0: as usual */
 	PARAM_PROGRESSED_AT,		/* TimestampTz */
+	PARAM_INTERRUPTED_BY,		/* SQLSTATE of the source, 0: it goes on */
 	NPARAMS
 };
 
@@ -129,6 +130,14 @@ tsync_progress_throttled(int64 usec, double slowness)
 	publish_values();
 }
 
+/* The source has interrupted us, with this SQLSTATE, and is asked again; 0: it has answered. */
+void
+tsync_progress_interrupted(int sqlerrcode)
+{
+	params[PARAM_INTERRUPTED_BY] = sqlerrcode;
+	publish_values();
+}
+
 /* The name of a phase, NULL for what is none; the compiler complains of a phase without a name. */
 static const char *
 phase_name(TsyncPhase phase)
@@ -151,9 +160,18 @@ phase_name(TsyncPhase phase)
 	return NULL;				/* another command of the worker has written over it */
 }
 
-/* A published value as the type that tablesync.live_progress() declares for it; text is the phase's name. */
+/* A published value as text, NULL if it has none. */
+static const char *
+name_of(int param, int64 value)
+{
+	if (param == PARAM_INTERRUPTED_BY)
+		return value != 0 ? unpack_sql_state((int) value) : NULL;
+	return phase_name((TsyncPhase) value);
+}
+
+/* A published value as the type that tablesync.live_progress() declares for it. */
 static Datum
-as_declared(int64 value, Oid type, bool *isnull)
+as_declared(int param, int64 value, Oid type, bool *isnull)
 {
 	const char *name;
 
@@ -168,7 +186,7 @@ as_declared(int64 value, Oid type, bool *isnull)
 		case TIMESTAMPTZOID:
 			return TimestampTzGetDatum(value);
 		case TEXTOID:
-			name = phase_name((TsyncPhase) value);
+			name = name_of(param, value);
 			*isnull = (name == NULL);
 			return name ? CStringGetTextDatum(name) : (Datum) 0;
 		default:
@@ -203,7 +221,7 @@ tsync_live_progress(PG_FUNCTION_ARGS)
 		{
 			int64		value = p == PARAM_MAGIC ? status->st_procpid : status->st_progress_param[p];
 
-			values[p] = as_declared(value, TupleDescAttr(rsinfo->setDesc, p)->atttypid, &nulls[p]);
+			values[p] = as_declared(p, value, TupleDescAttr(rsinfo->setDesc, p)->atttypid, &nulls[p]);
 		}
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}

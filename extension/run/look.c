@@ -99,6 +99,7 @@ tsync_open_source(TsyncRun *run)
 		look.horizon = false;
 		look_at_source(&look);
 	}
+	tsync_source_goes_on();
 	if (source->new_shape != NULL)
 	{
 		if (run->verify.whole)
@@ -120,15 +121,22 @@ tsync_open_source(TsyncRun *run)
 	tsync_check_bounds(run->replica);
 }
 
+static void
+read_time(void *arg)
+{
+	TsyncRun   *run = arg;
+
+	tsync_begin_in(CurrentMemoryContext);
+	tsync_read_time(&run->replica->table, &run->source);
+	tsync_commit();
+}
+
 /* Ask how far the source has come while it was loaded, which may have taken hours. */
 void
 tsync_look_at_time(TsyncRun *run)
 {
-	if (!run->replica->settings.by_xmin || run->source.epoch == NULL)
-		return;
-	tsync_begin_in(CurrentMemoryContext);
-	tsync_read_time(&run->replica->table, &run->source);
-	tsync_commit();
+	if (run->replica->settings.by_xmin && run->source.epoch != NULL)
+		tsync_insist(read_time, run);
 }
 
 /* May a scan begin before anything is known of the source?  Of few rows, which one snapshot reads. */
@@ -209,16 +217,23 @@ tsync_expect_as_known(TsyncRun *run)
 	return may_scan_at_once(run) && tsync_try(prepare_as_known, run, is_no_cancel, NULL);
 }
 
-/* Identity of the source's files, in a remote transaction of its own. */
-static char *
-read_identity(TsyncRun *run)
+/* A question about the identity of a source's files. */
+typedef struct IdentityQuestion
 {
-	char	   *identity;
+	TsyncRun   *run;
+	char	   *answer;
+} IdentityQuestion;
+
+/* Identity of the source's files, in a remote transaction of its own. */
+static void
+read_identity(void *arg)
+{
+	IdentityQuestion *question = arg;
+	TsyncRun   *run = question->run;
 
 	tsync_begin_in(CurrentMemoryContext);
-	identity = tsync_source_identity(&run->replica->table, &run->source);
+	question->answer = tsync_source_identity(&run->replica->table, &run->source);
 	tsync_commit();
-	return identity;
 }
 
 /*
@@ -229,10 +244,12 @@ read_identity(TsyncRun *run)
 static bool
 was_rewritten(TsyncRun *run)
 {
-	char	   *identity = read_identity(run);
-	bool		rewritten = strcmp(identity, run->source.identity) != 0;
+	IdentityQuestion question = {.run = run};
+	bool		rewritten;
 
-	run->source.identity = identity;
+	tsync_insist(read_identity, &question);
+	rewritten = strcmp(question.answer, run->source.identity) != 0;
+	run->source.identity = question.answer;
 	run->surprised |= rewritten;
 	return rewritten;
 }

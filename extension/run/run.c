@@ -182,6 +182,8 @@ prepare_record(TsyncRun *run)
 	record->snapshot = run->scan.snapshot;
 	record->snapshot_expired = run->scan.snapshot_expired;
 	record->slowness = run->pace.slowness;
+	record->interruptions = tsync_interruptions(&record->interruption);
+	record->conflicted = run->scan.conflicted;
 	record->drifted = run->scan.drifted;
 	record->drift_known = replica->state.drift_known;
 	record->horizon = run->source.horizon;

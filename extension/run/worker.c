@@ -182,6 +182,7 @@ typedef struct Attempt
 	List	   *runs;
 	bool		last;
 	bool		done;
+	bool		interrupted;	/* by the source, which has to be asked again */
 } Attempt;
 
 static void
@@ -192,13 +193,16 @@ try_synchronise(void *arg)
 	attempt->done = synchronise(attempt->runs, attempt->last);
 }
 
-/* May an error have come from columns that changed while we read them? */
+/* May an error have come from columns that changed while we read them, or from an interruption of the source? */
 static bool
-may_be_new_shape(ErrorData *edata, void *arg)
+may_start_over(ErrorData *edata, void *arg)
 {
 	Attempt    *attempt = arg;
 	ListCell   *lc;
 
+	attempt->interrupted = tsync_is_interruption(edata, NULL);
+	if (attempt->interrupted)
+		return true;
 	foreach(lc, attempt->runs)
 	{
 		TsyncRun   *run = lfirst(lc);
@@ -210,21 +214,37 @@ may_be_new_shape(ErrorData *edata, void *arg)
 	return tsync_is_about_shape(edata);
 }
 
-/* The story of a run, or of a group: an error that a change of the source explains means to start over, too. */
+/*
+ * One attempt, again where it is interrupted by the source in what does not go on
+ * by itself; an error that a change of the source explains means to start over, too.
+ */
+static bool
+attempt_runs(List *runs, bool last)
+{
+	Attempt		attempt = {.runs = runs,.last = last};
+	ErrorData  *edata = NULL;
+
+	while (!tsync_try(try_synchronise, &attempt, may_start_over, &edata))
+	{
+		if (attempt.interrupted)
+			tsync_await_source_again();
+		/* the same files and columns as before: then the error is what it says */
+		else if (tsync_was_rewritten(runs))
+			return false;
+		else
+			ReThrowError(edata);
+	}
+	return attempt.done;
+}
+
+/* The story of a run, or of a group. */
 static void
 perform_runs(List *runs)
 {
+	tsync_forget_interruptions();
 	for (int i = 1; i <= ATTEMPTS; i++)
-	{
-		Attempt		attempt = {.runs = runs,.last = i == ATTEMPTS};
-		ErrorData  *edata = NULL;
-
-		/* the same files and columns as before: then the error is what it says */
-		if (!tsync_try(try_synchronise, &attempt, may_be_new_shape, &edata) && !tsync_was_rewritten(runs))
-			ReThrowError(edata);
-		if (attempt.done)
+		if (attempt_runs(runs, i == ATTEMPTS))
 			return;
-	}
 	tsync_give_up(tsync_applies_of(runs), ATTEMPTS);
 }
 
@@ -311,6 +331,7 @@ run_in_envelope(List *runs)
 	if (edata != NULL && !tsync_is_cancelled() && !tsync_source_is_silent())
 	{
 		tsync_name_timeout(edata);
+		tsync_name_interruption(edata);
 		tsync_explain_error(edata);
 	}
 	tsync_begin_recording();

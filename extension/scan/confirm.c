@@ -15,14 +15,41 @@
 #include "query/query.h"
 #include "scan/scan.h"
 
+/* A second look, and how far it has come. */
+typedef struct SecondLook
+{
+	TsyncTable *table;
+	TsyncStage *stage;
+	int			done;			/* groups of keys that were looked up */
+	int			group;			/* the current one */
+} SecondLook;
+
 /* Note which of some keys to be deleted the source still has. */
 static void
 find_again(TsyncTable *table, List *keys, void *arg)
 {
-	TsyncStage *stage = arg;
+	SecondLook *look = arg;
+	TsyncRowSet *reappeared = &look->stage->reappeared;
 
-	tsync_select_at_most(table, TSYNC_SOURCE, tsync_sql_find_keys(table, keys), &stage->reappeared, list_length(keys));
+	if (look->group++ < look->done)
+		return;
+	tsync_select_at_most(table, TSYNC_SOURCE, tsync_sql_find_keys(table, keys), reappeared, list_length(keys));
 	tsync_progress_step(0, list_length(keys));
+	look->done++;
+	tsync_source_goes_on();
+}
+
+static void
+look_again(void *arg)
+{
+	SecondLook *look = arg;
+
+	look->group = 0;
+	/* without what an interrupted answer has brought */
+	tsync_rowset_truncate(&look->stage->reappeared, look->stage->reappeared.count);
+	tsync_begin();
+	tsync_for_keys(look->table, TSYNC_SOURCE, &look->stage->deleted, find_again, look);
+	tsync_commit();
 }
 
 /*
@@ -32,11 +59,11 @@ find_again(TsyncTable *table, List *keys, void *arg)
 void
 tsync_confirm(TsyncTable *table, TsyncStage *stage)
 {
+	SecondLook	look = {.table = table,.stage = stage};
+
 	Assert(!IsTransactionState());	/* a look of its own: the snapshot of SCAN must have ended */
 	if (stage->deleted.count == 0)
 		return;
 	tsync_progress_phase(TSYNC_PHASE_CONFIRM, 0, stage->deleted.count);
-	tsync_begin();
-	tsync_for_keys(table, TSYNC_SOURCE, &stage->deleted, find_again, stage);
-	tsync_commit();
+	tsync_insist(look_again, &look);
 }

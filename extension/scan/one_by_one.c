@@ -23,17 +23,9 @@ typedef enum ChunkOutcome
 	CHUNK_DONE,
 	CHUNK_LOCKED,				/* somebody at the source holds a lock */
 	CHUNK_TOO_MANY,				/* its differences would take too long to fetch */
-	CHUNK_TOO_LARGE				/* the source could not answer in time */
+	CHUNK_TOO_LARGE,			/* the source could not answer in time */
+	CHUNK_INTERRUPTED			/* the source has to be asked again */
 } ChunkOutcome;
-
-/* Rows in the stage, also those of a statement that did not get to its end. */
-static int64
-stored_rows(TsyncStage *stage)
-{
-	return tuplestore_tuple_count(stage->inserted.rows) +
-		tuplestore_tuple_count(stage->updated.rows) +
-		tuplestore_tuple_count(stage->deleted.rows);
-}
 
 /* A chunk that is being tried. */
 typedef struct ChunkTry
@@ -67,6 +59,8 @@ judge_error(ErrorData *edata, void *arg)
 		attempt->outcome = CHUNK_TOO_LARGE;
 	else if (edata->sqlerrcode == ERRCODE_SNAPSHOT_TOO_OLD)
 		attempt->outcome = CHUNK_TOO_MANY;
+	else if (tsync_is_interruption(edata, NULL))
+		attempt->outcome = CHUNK_INTERRUPTED;
 	else if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
 		return false;
 	else
@@ -81,21 +75,39 @@ judge_error(ErrorData *edata, void *arg)
 	return true;
 }
 
+/* Try to scan a chunk; a try that fails leaves nothing behind. */
 static ChunkOutcome
 try_scan_chunk(TsyncScanState *state, TsyncChunk *chunk)
 {
+	TsyncScan  *scan = state->scan;
 	ChunkTry	attempt = {.state = state,.chunk = chunk,.outcome = CHUNK_DONE};
+	TsyncStageMark staged = tsync_stage_mark(scan->stage);
+	int64		remembered = scan->memory.count;
 
 	if (!tsync_try(scan_chunk_alone, &attempt, judge_error, NULL))
+	{
 		tsync_clear_state(state);
+		tsync_stage_go_back(scan->stage, staged);
+		tsync_rowset_truncate(&scan->memory, remembered);
+	}
+	else
+		tsync_source_goes_on();
 	return attempt.outcome;
+}
+
+/* Can a chunk be scanned better in smaller ones? */
+static bool
+is_to_be_cut(ChunkOutcome outcome)
+{
+	return outcome == CHUNK_TOO_MANY || outcome == CHUNK_TOO_LARGE ||
+		(outcome == CHUNK_INTERRUPTED && tsync_is_cut_off_again());
 }
 
 /*
  * Scan each chunk in a transaction of its own, with a rest after each, and
- * smaller chunks when the source is slow.  Returns false to start over.
+ * smaller chunks when the source is slow, or does not let a snapshot live.
  */
-bool
+void
 tsync_scan_one_by_one(TsyncScanState *state)
 {
 	TsyncScan  *scan = state->scan;
@@ -104,20 +116,17 @@ tsync_scan_one_by_one(TsyncScanState *state)
 	while (position < list_length(scan->chunks))
 	{
 		TsyncChunk *chunk = tsync_fit_chunk(scan, position);
-		int64		stored = stored_rows(scan->stage);
 		int64		before = scan->table->waited;
 		ChunkOutcome outcome = try_scan_chunk(state, chunk);
 
-		if (outcome == CHUNK_TOO_MANY || outcome == CHUNK_TOO_LARGE)
+		if (outcome == CHUNK_INTERRUPTED)
+			tsync_await_source_again();
+		if (is_to_be_cut(outcome))
 			tsync_halve_chunk(scan, position, outcome == CHUNK_TOO_LARGE);
-		/* rows of a chunk that failed can't be told from the others: all of them go */
-		if (outcome != CHUNK_DONE && stored_rows(scan->stage) != stored)
-			return false;
 		if (outcome != CHUNK_DONE)
 			continue;
 		tsync_finish_chunk(scan, chunk);
 		tsync_rest(scan->pace, scan->table->waited - before, chunk->source.rows);
 		position++;
 	}
-	return true;
 }

@@ -210,6 +210,8 @@ tsync_plan_chunks(TsyncTable *table, TsyncPace *pace)
 static void
 replace_chunk(TsyncScan *scan, int position, List *pieces)
 {
+	ListCell   *lc;
+
 	if (list_length(pieces) < 2)
 		return;
 	scan->chunks = list_concat(list_concat(list_copy_head(scan->chunks, position), pieces),
@@ -220,6 +222,14 @@ replace_chunk(TsyncScan *scan, int position, List *pieces)
 	if (!scan->verify->whole)
 		tsync_write_plan(scan->table, scan->chunks);
 	tsync_commit();
+	/* by xmin the replica has no sums of pieces, but it has the rows that are not new, if it had all of them */
+	foreach(lc, pieces)
+	{
+		TsyncChunk *piece = lfirst(lc);
+
+		piece->counted |= scan->fingerprint.xmin && !piece->by_row;
+		piece->learned |= piece->counted;
+	}
 	scan->drifted += tsync_know_replica(scan->table, scan->fingerprint, scan->chunks, !scan->verify->whole);
 	if (scan->fingerprint.xmin)
 		tsync_know_rows(scan->table, scan->verify, scan->source->version, pieces);
@@ -253,25 +263,34 @@ typedef struct Cut
 	TsyncTable *table;
 	TsyncChunk *chunk;			/* what is left of it */
 	int64		target;			/* rows of the source in a piece */
+	char	  **boundary;		/* the end of the next one, NULL: there is none */
 	List	   *pieces;
 } Cut;
+
+/* Ask the source's index where the next piece ends. */
+static void
+find_next_piece(void *arg)
+{
+	Cut		   *cut = arg;
+
+	tsync_begin_in(CurrentMemoryContext);
+	cut->boundary = find_boundary(cut->table, TSYNC_SOURCE, cut->chunk, cut->target);
+	tsync_commit();
+}
 
 /* Cut a chunk by the source's index, a statement and a transaction for each piece. */
 static void
 cut_by_source(void *arg)
 {
 	Cut		   *cut = arg;
-	char	  **boundary;
 
 	do
 	{
-		tsync_begin_in(CurrentMemoryContext);
-		boundary = find_boundary(cut->table, TSYNC_SOURCE, cut->chunk, cut->target);
-		tsync_commit();
-		if (boundary == NULL || is_bound(cut->table, boundary, cut->chunk->range.lower))
+		tsync_insist(find_next_piece, cut);
+		if (cut->boundary == NULL || is_bound(cut->table, cut->boundary, cut->chunk->range.lower))
 			break;
-		cut->pieces = lappend(cut->pieces, make_piece(cut->chunk, cut->chunk->range.lower, boundary, 0));
-		cut->chunk = make_piece(cut->chunk, boundary, cut->chunk->range.upper, 0);
+		cut->pieces = lappend(cut->pieces, make_piece(cut->chunk, cut->chunk->range.lower, cut->boundary, 0));
+		cut->chunk = make_piece(cut->chunk, cut->boundary, cut->chunk->range.upper, 0);
 	} while (list_length(cut->pieces) < MAX_PIECES);
 }
 

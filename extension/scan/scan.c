@@ -222,7 +222,7 @@ count_drifted(TsyncScan *scan)
 	}
 }
 
-/* One attempt to scan a source in one transaction, or one for each chunk; false to start over. */
+/* One attempt to scan a source in one transaction, or one for each chunk; false to try again. */
 static bool
 try_scan(TsyncScan *scan)
 {
@@ -241,14 +241,14 @@ try_scan(TsyncScan *scan)
 	{
 		tsync_limit_source(scan->table, tsync_snapshot_timeout());
 		done = tsync_try_scan_snapshot(state);
-		scan->snapshot_expired = !done;
 		/* not earlier: the source would be idle in a transaction of ours */
 		tsync_rest(scan->pace, scan->table->waited - busy, 0);
 	}
 	else
 	{
 		tsync_limit_source(scan->table, tsync_chunk_timeout(scan->table->nrange > 0));
-		done = tsync_scan_one_by_one(state);
+		tsync_scan_one_by_one(state);
+		done = true;
 	}
 	scan_state_destroy(state);
 	/* another attempt needs a snapshot of its own */
@@ -288,7 +288,17 @@ static void
 scan_alone(void *arg)
 {
 	while (!try_scan(linitial((List *) arg)))
-		;						/* with smaller chunks */
+		;						/* chunk by chunk, or once more */
+}
+
+/* Scan the sources of some runs, whatever interrupts them. */
+static void
+scan_all(void *arg)
+{
+	if (list_length((List *) arg) > 1)
+		tsync_insist(scan_group, arg);
+	else
+		scan_alone(arg);
 }
 
 /* Must every column be compared, because xmin does not tell what has changed? */
@@ -306,7 +316,6 @@ must_compare_values(ErrorData *edata, void *arg)
 void
 tsync_scan(List *scans)
 {
-	void		(*scan_all) (void *) = list_length(scans) > 1 ? scan_group : scan_alone;
 	ListCell   *lc;
 
 	Assert(!IsTransactionState());

@@ -54,7 +54,8 @@ typedef struct TsyncScan
 	int			drifted;		/* chunks that somebody else has changed */
 	TsyncDigest digest;			/* of the source */
 	bool		snapshot;		/* one for the whole scan */
-	bool		snapshot_expired;	/* it took too long */
+	bool		snapshot_expired;	/* it took too long, or the source did not let it live */
+	bool		conflicted;		/* the latter */
 	int64		load_horizon;	/* transaction id of the source as the load began */
 	bool		fresh;			/* this run has loaded the replica: it has the rows that are not new */
 	bool		written;		/* somebody else has, or may have, written to the replica */

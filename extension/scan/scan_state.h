@@ -36,6 +36,6 @@ extern void tsync_scan_snapshot(void *arg);
 extern bool tsync_try_scan_snapshot(TsyncScanState *state);
 
 /* in one_by_one.c */
-extern bool tsync_scan_one_by_one(TsyncScanState *state);
+extern void tsync_scan_one_by_one(TsyncScanState *state);
 
 #endif							/* TABLESYNC_SCAN_STATE_H */

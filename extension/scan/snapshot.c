@@ -204,12 +204,30 @@ tsync_scan_snapshot(void *arg)
 	tsync_commit();
 }
 
-/* Did the source, or its connection, take longer than a snapshot may last? */
-static bool
-took_too_long(ErrorData *edata, void *arg)
+/* A try to scan a source in one snapshot. */
+typedef struct SnapshotTry
 {
+	TsyncScanState *state;
+	bool		interrupted;
+} SnapshotTry;
+
+static void
+scan_in_one_snapshot(void *arg)
+{
+	tsync_scan_snapshot(list_make1(((SnapshotTry *) arg)->state));
+}
+
+/* Was the source interrupted, or did it, or its connection, take longer than a snapshot may last? */
+static bool
+judge_error(ErrorData *edata, void *arg)
+{
+	SnapshotTry *attempt = arg;
+
+	attempt->interrupted = tsync_is_interruption(edata, NULL);
+	if (attempt->interrupted)
+		return true;
 	/* a source that does not tell what it is would not tell it a second time either */
-	if (((TsyncScanState *) linitial((List *) arg))->scan->looking)
+	if (attempt->state->scan->looking)
 		return false;
 	return edata->sqlerrcode == ERRCODE_SNAPSHOT_TOO_OLD ||
 	/* under a shorter statement_timeout chunks would fail as well */
@@ -217,18 +235,31 @@ took_too_long(ErrorData *edata, void *arg)
 }
 
 /*
- * Scan all chunks of a source in one transaction.  Returns false if that takes
- * too long, and a transaction for each chunk will do.
+ * Scan all chunks of a source in one transaction.  Returns false to try it again:
+ * with a transaction for each chunk, if this one takes too long or does not live
+ * long enough, and these will do.
  */
 bool
 tsync_try_scan_snapshot(TsyncScanState *state)
 {
-	bool		done = tsync_try(tsync_scan_snapshot, list_make1(state), took_too_long, NULL);
+	TsyncScan  *scan = state->scan;
+	SnapshotTry attempt = {.state = state};
+	bool		automatic = strcmp(scan->pace->consistency, "auto") == 0;
 
-	if (done)
+	if (tsync_try(scan_in_one_snapshot, &attempt, judge_error, NULL))
+	{
+		tsync_source_goes_on();
 		return true;
+	}
 	tsync_clear_state(state);
-	if (strcmp(state->scan->pace->consistency, "auto") != 0)
-		tsync_snapshot_too_old(state->scan->pace);
+	if (attempt.interrupted)
+	{
+		scan->conflicted = scan->snapshot_expired = automatic && tsync_outlives_source();
+		tsync_await_source_again();
+		return false;
+	}
+	if (!automatic)
+		tsync_snapshot_too_old(scan->pace);
+	scan->snapshot_expired = true;
 	return false;
 }

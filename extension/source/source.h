@@ -101,6 +101,17 @@ extern void tsync_read_layout(TsyncTable *table, TsyncSource *source);
 extern void tsync_read_counters(TsyncTable *table, TsyncSource *source);
 extern bool tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id, int64 waited);
 
+/* in retry.c */
+extern void tsync_forget_interruptions(void);
+extern int64 tsync_interruptions(const char **reason);
+extern void tsync_source_goes_on(void);
+extern bool tsync_is_cut_off_again(void);
+extern bool tsync_outlives_source(void);
+extern bool tsync_is_interruption(ErrorData *edata, void *arg);
+extern void tsync_await_source_again(void);
+extern void tsync_insist(void (*function) (void *), void *arg);
+extern void tsync_name_interruption(ErrorData *edata);
+
 /* in server.c */
 extern void tsync_tie_to_server(Oid table, Oid server, Oid extension);
 

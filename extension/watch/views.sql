@@ -45,7 +45,7 @@ COMMENT ON COLUMN @extschema@.tablesync_runs.proof IS 'rows and digest of both s
 CREATE FUNCTION tablesync.live_progress()
 RETURNS TABLE (pid integer, run_id bigint, replica oid, phase text, chunks_done bigint, chunks_total bigint,
                rows_scanned bigint, rows_estimated bigint, phase_started timestamptz, throttled_usec bigint,
-               slowness bigint, progressed_at timestamptz)
+               slowness bigint, progressed_at timestamptz, interrupted_by text)
 LANGUAGE C STRICT
 AS 'MODULE_PATHNAME', 'tsync_live_progress';
 COMMENT ON FUNCTION tablesync.live_progress() IS 'what live workers publish about their progress';
@@ -66,7 +66,13 @@ SELECT p.run_id,
                                                              * s.seconds / p.rows_scanned)::pg_catalog.numeric, 1)::pg_catalog.float8)
        END AS eta,
        p.throttled_usec * '1 microsecond'::pg_catalog.interval AS throttled_for,
-       CASE WHEN p.slowness > 0 THEN
+       CASE WHEN p.interrupted_by = '40001' THEN
+           'the source, a hot standby, cancels statements that conflict with recovery: asking again'
+       WHEN p.interrupted_by IN ('57P01', '57P02', '57P03') THEN
+           'the source has ended our session or restarts: asking again'
+       WHEN p.interrupted_by IS NOT NULL THEN
+           pg_catalog.format('the source can''t be reached (SQLSTATE %s): asking again', p.interrupted_by)
+       WHEN p.slowness > 0 THEN
            pg_catalog.format('the source takes %s times as long per row as usual', pg_catalog.round(p.slowness / 100.0, 1))
        END AS reason
 FROM tablesync.live_progress() p
@@ -83,7 +89,7 @@ COMMENT ON COLUMN @extschema@.tablesync_progress.phase IS 'queued, schema, load,
 COMMENT ON COLUMN @extschema@.tablesync_progress.rows_estimated IS 'rows the current phase has to deal with, as far as known';
 COMMENT ON COLUMN @extschema@.tablesync_progress.eta IS 'estimated time until the current phase ends';
 COMMENT ON COLUMN @extschema@.tablesync_progress.throttled_for IS 'time rested so far to spare the source';
-COMMENT ON COLUMN @extschema@.tablesync_progress.reason IS 'why the run rests longer than max_source_load asks for, if it does';
+COMMENT ON COLUMN @extschema@.tablesync_progress.reason IS 'why the run rests longer than max_source_load asks for, or asks the source again, if it does';
 
 CREATE VIEW @extschema@.tablesync_status WITH (security_barrier = true) AS
 SELECT t.replica,
