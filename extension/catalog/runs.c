@@ -91,12 +91,16 @@ run_message(TsyncRecord *record, char *null_flag)
 						 record->written_anew, record->chunks);
 	if (record->slowness > 0)
 		appendStringInfo(&buf, "; the source took up to %.1f times as long per row as usual", record->slowness);
-	if (record->interruptions > 0)
+	if (record->interruptions == 1)
+		appendStringInfo(&buf, "; the source was asked again once, because of: %s", record->interruption);
+	else if (record->interruptions > 1)
 		appendStringInfo(&buf, "; the source was asked again " INT64_FORMAT " times, the last time because of: %s",
 						 record->interruptions, record->interruption);
 	if (record->snapshot_expired)
 		appendStringInfo(&buf, "; a snapshot of the whole source %s, each chunk had its own",
 						 record->conflicted ? "could not be kept" : "took too long");
+	if (record->stands_still)
+		appendStringInfoString(&buf, "; the source is a hot standby on which no transaction has ended since the last run: its primary is quiet, or its recovery is paused");
 	return text_or_null(buf.len > 0 ? buf.data + 2 : NULL, null_flag);
 }
 

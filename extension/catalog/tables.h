@@ -133,6 +133,7 @@ typedef struct TsyncRecord
 	int64		drifted_rows;	/* of them, those that are not just newer at the source */
 	bool		drift_known;	/* an alert is open */
 	int64		horizon;
+	bool		stands_still;	/* the source, a standby: at that */
 	const char *newest_version;
 	double		scan_rate;		/* of the source; 0: unknown */
 	const char *watermark;

@@ -99,7 +99,6 @@ tsync_open_source(TsyncRun *run)
 		look.horizon = false;
 		look_at_source(&look);
 	}
-	tsync_source_goes_on();
 	if (source->new_shape != NULL)
 	{
 		if (run->verify.whole)

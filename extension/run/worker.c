@@ -41,6 +41,9 @@
 /* A run starts over when source or replica change under it. */
 #define ATTEMPTS 5
 
+/* And when the source is interrupted in what does not go on by itself. */
+#define RESTARTS 100			/* tablesync.retry_timeout usually comes first */
+
 /*
  * CONFIRM the deletes of all runs; false to start over.  Rows that are found
  * again stay, which is right chunk by chunk but would mix two instants where
@@ -224,15 +227,15 @@ attempt_runs(List *runs, bool last)
 	Attempt		attempt = {.runs = runs,.last = last};
 	ErrorData  *edata = NULL;
 
-	while (!tsync_try(try_synchronise, &attempt, may_start_over, &edata))
+	for (int restarts = 1; !tsync_try(try_synchronise, &attempt, may_start_over, &edata); restarts++)
 	{
-		if (attempt.interrupted)
+		if (attempt.interrupted && restarts < RESTARTS)
 			tsync_await_source_again();
 		/* the same files and columns as before: then the error is what it says */
-		else if (tsync_was_rewritten(runs))
-			return false;
-		else
+		else if (attempt.interrupted || !tsync_was_rewritten(runs))
 			ReThrowError(edata);
+		else
+			return false;
 	}
 	return attempt.done;
 }

@@ -40,7 +40,7 @@ COMMENT ON FUNCTION tablesync.oldest_xid(bigint[]) IS 'the oldest of some transa
  * and a restored backup change.
  */
 CREATE FUNCTION tablesync.source_time(replica regclass, ask boolean, OUT horizon bigint, OUT went_back boolean, OUT newest_version text,
-                                      OUT oldest_xid bigint, OUT newest_xid bigint, OUT epoch text)
+                                      OUT oldest_xid bigint, OUT newest_xid bigint, OUT epoch text, OUT stands_still boolean)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -63,7 +63,8 @@ BEGIN
     WHERE r.replica = $1 AND r.status = 'succeeded' AND r.source_horizon IS NOT NULL
     ORDER BY r.run_id DESC LIMIT 1;
     -- the counter is modulo 2^32: 25,000 transactions a second come round to "before" in a day
+    stands_still := coalesce(image.standby = 'on' AND horizon = last_horizon, false);    -- 14 and later tell
     went_back := coalesce(tablesync.xid_precedes(horizon, last_horizon) AND seen_at > clock_timestamp() - interval '1 day', false);
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_time(regclass, boolean) IS 'how far the source has come (if it is to be asked), whether the last success had seen it further, and the newest version that was seen';
+COMMENT ON FUNCTION tablesync.source_time(regclass, boolean) IS 'how far the source has come (if it is to be asked), whether the last success had seen it further, the newest version that was seen, and whether it is a standby on which nothing has ended since';

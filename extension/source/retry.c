@@ -30,20 +30,20 @@
 #define FIRST_WAIT_MS 100
 #define LONGEST_WAIT_MS 5000
 
-/* Who ends our sessions so often in a row means it. */
+/* Who ends so many sessions of a run means it. */
 #define MAX_TERMINATIONS 3
 
 /* What has happened to the current run. */
 static struct
 {
 	int64		count;			/* interruptions */
+	int			terminations;	/* of them, by somebody at the source */
 	char	   *reason;			/* of the last one; in TopMemoryContext */
-	bool		answered;		/* the source has, in this run */
-	/* since it has last answered: */
+	bool		connected;		/* the source has let us in, in this run */
+	/* since it has last answered what was to be answered: */
 	int			in_a_row;
 	int			cut_off;		/* of these, in the middle of an answer or a transaction */
 	bool		conflict;		/* the last one is a standby's, with recovery */
-	int			terminations;
 	TimestampTz since;			/* of the first one */
 } interrupted;
 
@@ -64,14 +64,14 @@ tsync_interruptions(const char **reason)
 	return interrupted.count;
 }
 
-/* The source has answered: patience begins anew. */
+/* The source has answered what it was asked: patience begins anew. */
 void
 tsync_source_goes_on(void)
 {
-	interrupted.answered = true;
+	interrupted.connected = true;
 	if (interrupted.in_a_row == 0)
 		return;
-	interrupted.in_a_row = interrupted.cut_off = interrupted.terminations = 0;
+	interrupted.in_a_row = interrupted.cut_off = 0;
 	interrupted.since = 0;
 	tsync_progress_interrupted(0);
 }
@@ -105,7 +105,22 @@ may_connect_later(ErrorData *edata)
 	for (int i = 0; edata->detail && i < lengthof(lasting); i++)
 		if (strstr(edata->detail, lasting[i]))
 			return false;
-	return interrupted.answered;
+	return interrupted.connected;
+}
+
+/*
+ * What has happened to the source, as an SQLSTATE of its.  Where a session ends
+ * with an error, postgres_fdw may know no more of that than its text, which is
+ * in the source's language.
+ */
+static int
+cause_of(ErrorData *edata)
+{
+	if (edata->sqlerrcode == ERRCODE_CONNECTION_FAILURE && strstr(edata->message, "administrator command"))
+		return ERRCODE_ADMIN_SHUTDOWN;
+	if (edata->sqlerrcode == ERRCODE_CONNECTION_FAILURE && strstr(edata->message, "conflict with recovery"))
+		return ERRCODE_T_R_SERIALIZATION_FAILURE;
+	return edata->sqlerrcode;
 }
 
 /* Is an error an interruption of the source, which says nothing about what it was asked? */
@@ -115,7 +130,7 @@ is_interruption(ErrorData *edata)
 	/* postgres_fdw's own: the same SQLSTATEs have other meanings here */
 	if (edata->filename == NULL || strcmp(edata->filename, "connection.c") != 0)
 		return false;
-	switch (edata->sqlerrcode)
+	switch (cause_of(edata))
 	{
 		case ERRCODE_T_R_SERIALIZATION_FAILURE:
 		case ERRCODE_T_R_DEADLOCK_DETECTED:
@@ -137,21 +152,27 @@ static bool
 is_patience_over(ErrorData *edata)
 {
 	return tsync_retry_timeout == 0 || tsync_source_is_silent() ||
-		(edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN && interrupted.terminations >= MAX_TERMINATIONS) ||
+		(cause_of(edata) == ERRCODE_ADMIN_SHUTDOWN && interrupted.terminations >= MAX_TERMINATIONS) ||
 		(interrupted.since != 0 &&
 		 TimestampDifferenceExceeds(interrupted.since, GetCurrentTimestamp(), tsync_retry_timeout));
 }
 
-/* Keep the first line of a message, without the severity that libpq has put before what it can't take apart. */
+/*
+ * Keep the first line of an error, without the severity that libpq puts before
+ * what it can't take apart; why there is no connection only the detail tells.
+ */
 static void
-note_reason(const char *message)
+note_reason(ErrorData *edata)
 {
 	static const char fatal[] = "FATAL:  ";
+	char	   *message = edata->message;
 
-	if (interrupted.reason)
-		pfree(interrupted.reason);
 	if (strncmp(message, fatal, strlen(fatal)) == 0)
 		message += strlen(fatal);
+	if (edata->sqlerrcode == ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION && edata->detail)
+		message = psprintf("%s: %s", message, edata->detail);
+	if (interrupted.reason)
+		pfree(interrupted.reason);
 	interrupted.reason = MemoryContextStrdup(TopMemoryContext, message);
 	interrupted.reason[strcspn(interrupted.reason, "\n")] = '\0';
 }
@@ -163,18 +184,20 @@ note_reason(const char *message)
 bool
 tsync_is_interruption(ErrorData *edata, void *arg)
 {
+	int			cause = cause_of(edata);
+
 	if (!is_interruption(edata) || is_patience_over(edata))
 		return false;
-	note_reason(edata->message);
+	note_reason(edata);
 	interrupted.count++;
 	interrupted.in_a_row++;
 	if (interrupted.since == 0)
 		interrupted.since = GetCurrentTimestamp();
-	interrupted.conflict = edata->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE;
-	interrupted.cut_off += interrupted.conflict || edata->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
-		edata->sqlerrcode == ERRCODE_CONNECTION_FAILURE;
-	interrupted.terminations += edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN;
-	tsync_progress_interrupted(edata->sqlerrcode);
+	interrupted.connected |= cause != ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION;
+	interrupted.conflict = cause == ERRCODE_T_R_SERIALIZATION_FAILURE;
+	interrupted.cut_off += interrupted.conflict || cause == ERRCODE_T_R_DEADLOCK_DETECTED || cause == ERRCODE_CONNECTION_FAILURE;
+	interrupted.terminations += cause == ERRCODE_ADMIN_SHUTDOWN;
+	tsync_progress_interrupted(cause);
 	return true;
 }
 
@@ -215,11 +238,11 @@ tsync_name_interruption(ErrorData *edata)
 	if (!is_interruption(edata))
 		return;
 	if (interrupted.in_a_row > 0)
-		edata->detail = psprintf("%s%sThe source was asked again %d times before.", edata->detail ? edata->detail : "",
+		edata->detail = psprintf("%s%sThe source was asked %d times more before.", edata->detail ? edata->detail : "",
 								 edata->detail ? "\n" : "", interrupted.in_a_row);
-	if (edata->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE)
+	if (cause_of(edata) == ERRCODE_T_R_SERIALIZATION_FAILURE)
 		edata->hint = pstrdup("The source is a hot standby whose primary removes rows that the statement still reads. Let its DBA set hot_standby_feedback = on there, or increase max_standby_streaming_delay; or increase tablesync.retry_timeout here.");
-	else if (edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
+	else if (cause_of(edata) == ERRCODE_ADMIN_SHUTDOWN)
 		edata->hint = pstrdup("Somebody ends our sessions at the source, or it was shut down: ask its DBA, and run again.");
 	else if (edata->hint == NULL)
 		edata->hint = pstrdup("Run again when the source answers; tablesync.retry_timeout says how long a run goes on to ask it.");

@@ -49,6 +49,7 @@ typedef struct TsyncSource
 	int64		seen_xid;		/* older transactions have ended before rows are read */
 	int64		horizon;		/* its transaction counter, 0 if unknown */
 	bool		went_back;		/* that was further in the last successful run */
+	bool		stands_still;	/* a standby, and it was just there */
 	char	   *newest_version; /* seen there so far, NULL if none */
 	char	   *counters;		/* before the scan, NULL: don't matter */
 	TimestampTz counters_at;

@@ -86,9 +86,27 @@ my $before = app_sql($target, 'SELECT sum(hashtext(i::text)) FROM items i');
 $locker->query_safe('BEGIN; LOCK TABLE items');
 my $run_id = start_blocked_run();
 $source->safe_psql('postgres', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%'});
-is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'failed', 'connection cut: failed');
-like(app_sql($target, "SELECT sqlstate || message FROM tablesync_runs WHERE run_id = $run_id"),
-	qr/^(57P01|08006)/, 'with the reason');
+wait_until($target, q{SELECT count(*) = 1 FROM tablesync_progress WHERE reason = 'the source has ended our session or restarts: asking again'});
+wait_until($source, q{SELECT count(pg_terminate_backend(pid)) = 1 FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%' AND wait_event_type = 'Lock'}) for 1 .. 3;
+is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'failed', 'sessions ended again and again: failed');
+like(app_sql($target, "SELECT sqlstate || message, detail, hint FROM tablesync.run WHERE run_id = $run_id"),
+	qr/^(57P01|08006).*\|.*The source was asked 3 times more before\.\|Somebody ends our sessions at the source/s, 'with the reason');
+is(app_sql($target, 'SELECT sum(hashtext(i::text)) FROM items i'), $before, 'replica unchanged');
+$run_id = start_blocked_run();
+$source->safe_psql('postgres', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%'});
+$locker->query_safe('COMMIT');
+is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'succeeded', 'a session ended once: asked again');
+is(app_sql($target, "SELECT message FROM tablesync_runs WHERE run_id = $run_id"),
+	'the source was asked again once, because of: terminating connection due to administrator command', 'with the reason');
+is_replica($source, $target, 'items', 'items', 'identical');
+change_something();
+$locker->query_safe('BEGIN; LOCK TABLE items');
+$before = app_sql($target, 'SELECT sum(hashtext(i::text)) FROM items i');
+$target->safe_psql('postgres', q{ALTER ROLE app SET tablesync.retry_timeout = 0});
+$run_id = start_blocked_run();
+$source->safe_psql('postgres', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%'});
+is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'failed', 'tablesync.retry_timeout = 0: failed at once');
+$target->safe_psql('postgres', q{ALTER ROLE app RESET tablesync.retry_timeout});
 $locker->query_safe('COMMIT');
 is(app_sql($target, 'SELECT sum(hashtext(i::text)) FROM items i'), $before, 'replica unchanged');
 is(run_counts($target, 'items'), 'succeeded|0|13|0', 'the next run is exact');
@@ -114,6 +132,8 @@ is($passwords, 0, 'no password in the run history');
 
 # a backend at the source that is frozen in the middle of a statement
 $target->safe_psql('postgres', q{ALTER ROLE app SET tablesync.statement_timeout = '2s'});
+# a process that stays for a second has the role's old settings
+wait_until($target, q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'tablesync run'});
 $locker = session($source);
 $locker->query_safe('BEGIN; LOCK TABLE items');
 $run_id = start_blocked_run();

@@ -175,7 +175,7 @@ for my $id (14, 15)
 	is(run_counts($target, 'items'), 'succeeded|0|1|0', 'a standby: never skipped');
 }
 is(run_counts($target, 'items'), 'succeeded|0|0|0', 'a standby: scanned');
-is(app_sql($target, "SELECT message IS NULL FROM tablesync_status WHERE replica = 'items'::regclass"), 't', 'a standby: never skipped');
+like(app_sql($target, "SELECT message FROM tablesync_status WHERE replica = 'items'::regclass"), qr/^the source is a hot standby on which no transaction has ended/, 'a standby: never skipped');
 $standby->stop('immediate');
 
 done_testing();
