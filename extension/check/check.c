@@ -184,6 +184,14 @@ tsync_check_main(Datum main_arg)
 	tsync_begin();
 	tsync_restrict_source_session(tsync_relation_label(start.replica), tsync_statement_timeout);
 	answer = find_answer(start.replica);
+	if (answer != NULL && strstr(answer, "unsupported startup parameter") != NULL)
+	{
+		/* of a pooler that refuses options, as a run would find out */
+		tsync_commit();
+		tsync_forgo_options(InvalidOid);
+		tsync_begin();
+		answer = find_answer(start.replica);
+	}
 	if (answer != NULL)
 		(void) shm_mq_send(channel, strlen(answer), answer, false, true);
 	tsync_commit();

@@ -51,6 +51,23 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.remote_role(oid, oid) IS 'the role at the source that a role here is mapped to';
 
+/* What makes the sessions of a role at the source what a run would make them. */
+CREATE FUNCTION tablesync.pooler_hint(server oid)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT 'At the source: ' || string_agg(format('ALTER ROLE %s SET %s = %s;', tablesync.remote_role((SELECT r.oid FROM pg_roles r WHERE r.rolname = current_user), server), w.name, w.value), ' ' ORDER BY w.n)
+        || ' Then let the pooler connect anew (RECONNECT in its console).'
+    FROM (VALUES (1, 'default_transaction_read_only', 'on'), (2, 'row_security', 'off'), (3, 'lc_monetary', quote_literal('C')), (4, 'IntervalStyle', 'postgres'),
+                 (5, 'extra_float_digits', '3'), (6, 'statement_timeout', quote_literal(current_setting('tablesync.statement_timeout'))),
+                 (7, 'lock_timeout', quote_literal(current_setting('tablesync.lock_timeout'))),
+                 (8, 'idle_in_transaction_session_timeout', quote_literal(current_setting('tablesync.statement_timeout'))),
+                 (9, 'max_parallel_workers_per_gather', '0'), (10, 'jit', 'off'), (11, 'enable_sort', 'off'), (12, 'work_mem', quote_literal('96MB')),
+                 (13, 'join_collapse_limit', '1'), (14, 'from_collapse_limit', '1')) w (n, name, value);
+$$;
+COMMENT ON FUNCTION tablesync.pooler_hint(oid) IS 'what the DBA of a source behind a connection pooler can type instead of the options of a session';
+
 /* ---- checks made here ---- */
 
 CREATE FUNCTION tablesync.preflight_state(settings tablesync.replica, OUT detail text, OUT hint text)
@@ -221,9 +238,21 @@ CREATE FUNCTION tablesync.preflight_session(settings tablesync.replica, OUT deta
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    target record := tablesync.source_target(settings.source);
+    image tablesync.source_image := tablesync.source_image(target.server, target.schema_name, target.table_name);
 BEGIN
     PERFORM tablesync.check_source_session(settings.source);
     detail := 'read-only, and errors instead of hidden rows';
+    IF tablesync.is_pooled(target.server, image) THEN
+        detail := 'a connection pooler keeps the options of our sessions from the source: ';
+        IF (image.read_only, image.row_security) = ('on', 'off') THEN
+            detail := detail || 'its role makes them read-only, with errors instead of hidden rows; time limits are kept from here';
+        ELSE
+            detail := detail || 'they are read-only by the rights of their role alone, rows are not hidden while the table has no policies, time limits are kept from here, and the planner is not restricted';
+            hint := tablesync.pooler_hint(target.server);
+        END IF;
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION tablesync.preflight_session(tablesync.replica) IS 'check: is the session at the source restricted as a run needs it?';

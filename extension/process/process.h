@@ -137,6 +137,7 @@ extern void tsync_follow_configuration(void);
 extern void tsync_next_turn(void);
 extern void tsync_forget_leftovers(void);
 extern void tsync_await_source(void);
+extern void tsync_limit_here(int timeout);
 extern void tsync_source_has_spoken(void);
 extern void tsync_source_answered(void);
 extern bool tsync_source_is_silent(void);
@@ -145,6 +146,7 @@ extern bool tsync_source_timed_out(ErrorData *edata);
 extern void tsync_pin_session(void);
 extern void tsync_serve_role(Oid role);
 extern void tsync_prepare_session(bool read_only);
+extern bool tsync_is_worker(void);
 
 /* A caller waits so long for a process, where none of ours is at work that will end. */
 #define TSYNC_NO_WORKER_MS 10000

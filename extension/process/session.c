@@ -40,6 +40,7 @@ static volatile sig_atomic_t source_silent = false;
 static volatile sig_atomic_t quiet_ticks = 0;	/* since the source has said something */
 static volatile sig_atomic_t source_spoke = false;	/* since it was asked */
 static TimeoutId source_timeout;
+static int	source_limit = 0;		/* ms; 0: the source keeps it */
 
 /* Is this session one of ours, and not one that calls a user's function? */
 static bool session_is_ours = false;
@@ -168,16 +169,26 @@ handle_source_timeout(void)
 {
 	if (source_silent || ++quiet_ticks < SOURCE_TICKS)
 		return;
-	source_silent = true;
+	/* where the limit is ours, it is the source's timeout that has come */
+	source_silent = (source_limit <= 0);
 	InterruptPending = true;
 	QueryCancelPending = true;
 	SetLatch(MyLatch);
+}
+
+/* Keep the time limit of statements at the source from here, in ms; 0: the source does it. */
+void
+tsync_limit_here(int timeout)
+{
+	source_limit = Max(timeout, 0);
 }
 
 /* How long to wait for a word of the source, in ms. */
 static int
 source_patience(void)
 {
+	if (source_limit > 0)
+		return source_limit;
 	return Min(tsync_statement_timeout, INT_MAX - SOURCE_GRACE_MS) + SOURCE_GRACE_MS;
 }
 
@@ -305,4 +316,11 @@ tsync_prepare_session(bool read_only)
 	session_is_read_only = read_only;
 	tsync_pin_session();
 	source_timeout = RegisterTimeout(USER_TIMEOUT, handle_source_timeout);
+}
+
+/* Is this session one of a worker, and not of somebody who calls a function? */
+bool
+tsync_is_worker(void)
+{
+	return session_is_ours;
 }

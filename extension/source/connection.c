@@ -8,6 +8,10 @@
  * the server sets "options", the SQL function tablesync.check_source_session()
  * finds out what is missing.
  *
+ * A connection pooler may refuse options, or drop them: PgBouncer's answer is
+ * "unsupported startup parameter".  Then sessions there are what their role has,
+ * and time limits are kept here.
+ *
  *-------------------------------------------------------------------------
  */
 #include "tablesync.h"
@@ -45,6 +49,9 @@ source_application_name(const char *label)
 	return buf.data;
 }
 
+/* Shows at the source that options arrive: harmless, and nobody sets it (image.sql). */
+#define MARK "-c geqo_seed=0.815"
+
 /*
  * Make every connection of this process to a source read-only, honest about
  * hidden rows, short of patience, and recognisable.  "timeout" is for each
@@ -61,7 +68,8 @@ tsync_restrict_source_session(const char *label, int timeout)
 {
 	char	   *options;
 
-	options = psprintf("-c default_transaction_read_only=on"
+	options = psprintf(MARK
+					   " -c default_transaction_read_only=on"
 					   " -c row_security=off"
 					   " -c statement_timeout=%d"
 					   " -c lock_timeout=%d"
@@ -106,12 +114,14 @@ typedef struct Limit
 {
 	Oid			server;
 	int			timeout;		/* ms */
+	bool		pooled;			/* it knows of no options */
 } Limit;
 
 static List *limits = NIL;
 
 /* The limit of the session at the source that was asked last, ms; -1: there is none yet. */
 static int	current_limit = -1;
+static Oid	current_server = InvalidOid;
 
 /* The limit that the connection to a server has; -1 if none was asked for. */
 static Limit *
@@ -128,6 +138,7 @@ limit_of(Oid server)
 	limit = palloc(sizeof(Limit));
 	limit->server = server;
 	limit->timeout = -1;
+	limit->pooled = false;
 	limits = lappend(limits, limit);
 	MemoryContextSwitchTo(caller);
 	return limit;
@@ -146,9 +157,77 @@ tsync_limit_source(TsyncTable *table, int timeout)
 	Assert(!IsTransactionState());	/* it may end the connection */
 	tsync_restrict_source_session(table->label, timeout);
 	/* a limit is one of the options that a session begins with */
-	if (limit->timeout >= 0 && limit->timeout != timeout)
+	if (limit->timeout >= 0 && limit->timeout != timeout && !limit->pooled)
 		disconnect(table);
 	limit->timeout = current_limit = timeout;
+	current_server = table->server;
+	tsync_limit_here(0);
+	if (limit->pooled)
+		tsync_forgo_options(table->server);
+}
+
+/* A judge for tsync_try(): has a pooler refused a connection because of its options? */
+bool
+tsync_refuses_options(ErrorData *edata, void *arg)
+{
+	return edata->sqlerrcode == ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION && edata->detail &&
+		strstr(edata->detail, "unsupported startup parameter") != NULL;
+}
+
+/* Does a pooler allow no transactions?  Then the error says what would. */
+bool
+tsync_name_statement_pooling(ErrorData *edata)
+{
+	if (strstr(edata->message, "statement pooling mode") == NULL)
+		return false;
+	edata->sqlerrcode = ERRCODE_FEATURE_NOT_SUPPORTED;
+	edata->message = pstrdup("the connection pooler before the source allows no transactions");
+	edata->detail = pstrdup("In statement pooling mode what is read for one run would come from different snapshots.");
+	edata->hint = pstrdup("Let it use pool_mode = session or transaction for this database or role, or connect to the source directly.");
+	return true;
+}
+
+/* Was a connection refused because of options that can be left out?  From now on they are. */
+bool
+tsync_connects_without_options(ErrorData *edata)
+{
+	if (!tsync_refuses_options(edata, NULL) || getenv("PGOPTIONS") == NULL)
+		return false;
+	tsync_forgo_options(current_server);
+	return true;
+}
+
+/* From here on sessions at a server, InvalidOid: whichever, have no options, which a pooler keeps from it. */
+void
+tsync_forgo_options(Oid server)
+{
+	if (OidIsValid(server))
+		limit_of(server)->pooled = true;
+	unsetenv("PGOPTIONS");
+	tsync_limit_here(current_limit);
+}
+
+/*
+ * Call a function in a session that is somebody's own.  A connection that it opens
+ * is as it would be without us, but for a mark that tells whether options arrive.
+ */
+void
+tsync_mark_session(void (*function) (void *), void *arg)
+{
+	const char *own = getenv("PGOPTIONS");
+
+	if (own == NULL)
+		(void) setenv("PGOPTIONS", MARK, 1);
+	PG_TRY();
+	{
+		function(arg);
+	}
+	PG_FINALLY();
+	{
+		if (own == NULL)
+			unsetenv("PGOPTIONS");
+	}
+	PG_END_TRY();
 }
 
 /* Name the time limit that has ended a statement at the source, and what sets it.  Not in a transaction. */

@@ -36,7 +36,7 @@ tsync_read_source(TsyncTable *table, TsyncSource *source, bool horizon)
 							  " JOIN pg_foreign_server s ON s.oid = t.ftserver WHERE t.ftrelid = $1", table->source);
 	tsync_await_source();
 	tsync_catalog_execute("SELECT o.server_version, o.estimated_rows, o.new_shape, o.unreadable, o.identity, o.divided, o.as_known,"
-						  " t.horizon, t.newest_version, t.went_back, o.whole, o.look_key, t.oldest_xid, t.newest_xid, t.epoch, t.stands_still"
+						  " t.horizon, t.newest_version, t.went_back, o.whole, o.look_key, t.oldest_xid, t.newest_xid, t.epoch, t.stands_still, o.pooled"
 						  " FROM tablesync.open_source($1::regclass, $2) o, LATERAL tablesync.source_time($1::regclass, $2 AND o.identity IS NOT NULL) t",
 						  lengthof(types), types, values, NULL);
 	tsync_source_answered();
@@ -60,6 +60,8 @@ tsync_read_source(TsyncTable *table, TsyncSource *source, bool horizon)
 	source->epoch = tsync_result_text(0, 15);
 	source->stands_still = tsync_result_bool(0, 16);
 	source->seen_xid = source->horizon;
+	if (tsync_result_bool(0, 17))
+		tsync_forgo_options(table->server);
 	SPI_freetuptable(SPI_tuptable);
 	if (source->identity == NULL)
 		elog(ERROR, "source of %s has no identity", table->label);

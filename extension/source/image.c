@@ -15,6 +15,7 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "execute/execute.h"
+#include "executor/executor.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -154,6 +155,96 @@ ask_with_settings(Image *wanted)
 	return answer;
 }
 
+/* Is there a connection to a server already, which options come too late for? */
+static bool
+is_connected(Oid server)
+{
+	Oid			types[] = {OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(server)};
+	char	   *sql;
+
+	tsync_catalog_execute("SELECT format('SELECT FROM %I.postgres_fdw_get_connections() c WHERE c.server_name = %L', n.nspname, s.srvname)"
+						  " FROM pg_foreign_server s, pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
+						  " WHERE s.oid = $1 AND e.extname = 'postgres_fdw'", 1, types, values, NULL);
+	sql = SPI_processed == 1 ? tsync_result_text(0, 1) : NULL;
+	return sql == NULL || tsync_catalog_execute(sql, 0, NULL, NULL, NULL) > 0;
+}
+
+/* A question in somebody's own session. */
+typedef struct Question
+{
+	Image	   *image;
+	Datum		answer;
+} Question;
+
+static void
+ask_now(void *arg)
+{
+	Question   *question = arg;
+
+	question->answer = ask_with_settings(question->image);
+}
+
+static void
+ask_marked(void *arg)
+{
+	tsync_mark_session(ask_now, arg);
+}
+
+/* A judge that can't mend anything, but says what a pooler refuses in any case. */
+static bool
+name_refusal(ErrorData *edata, void *arg)
+{
+	if (tsync_name_statement_pooling(edata))
+	{
+		FlushErrorState();
+		ReThrowError(edata);
+	}
+	return false;
+}
+
+/* Has a pooler refused the mark? */
+static bool
+judge_mark(ErrorData *edata, void *arg)
+{
+	return name_refusal(edata, arg) || tsync_refuses_options(edata, NULL);
+}
+
+/*
+ * Ask in the session of somebody who adds a replica, say: where that is the first
+ * time, it shows whether the options of runs would arrive, and if not, it is said.
+ */
+static Datum
+ask_for_user(Image *wanted)
+{
+	Question	question = {.image = wanted};
+	Oid			types[] = {OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(wanted->server)};
+	bool		arrive = false;
+	bool		isnull;
+
+	if (is_connected(wanted->server))
+	{
+		ask_now(&question);
+		return question.answer;
+	}
+	if (tsync_try_inside(ask_marked, &question, judge_mark, NULL))
+		arrive = DatumGetBool(GetAttributeByName(DatumGetHeapTupleHeader(question.answer), "options_arrive", &isnull));
+	else
+		(void) tsync_try_inside(ask_now, &question, name_refusal, NULL);
+	if (!arrive)
+	{
+		tsync_catalog_execute("SELECT tablesync.pooler_hint($1) WHERE NOT EXISTS (SELECT FROM pg_foreign_server s, pg_options_to_table(s.srvoptions) o"
+							  " WHERE s.oid = $1 AND o.option_name = 'options' AND o.option_value <> '')", 1, types, values, NULL);
+		if (SPI_processed == 1)
+			ereport(NOTICE,
+					(errmsg("a connection pooler keeps the options of our sessions from the source"),
+					 errdetail("Runs are read-only there by the rights of their role alone, refuse a table with policies, and can't restrict the planner; they keep time limits from here."),
+					 errhint("%s", tsync_result_text(0, 1))));
+	}
+	return question.answer;
+}
+
 /* Ask the source, and keep its answer. */
 static void
 fetch_image(Image *wanted)
@@ -166,7 +257,7 @@ fetch_image(Image *wanted)
 	last.lxid = InvalidLocalTransactionId;
 	SPI_connect();
 	tsync_await_source();
-	answer = ask_with_settings(&image);
+	answer = tsync_is_worker() ? ask_with_settings(&image) : ask_for_user(&image);
 	tsync_source_answered();
 	tsync_waited_elsewhere += GetCurrentTimestamp() - started;
 	caller = MemoryContextSwitchTo(TopTransactionContext);

@@ -12,7 +12,7 @@
  */
 CREATE TYPE tablesync.source_image AS (
     -- the server, and the session there
-    server_version text, encoding text, row_security text, read_only text, lc_monetary text, standby text, hash bigint,
+    server_version text, encoding text, row_security text, read_only text, lc_monetary text, standby text, options_arrive boolean, unlike text, hash bigint,
     xmins bigint[], xids bigint[], stats_reset timestamptz,
     -- the table
     relid oid, relkind "char", relfilenode oid, policies boolean, has_children boolean, estimated_rows double precision,
@@ -57,7 +57,7 @@ DECLARE
 BEGIN
     PERFORM tablesync.source_catalog($1, k.name) FROM tablesync.source_catalog_columns() k WHERE NOT coalesce(t ? k.name, false);    -- an error
     RETURN format($sql$
-        SELECT ROW(server_version, encoding, row_security, read_only, lc_monetary, standby, hash, xmins, xids, stats_reset,
+        SELECT ROW(server_version, encoding, row_security, read_only, lc_monetary, standby, options_arrive, unlike, hash, xmins, xids, stats_reset,
                    relid, relkind, relfilenode, policies, has_children, estimated_rows,
                    attnums, attnames, atttypids, atttypmods, attnotnulls, attcollations, indkeys, indnkeyatts, primaries, uniques, immediates,
                    collnames, collnamespaces, colldeterministics, typids, typnames, typschemas, typtypes, typbasetypes, typtypmods, typelems,
@@ -70,6 +70,11 @@ BEGIN
                    max(s.setting) FILTER (WHERE s.name = 'default_transaction_read_only') AS read_only,
                    max(s.setting) FILTER (WHERE s.name = 'lc_monetary') AS lc_monetary,
                    max(s.setting) FILTER (WHERE s.name = 'in_hot_standby') AS standby,
+                   coalesce(bool_or(s.name = 'geqo_seed' AND s.setting = '0.815'), false) AS options_arrive,    -- connection.c sets it
+                   string_agg(s.name || ' is ' || s.reset_val, ', ' ORDER BY s.name)
+                       FILTER (WHERE (s.name = 'DateStyle' AND s.reset_val NOT IN ('ISO, MDY', 'ISO, DMY', 'ISO, YMD'))
+                                  OR (s.name = 'IntervalStyle' AND s.reset_val <> 'postgres')
+                                  OR (s.name = 'extra_float_digits' AND s.reset_val NOT IN ('1', '2', '3'))) AS unlike,
                    max(hashtextextended(s.name, 0)) FILTER (WHERE s.name = 'server_version_num') AS hash,
                    %1$s,
                    max(c.oid) AS relid, (array_agg(c.relkind) FILTER (WHERE s.name = 'lc_monetary'))[1] AS relkind,
@@ -93,7 +98,8 @@ BEGIN
             LEFT JOIN %7$s a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND s.name = 'server_version_num'
             LEFT JOIN %8$s i ON i.indrelid = c.oid AND s.name = 'row_security'
             %9$s %10$s
-            WHERE s.name IN ('server_version_num', 'server_encoding', 'row_security', 'default_transaction_read_only', 'lc_monetary', 'in_hot_standby', 'port')
+            WHERE s.name IN ('server_version_num', 'server_encoding', 'row_security', 'default_transaction_read_only', 'lc_monetary', 'in_hot_standby', 'geqo_seed',
+                             'DateStyle', 'IntervalStyle', 'extra_float_digits', 'port')
             HAVING count(*) <= 250000 AND %11$s) answer
         $sql$,
         CASE WHEN horizon THEN 'array_agg(b.backend_xmin) FILTER (WHERE b.backend_xmin IS NOT NULL) AS xmins, '

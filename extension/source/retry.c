@@ -128,7 +128,8 @@ static bool
 is_interruption(ErrorData *edata)
 {
 	/* postgres_fdw's own: the same SQLSTATEs have other meanings here */
-	if (edata->filename == NULL || strcmp(edata->filename, "connection.c") != 0)
+	if (edata->filename == NULL || strcmp(edata->filename, "connection.c") != 0 ||
+		strstr(edata->message, "statement pooling mode"))
 		return false;
 	switch (cause_of(edata))
 	{
@@ -186,6 +187,8 @@ tsync_is_interruption(ErrorData *edata, void *arg)
 {
 	int			cause = cause_of(edata);
 
+	if (tsync_connects_without_options(edata))
+		return true;			/* at once, and no reason to say anything */
 	if (!is_interruption(edata) || is_patience_over(edata))
 		return false;
 	note_reason(edata);
@@ -211,6 +214,8 @@ tsync_await_source_again(void)
 	long		left;
 
 	Assert(!IsTransactionState());	/* what was interrupted has been undone */
+	if (interrupted.in_a_row == 0)
+		return;
 	ereport(LOG,
 			(errmsg("the source is asked again because of: %s", interrupted.reason)));
 	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until)) > 0)
@@ -235,7 +240,7 @@ tsync_insist(void (*function) (void *), void *arg)
 void
 tsync_name_interruption(ErrorData *edata)
 {
-	if (!is_interruption(edata))
+	if (tsync_name_statement_pooling(edata) || !is_interruption(edata))
 		return;
 	if (interrupted.in_a_row > 0)
 		edata->detail = psprintf("%s%sThe source was asked %d times more before.", edata->detail ? edata->detail : "",

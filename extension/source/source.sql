@@ -30,7 +30,7 @@ AS $$
         ('information_schema_catalog_name', 'catalog_name text'),
         ('pg_db_role_setting', 'setconfig text'),
         ('column_privileges', 'table_schema text, table_name text, column_name text, privilege_type text'),
-        ('pg_settings', 'name text, setting text'),
+        ('pg_settings', 'name text, setting text, reset_val text'),
         ('pg_stats', 'schemaname text, tablename text, attname text, inherited boolean, correlation real, histogram_bounds text'),
         ('pg_stat_user_tables', 'relid oid, n_tup_ins bigint, n_tup_upd bigint, n_tup_del bigint'),
         ('pg_stat_database', 'datname text, stats_reset timestamptz'),
@@ -671,7 +671,23 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.check_source_server(regclass) IS 'server_version_num of the source; an error if its values can''t be compared with ours by hash';
 
-/* Settings of the source session that a run relies on (pace.c asks for them). */
+/*
+ * Does a connection pooler in between keep the options of our sessions from the
+ * source?  Then they are what the role there has; what postgres_fdw sets for its
+ * session may be set on another one than that which answers.
+ */
+CREATE FUNCTION tablesync.is_pooled(server oid, image tablesync.source_image)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT NOT image.options_arrive
+        AND NOT EXISTS (SELECT FROM pg_foreign_server s, pg_options_to_table(s.srvoptions) o
+                        WHERE s.oid = server AND o.option_name = 'options' AND o.option_value <> '');
+$$;
+COMMENT ON FUNCTION tablesync.is_pooled(oid, tablesync.source_image) IS 'whether the options of a session do not arrive at the source, and that was nobody''s wish';
+
+/* Settings of the source session that a run relies on (connection.c asks for them). */
 CREATE FUNCTION tablesync.check_source_session(source regclass)
 RETURNS void
 LANGUAGE plpgsql
@@ -680,22 +696,24 @@ AS $$
 DECLARE
     target record := tablesync.source_target(source);
     image tablesync.source_image := tablesync.source_image(target.server, target.schema_name, target.table_name);
+    pooled boolean := tablesync.is_pooled(target.server, image);
     found text;
     missing text;
 BEGIN
     SELECT string_agg(format('%s is %s', w.name, coalesce(w.setting, 'unknown')), ', ' ORDER BY w.name DESC),
            string_agg(format('-c %s=%s', w.name, w.value), ' ' ORDER BY w.name DESC)
     INTO found, missing
-    FROM (VALUES ('row_security', 'off', image.row_security), ('default_transaction_read_only', 'on', image.read_only),
-                 ('lc_monetary', 'C', image.lc_monetary)) w (name, value, setting)
-    WHERE w.setting IS DISTINCT FROM w.value;
-    IF missing IS NOT NULL THEN
+    FROM (VALUES ('row_security', 'off', image.row_security, coalesce(image.policies OR image.relkind NOT IN ('r', 'p'), false)),
+                 ('default_transaction_read_only', 'on', image.read_only, false),
+                 ('lc_monetary', 'C', image.lc_monetary, coalesce('{790,791}'::oid[] && image.atttypids, false))) w (name, value, setting, needed)
+    WHERE w.setting IS DISTINCT FROM w.value AND (w.needed OR NOT pooled);    -- through a pooler, what this table can't do without
+    found := concat_ws(', ', found, CASE WHEN pooled THEN image.unlike END);
+    IF found <> '' THEN
         RAISE EXCEPTION 'the session at the source is not restricted as a run needs it'
             USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = format('There, %s.', found),
-                  HINT = (SELECT CASE WHEN EXISTS (SELECT FROM pg_options_to_table(s.srvoptions) WHERE option_name = 'options')
-                                 THEN format('Add "%s" to the option "options" of server "%s", or drop that option.', missing, s.srvname)
-                                 ELSE 'A connection pooler in between may drop the session''s options; connect to the source directly.' END
-                          FROM pg_foreign_server s WHERE s.oid = target.server);
+                  HINT = CASE WHEN pooled THEN tablesync.pooler_hint(target.server)
+                              ELSE (SELECT format('Add "%s" to the option "options" of server "%s", or drop that option.', missing, s.srvname)
+                                    FROM pg_foreign_server s WHERE s.oid = target.server) END;
     END IF;
 END
 $$;
@@ -765,7 +783,7 @@ COMMENT ON FUNCTION tablesync.refuse_source(regclass, text, text) IS 'raises the
  */
 CREATE FUNCTION tablesync.open_source(replica regclass, horizon boolean, OUT server_version integer, OUT estimated_rows double precision,
                                       OUT new_shape jsonb, OUT unreadable text[], OUT identity text, OUT whole boolean, OUT divided boolean, OUT as_known boolean,
-                                      OUT look_key text)
+                                      OUT look_key text, OUT pooled boolean)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -783,6 +801,7 @@ BEGIN
         OR EXISTS (SELECT FROM jsonb_to_recordset(settings.shape) c ("collation" text, labels text[]) WHERE num_nonnulls(c."collation", c.labels) > 0);
     image := tablesync.source_image(target.server, target.schema_name, target.table_name, whole, horizon);    -- all that follows is in it
     whole := whole OR num_nonnulls(image.typids, image.children) > 0;
+    pooled := tablesync.is_pooled(target.server, image);
     -- what looked like this to a run that had nothing to complain of is as good now, unless it takes types of ours; all that is looked at below is in it
     IF NOT whole THEN
         seen := image;
@@ -836,7 +855,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tablesync.open_source(regclass, boolean) IS 'version and estimated rows of the source, its shape if that has changed, new columns that may not be read, its identity, whether it has partitions, whether all of it is as the last run left it, and a digest of what has shown that there is nothing to do';
+COMMENT ON FUNCTION tablesync.open_source(regclass, boolean) IS 'version and estimated rows of the source, its shape if that has changed, new columns that may not be read, its identity, whether it has partitions, whether all of it is as the last run left it, a digest of what has shown that there is nothing to do, and whether a pooler keeps the options of a session from it';
 
 /*
  * End a run without a scan if the source's counters are those from before the
