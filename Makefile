@@ -6,7 +6,7 @@ EXTENSION = tablesync
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" tablesync.control)
 MODULE_big = tablesync
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/*.c extension/*/*.c)))
-PG_CPPFLAGS = -I$(srcdir)/extension
+PG_CPPFLAGS = -I$(srcdir)/extension -DTSYNC_VERSION='"$(EXTVERSION)"'
 SQL_PARTS = $(addprefix extension/,catalog/catalog.sql catalog/access.sql catalog/history.sql api/add.sql \
     api/api.sql verify/verify.sql source/image.sql source/source.sql source/xmin.sql load/load.sql source/horizon.sql \
     evolve/dependents.sql evolve/plan.sql evolve/evolve.sql watch/alert.sql watch/schedule.sql api/queue.sql \
@@ -35,6 +35,7 @@ PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
 $(OBJS): $(wildcard extension/*.h extension/*/*.h)
+extension/tablesync.o extension/tablesync.bc: tablesync.control
 else
 all install installcheck:
 	@echo "PostgreSQL's server headers are missing: install postgresql-server-dev-15, or set PG_CONFIG" >&2; false
