@@ -20,6 +20,7 @@ version=$(sed -n "s/^default_version *= *'\(.*\)'/\1/p" "$root/tablesync.control
 next=$version.1
 started=
 mounted=
+port_source=
 
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
@@ -42,6 +43,7 @@ quietly() {
 }
 
 fetch() {
+    as_root true 2>/dev/null || return 1
     [ ! -e "$folder/complete" ] || return 0
     command -v debootstrap >/dev/null ||
         as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends debootstrap >/dev/null 2>&1 || return 1
@@ -82,12 +84,12 @@ build() {
 make_next() {
     local updates=$work/tablesync/extension/updates file
     inside sed -i "s/^default_version.*/default_version = '$next'/" "$work/tablesync/tablesync.control"
-    for file in "$folder$updates"/0.1.0--"$version"*; do
+    for file in "$folder$updates/0.1.0--$version"*; do
         file=${file##*/}
         inside mv "$updates/$file" "$updates/${file/$version/$next}"
     done
     echo "SELECT 'nothing to do';" | inside tee "$updates/tablesync--$version--$next.sql" >/dev/null
-    { sed "1s/($version)/($next)/" "$root/debian/changelog"; echo; cat "$root/debian/changelog"; } |
+    { sed "1s/$version/$next/" "$root/debian/changelog"; echo; cat "$root/debian/changelog"; } |
         inside tee "$work/tablesync/debian/changelog" >/dev/null
 }
 
@@ -234,7 +236,7 @@ bin=/usr/lib/postgresql/$postgres/bin
 architecture=$(inside dpkg --print-architecture)
 package=postgresql-$postgres-tablesync
 trap finish EXIT
-if as_root mount -t proc proc "$folder/proc"; then mounted=yes; fi
+if as_root mount -t proc proc "$folder/proc" 2>/dev/null; then mounted=yes; fi
 inside mkdir -p "$work/tablesync"
 echo secret | inside tee "$work/password" >/dev/null
 (cd "$root" && tar cf - --exclude=.git --exclude=./tmp_check --exclude='*.o' --exclude='*.bc' --exclude='*.so' .) | inside tar xf - -C "$work/tablesync"
