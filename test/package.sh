@@ -220,7 +220,7 @@ try_pgxn() {
     has pgxn || return 0
     git -C "$root" rev-parse --git-dir >/dev/null 2>&1 || { echo "make dist: skipped, this is no clone"; return 0; }
     git clone -q "$root" "$logs/clone"
-    make -s -C "$logs/clone" dist
+    make -s --no-print-directory -C "$logs/clone" dist
     as_root cp "$logs/clone/$zip" "$folder$work/"
     quietly pgxn.log inside env -C "$work" pgxn install --yes --pg_config "$bin/pg_config" "./$zip"
     contains tablesync target "SELECT name FROM pg_available_extensions WHERE name = 'tablesync' AND default_version = '$version'"
@@ -230,7 +230,7 @@ try_pgxn() {
 }
 
 logs=$(mktemp -d "${TMPDIR:-/tmp}/tablesync.XXXXXX")
-fetch || { cat "$logs"/*.log 2>/dev/null | tail -5; echo "test-package: skipped, Debian $release can't be had"; rm -rf "$logs"; exit 0; }
+fetch || { tail -n 5 "$logs"/*.log 2>/dev/null || true; echo "test-package: skipped, Debian $release can't be had"; rm -rf "$logs"; exit 0; }
 postgres=$(inside /usr/share/postgresql-common/supported-versions | tail -n 1)
 bin=/usr/lib/postgresql/$postgres/bin
 architecture=$(inside dpkg --print-architecture)
