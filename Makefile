@@ -6,7 +6,7 @@ EXTENSION = tablesync
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" tablesync.control)
 MODULE_big = tablesync
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/*.c extension/*/*.c)))
-PG_CPPFLAGS = -I$(srcdir)/extension
+PG_CPPFLAGS = -I$(srcdir)/extension -DTSYNC_VERSION='"$(EXTVERSION)"'
 SQL_PARTS = $(addprefix extension/,catalog/catalog.sql catalog/access.sql catalog/history.sql api/add.sql \
     api/api.sql verify/verify.sql source/image.sql source/source.sql source/xmin.sql load/load.sql source/horizon.sql \
     evolve/dependents.sql evolve/plan.sql evolve/evolve.sql watch/alert.sql watch/schedule.sql api/queue.sql \
@@ -35,6 +35,7 @@ PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
 $(OBJS): $(wildcard extension/*.h extension/*/*.h)
+extension/tablesync.o extension/tablesync.bc: tablesync.control
 else
 all install installcheck:
 	@echo "PostgreSQL's server headers are missing: install postgresql-server-dev-15, or set PG_CONFIG" >&2; false
@@ -53,7 +54,7 @@ $(UPDATE_SQL): $(SQL_PARTS) $(SETTINGS) $(wildcard extension/updates/0.1.0--*.sq
 	  grep -v '^CREATE SCHEMA\|^.echo Use' extension/catalog/catalog.sql; cat extension/updates/0.1.0--$(EXTVERSION)-rows.sql; \
 	  cat $(filter-out %/catalog.sql,$(SQL_PARTS)); } | sed 's/^CREATE FUNCTION/CREATE OR REPLACE FUNCTION/' | $(WITH_SETTINGS) >$@
 
-.PHONY: layers lint typedefs format format-check demo test test-assert test-sanitize test-versions fuzz fuzz-source bench bench-far bench-impact bench-plot pgspot sql-parts
+.PHONY: layers lint typedefs format format-check demo test test-assert test-sanitize test-versions test-package dist fuzz fuzz-source bench bench-far bench-impact bench-plot pgspot sql-parts
 sql-parts:
 	@echo $(SQL_PARTS)
 layers: all
@@ -84,6 +85,10 @@ test-sanitize:
 	@test/sanitize.sh
 test-versions:
 	@test/versions.sh
+test-package:
+	@test/package.sh
+dist:
+	git archive --format=zip --prefix=tablesync-$(EXTVERSION)/ -o tablesync-$(EXTVERSION).zip HEAD
 fuzz:
 	@test/fuzz/fuzz.sh
 fuzz-source:

@@ -1,7 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * tablesync.c
- *	  Module magic and configuration parameters.
+ *	  Module magic, configuration parameters, and the SQL that the library fits.
+ *
+ * A package brings a new library for all databases at once; ALTER EXTENSION
+ * brings its SQL, to one database.  In between a session has a library that is
+ * newer than the SQL, or, if it is older than the update, an older one.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,10 +13,22 @@
 
 #include <limits.h>
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
 #include "fmgr.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
+#include "utils/rel.h"
 
 PG_MODULE_MAGIC;
+
+/* The version in tablesync.control when this was built. */
+const char	tsync_version[TSYNC_VERSION_BYTES] = TSYNC_VERSION;
 
 int			tsync_chunk_time = 250;
 int			tsync_max_snapshot_age = 30 * 1000;
@@ -94,4 +110,51 @@ _PG_init(void)
 							   &tsync_alert_handler,
 							   "", PGC_SUSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("tablesync");
+}
+
+/* The version of the extension in this database, NULL if it is not there. */
+static char *
+installed_version(void)
+{
+	Relation	extensions = table_open(ExtensionRelationId, AccessShareLock);
+	char	   *version = NULL;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ, CStringGetDatum("tablesync"));
+	scan = systable_beginscan(extensions, ExtensionNameIndexId, true, NULL, 1, &key);
+	if (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+		Datum		value = heap_getattr(tuple, Anum_pg_extension_extversion, RelationGetDescr(extensions), &isnull);
+
+		version = isnull ? NULL : TextDatumGetCString(value);
+	}
+	systable_endscan(scan);
+	table_close(extensions, AccessShareLock);
+	return version;
+}
+
+/* Is the extension in this database of the library's version?  In a transaction. */
+bool
+tsync_fits_extension(void)
+{
+	char	   *version = installed_version();
+
+	return version != NULL && strcmp(version, tsync_version) == 0;
+}
+
+/* An error unless it is; its scripts may be on the way from one version to another. */
+void
+tsync_check_version(void)
+{
+	if (creating_extension || tsync_fits_extension())
+		return;
+	get_extension_oid("tablesync", false);	/* is it there at all? */
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the library of tablesync %s does not fit the extension, which is of version %s",
+					tsync_version, installed_version()),
+			 errhint("Use ALTER EXTENSION tablesync UPDATE. Sessions that were there before have to connect again.")));
 }

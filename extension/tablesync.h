@@ -14,6 +14,8 @@
 
 #include "postgres.h"
 
+#include "fmgr.h"
+
 /* Rows, and columns of each, that a message names. */
 #define TSYNC_MAX_SHOWN 10
 
@@ -26,7 +28,29 @@
 #define TSYNC_ERRCODE_SCHEMA_CHANGED	MAKE_SQLSTATE('T', 'S', '0', '0', '3')
 #define TSYNC_ERRCODE_BY_VALUE			MAKE_SQLSTATE('T', 'S', '0', '0', '4')	/* never leaves SCAN */
 
+/*
+ * What SQL calls.  A session looks such a function up before it calls it, or
+ * creates it: there the library refuses the SQL of another version, whose
+ * arguments may be others.  What must go on meanwhile is exempt
+ * (PG_FUNCTION_INFO_V1).
+ */
+#define TSYNC_FUNCTION_INFO_V1(name) \
+extern PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
+extern PGDLLEXPORT const Pg_finfo_record *pg_finfo_##name(void); \
+const Pg_finfo_record * \
+pg_finfo_##name(void) \
+{ \
+	static const Pg_finfo_record info = {1}; \
+	tsync_check_version(); \
+	return &info; \
+} \
+extern int	no_such_variable
+
 /* in tablesync.c */
+#define TSYNC_VERSION_BYTES 16
+extern const char tsync_version[TSYNC_VERSION_BYTES];
+extern bool tsync_fits_extension(void);
+extern void tsync_check_version(void);
 extern int	tsync_chunk_time;	/* ms */
 extern int	tsync_max_snapshot_age; /* ms */
 extern int	tsync_statement_timeout;	/* ms */

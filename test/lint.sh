@@ -30,7 +30,7 @@ check_includes() {
     local include
     include=$("$PG_CONFIG" --includedir-server)
     # shellcheck disable=SC2046
-    test/includes.pl gcc -Werror -Wall -Wno-unused -Iextension $("$PG_CONFIG" --cppflags) -I"$include" -I"$include/../internal"
+    test/includes.pl gcc -Werror -Wall -Wno-unused -Iextension -DTSYNC_VERSION='""' $("$PG_CONFIG" --cppflags) -I"$include" -I"$include/../internal"
 }
 
 # Without the server's headers (test/cppcheck.h).  Our signatures leave out const, as PostgreSQL's own do, variables

@@ -24,8 +24,8 @@
 #include "storage/lock.h"
 #include "storage/procarray.h"
 
-PG_FUNCTION_INFO_V1(tsync_cancel);
-PG_FUNCTION_INFO_V1(tsync_withdraw_run);
+TSYNC_FUNCTION_INFO_V1(tsync_cancel);
+TSYNC_FUNCTION_INFO_V1(tsync_withdraw_run);
 
 /* The process that runs a replica, 0 if there is none; of a run, or whichever it is (0). */
 static int

@@ -17,7 +17,7 @@
 
 #define DIFFERENCE_COLUMNS 4
 
-PG_FUNCTION_INFO_V1(tsync_verify);
+TSYNC_FUNCTION_INFO_V1(tsync_verify);
 
 /* Put the differences that a run has recorded into the result. */
 static void

@@ -26,8 +26,8 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 
-PG_FUNCTION_INFO_V1(tsync_run);
-PG_FUNCTION_INFO_V1(tsync_raise_error);
+TSYNC_FUNCTION_INFO_V1(tsync_run);
+TSYNC_FUNCTION_INFO_V1(tsync_raise_error);
 
 /* Wait until a worker has ended; if we are cancelled, it is too. */
 static void

@@ -25,7 +25,7 @@
 #include "query/query.h"
 #include "storage/lock.h"
 
-PG_FUNCTION_INFO_V1(tsync_serve);
+TSYNC_FUNCTION_INFO_V1(tsync_serve);
 
 /* Put a run into the queue, or find the one that waits for the same replica; returns its number. */
 static int64

@@ -34,9 +34,9 @@
 /* And see that somebody serves the queue. */
 #define SERVE_MS 1000
 
-PG_FUNCTION_INFO_V1(tsync_queue_run);
-PG_FUNCTION_INFO_V1(tsync_await_run);
-PG_FUNCTION_INFO_V1(tsync_try_run);
+TSYNC_FUNCTION_INFO_V1(tsync_queue_run);
+TSYNC_FUNCTION_INFO_V1(tsync_await_run);
+TSYNC_FUNCTION_INFO_V1(tsync_try_run);
 
 /* Where a run of a replica is: a row if it waits or is recorded, and whether a worker is at it. */
 typedef enum Whereabouts
@@ -185,15 +185,9 @@ tsync_await_run(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/*
- * tablesync.try_run(replica): what 0.1.0 called, whose other functions do not fit this library either.
- * Its install script needs the name, and an update begins with that.
- */
+/* tablesync.try_run(replica) of 0.1.0, whose install script needs the name; it is not called: the version does not fit. */
 Datum
 tsync_try_run(PG_FUNCTION_ARGS)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("the extension is older than its library"),
-			 errhint("Use ALTER EXTENSION tablesync UPDATE.")));
+	PG_RETURN_NULL();
 }

@@ -27,8 +27,8 @@
 /* A worker that was asked for records its run well within this time. */
 #define WAIT_START_MS 30000
 
-PG_FUNCTION_INFO_V1(tsync_run_status);
-PG_FUNCTION_INFO_V1(tsync_wait);
+TSYNC_FUNCTION_INFO_V1(tsync_run_status);
+TSYNC_FUNCTION_INFO_V1(tsync_wait);
 
 /* The recorded status of a run, NULL if the caller has none of that number; "live" if its worker is. */
 static char *

@@ -25,7 +25,7 @@
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
 
-PG_FUNCTION_INFO_V1(tsync_door);
+TSYNC_FUNCTION_INFO_V1(tsync_door);
 
 /* The call of what is behind a door, with the door's arguments as parameters. */
 static char *

@@ -54,17 +54,17 @@ typedef struct CheckStart
 /* Is this process such a worker? */
 static bool checking = false;
 
-PG_FUNCTION_INFO_V1(tsync_check_in_worker);
-PG_FUNCTION_INFO_V1(tsync_ask_source);
-PG_FUNCTION_INFO_V1(tsync_check_digest);
-PG_FUNCTION_INFO_V1(tsync_worker_slots);
+TSYNC_FUNCTION_INFO_V1(tsync_check_in_worker);
+TSYNC_FUNCTION_INFO_V1(tsync_ask_source);
+TSYNC_FUNCTION_INFO_V1(tsync_check_digest);
+TSYNC_FUNCTION_INFO_V1(tsync_worker_slots);
 
 static BackgroundWorkerHandle *
 start_check_worker(CheckStart *start, dsm_handle queue)
 {
 	BackgroundWorkerHandle *handle;
 
-	StaticAssertStmt(sizeof(CheckStart) <= BGW_EXTRALEN, "CheckStart is too large");
+	StaticAssertStmt(sizeof(CheckStart) <= TSYNC_EXTRA_BYTES, "CheckStart is too large");
 	handle = tsync_start_process_soon("tsync_check_main", "tablesync check",
 									  psprintf("tablesync check of %s", tsync_relation_label(start->replica)),
 									  start, sizeof(*start), UInt32GetDatum(queue), true);
@@ -166,7 +166,7 @@ tsync_check_main(Datum main_arg)
 	shm_mq_handle *channel;
 	char	   *answer;
 
-	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
+	tsync_read_start(&start, sizeof(start));
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	if ((segment = dsm_attach(DatumGetUInt32(main_arg))) == NULL)

@@ -152,11 +152,13 @@ extern bool tsync_is_worker(void);
 #define TSYNC_NO_WORKER_MS 10000
 #define TSYNC_NO_WORKER_HINT "Increase max_worker_processes, or run fewer replicas at the same time."
 
-/* in start.c */
+/* in start.c; before what a process is started with comes the version */
+#define TSYNC_EXTRA_BYTES (BGW_EXTRALEN - TSYNC_VERSION_BYTES)
 extern BackgroundWorkerHandle *tsync_start_process(const char *function, const char *type, const char *name,
 												   const void *extra, Size size, Datum argument, bool notify);
 extern BackgroundWorkerHandle *tsync_start_process_soon(const char *function, const char *type, const char *name,
 														const void *extra, Size size, Datum argument, bool notify);
+extern void tsync_read_start(void *extra, Size size);
 extern BackgroundWorkerHandle *tsync_start_worker(TsyncStart *start, const char *label);
 extern char *tsync_no_worker_message(Oid relid);
 pg_noreturn extern void tsync_refuse_no_worker(Oid relid);

@@ -48,7 +48,7 @@ StaticAssertDecl(NPARAMS <= PGSTAT_NUM_PROGRESS_PARAM, "core's array is too shor
 
 static int64 params[NPARAMS];
 
-PG_FUNCTION_INFO_V1(tsync_live_progress);
+TSYNC_FUNCTION_INFO_V1(tsync_live_progress);
 
 static void
 publish_values(void)

@@ -46,7 +46,7 @@ tsync_start_process(const char *function, const char *type, const char *name,
 	BackgroundWorker worker = {0};
 	BackgroundWorkerHandle *handle;
 
-	Assert(size <= BGW_EXTRALEN);
+	Assert(size <= TSYNC_EXTRA_BYTES);
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	/* whoever needs what it has not done starts another */
@@ -57,8 +57,25 @@ tsync_start_process(const char *function, const char *type, const char *name,
 	strlcpy(worker.bgw_function_name, function, sizeof(worker.bgw_function_name));
 	strlcpy(worker.bgw_type, type, sizeof(worker.bgw_type));
 	strlcpy(worker.bgw_name, name, sizeof(worker.bgw_name));
-	memcpy(worker.bgw_extra, extra, size);
+	memcpy(worker.bgw_extra, tsync_version, TSYNC_VERSION_BYTES);
+	memcpy(worker.bgw_extra + TSYNC_VERSION_BYTES, extra, size);
 	return RegisterDynamicBackgroundWorker(&worker, &handle) ? handle : NULL;
+}
+
+/*
+ * In a process of ours: what it was started with.  Who has started it may have
+ * an older library, and mean something else.
+ */
+void
+tsync_read_start(void *extra, Size size)
+{
+	if (memcmp(MyBgworkerEntry->bgw_extra, tsync_version, TSYNC_VERSION_BYTES) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("process \"%s\" was started by a session with a library other than that of tablesync %s",
+						MyBgworkerEntry->bgw_name, tsync_version),
+				 errhint("That session has to connect again.")));
+	memcpy(extra, MyBgworkerEntry->bgw_extra + TSYNC_VERSION_BYTES, size);
 }
 
 /* Likewise; where the server has no slot, one of ours that has nothing to do makes room in a moment.  In a transaction. */
@@ -88,7 +105,7 @@ tsync_start_worker(TsyncStart *start, const char *label)
 {
 	char	   *name;
 
-	StaticAssertStmt(sizeof(TsyncStart) <= BGW_EXTRALEN, "TsyncStart is too large");
+	StaticAssertStmt(sizeof(TsyncStart) <= TSYNC_EXTRA_BYTES, "TsyncStart is too large");
 	if (start->serve)
 		name = psprintf("tablesync runs of the queue for role %s", label);
 	else if (start->list != 0)

@@ -126,7 +126,7 @@ static const Oid key_types[] = {
 	NUMERICOID, TEXTOID, VARCHAROID, BPCHAROID
 };
 
-PG_FUNCTION_INFO_V1(tsync_type_problem);
+TSYNC_FUNCTION_INFO_V1(tsync_type_problem);
 
 static bool
 contains_type(const Oid *types, int ntypes, Oid type)

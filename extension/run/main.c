@@ -56,7 +56,7 @@ tsync_worker_main(Datum main_arg)
 {
 	TsyncStart	start;
 
-	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
+	tsync_read_start(&start, sizeof(start));
 	tsync_watch_signals();
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(start.database, start.owner, TSYNC_CONNECT_FLAGS);

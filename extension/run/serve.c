@@ -228,7 +228,7 @@ serve_queued(TsyncStart *start, TsyncQueued *next)
 	}
 }
 
-/* Look for the next run, in a transaction of its own. */
+/* Look for the next run, in a transaction of its own.  After an update, a process with the new library is to run it. */
 static bool
 find_next(TsyncStart *start, TsyncQueued *next)
 {
@@ -236,6 +236,8 @@ find_next(TsyncStart *start, TsyncQueued *next)
 
 	tsync_begin();
 	found = tsync_next_queued(start->owner, next);
+	if (!tsync_fits_extension())
+		next->others_wait = true;
 	tsync_commit();
 	return found;
 }

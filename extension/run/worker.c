@@ -271,6 +271,7 @@ record_starts(List *runs, bool from_queue)
 	ListCell   *lc;
 
 	tsync_begin();
+	tsync_check_version();
 	if (from_queue && !tsync_take_queued(first->run_id, first->replica_oid))
 	{
 		tsync_commit();

@@ -29,9 +29,9 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-PG_FUNCTION_INFO_V1(tsync_source_image);
-PG_FUNCTION_INFO_V1(tsync_newest_xid);
-PG_FUNCTION_INFO_V1(tsync_oldest_xid);
+TSYNC_FUNCTION_INFO_V1(tsync_source_image);
+TSYNC_FUNCTION_INFO_V1(tsync_newest_xid);
+TSYNC_FUNCTION_INFO_V1(tsync_oldest_xid);
 
 /* The last answer, and what was asked. */
 typedef struct Image

@@ -31,7 +31,7 @@
 #include "utils/builtins.h"
 
 PG_FUNCTION_INFO_V1(tsync_home);
-PG_FUNCTION_INFO_V1(tsync_prepare_server);
+TSYNC_FUNCTION_INFO_V1(tsync_prepare_server);
 
 /* tablesync.home(): where this database lives. */
 Datum

@@ -57,8 +57,8 @@
 #define COMMIT_WAIT_MS 10000
 #define COMMIT_POLL_MS 20
 
-PG_FUNCTION_INFO_V1(tsync_start_alert_worker);
-PG_FUNCTION_INFO_V1(tsync_log_alert);
+TSYNC_FUNCTION_INFO_V1(tsync_start_alert_worker);
+TSYNC_FUNCTION_INFO_V1(tsync_log_alert);
 
 /* What an alert worker is started with; travels in BackgroundWorker.bgw_extra. */
 typedef struct AlertStart
@@ -133,7 +133,7 @@ tsync_start_alert_worker(PG_FUNCTION_ARGS)
 		start.opened_by == last.opened_by && start.owner == last.owner)
 		PG_RETURN_BOOL(true);
 
-	StaticAssertStmt(sizeof(AlertStart) <= BGW_EXTRALEN, "AlertStart is too large");
+	StaticAssertStmt(sizeof(AlertStart) <= TSYNC_EXTRA_BYTES, "AlertStart is too large");
 	started = tsync_start_process("tsync_alert_main", "tablesync alert", "tablesync alert", &start, sizeof(start), (Datum) 0, false) != NULL;
 	if (started)
 		last = start;
@@ -297,7 +297,7 @@ tsync_alert_main(Datum main_arg)
 	AlertStart	start;
 	char	   *payload;
 
-	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
+	tsync_read_start(&start, sizeof(start));
 	pqsignal(SIGTERM, die);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();

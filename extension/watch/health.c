@@ -13,8 +13,8 @@
 #include "fmgr.h"
 #include "utils/timestamp.h"
 
-PG_FUNCTION_INFO_V1(tsync_is_hanging);
-PG_FUNCTION_INFO_V1(tsync_is_missed);
+TSYNC_FUNCTION_INFO_V1(tsync_is_hanging);
+TSYNC_FUNCTION_INFO_V1(tsync_is_missed);
 
 /* Is a moment longer ago than a number of milliseconds?  0 is patient for ever. */
 static bool

@@ -418,3 +418,58 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION @extschema@.tablesync_unschedule(regclass) IS 'ends the schedule of a replica; false if it has none';
+
+/*
+ * The jobs of this database go with the extension: they would fail for ever.
+ * Called while all of it is still there; a drop fails for nothing that is here.
+ */
+CREATE FUNCTION tablesync.end_jobs()
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    home record := tablesync.cron_home();
+BEGIN
+    IF home.here THEN
+        PERFORM cron.unschedule(j.jobid) FROM cron.job j, pg_database d
+        WHERE d.datname = current_database()
+          AND (starts_with(j.jobname::text, format('tablesync %s.', d.oid)) OR starts_with(j.jobname::text, tablesync.watch_prefix()));
+    ELSIF home.database IS DISTINCT FROM current_database() AND EXISTS (SELECT FROM tablesync.all_schedules s WHERE s.cron_job_id IS NOT NULL) THEN
+        RAISE WARNING 'jobs of pg_cron for replicas of this database are still there'
+            USING DETAIL = coalesce('pg_cron is in database "' || home.database || '".', 'pg_cron is not loaded.'),
+                  HINT = format('In %s: SELECT cron.unschedule(jobid) FROM cron.job WHERE database = %L AND command LIKE ''%%tablesync.%%'';',
+                                CASE WHEN home.database IS NULL THEN 'its database, once it is loaded' ELSE 'that database' END, current_database());
+    END IF;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'jobs of pg_cron for replicas of this database could not be unscheduled: %', SQLERRM
+        USING HINT = 'Look for them in cron.job.';
+END
+$$;
+COMMENT ON FUNCTION tablesync.end_jobs() IS 'unschedules all jobs of this database, or says where they are';
+
+CREATE FUNCTION tablesync.watch_drop()
+RETURNS void
+LANGUAGE C VOLATILE
+AS 'MODULE_PATHNAME', 'tsync_watch_drop';
+COMMENT ON FUNCTION tablesync.watch_drop() IS 'has tablesync.end_jobs() called when the current statement drops the extension';
+
+/* In PL/pgSQL, so that all can be dropped when the library is gone. */
+CREATE FUNCTION tablesync.before_drop()
+RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tablesync.watch_drop();
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'if this drops the extension tablesync, its jobs of pg_cron stay: %', SQLERRM
+        USING HINT = 'Look for them in cron.job.';
+END
+$$;
+COMMENT ON FUNCTION tablesync.before_drop() IS 'event trigger: a statement begins that may drop the extension';
+REVOKE ALL ON FUNCTION tablesync.before_drop() FROM PUBLIC;
+CREATE EVENT TRIGGER tablesync_before_drop ON ddl_command_start
+    WHEN TAG IN ('DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED')
+    EXECUTE FUNCTION tablesync.before_drop();
+COMMENT ON EVENT TRIGGER tablesync_before_drop IS 'ends schedules when the extension is dropped';

@@ -89,7 +89,7 @@ SELECT is_empty(
 SELECT is_empty(
     $$SELECT p.oid::regprocedure FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
       JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND e.oid = d.refobjid
-      WHERE e.extname = 'tablesync' AND p.prosecdef AND p.proname NOT IN ('forget_dropped', 'note_write', 'cron_home', 'cron_schedule', 'follow_schedule')$$,
+      WHERE e.extname = 'tablesync' AND p.prosecdef AND p.proname NOT IN ('before_drop', 'forget_dropped', 'note_write', 'cron_home', 'cron_schedule', 'follow_schedule')$$,
     'few functions run with their owner''s rights');
 
 -- parameters

@@ -54,18 +54,18 @@ SELECT is(pg_temp.functions('tablesync', true),
     'watch watch_prefix widens with_numbers withdraw_run worker_slots xid_precedes xmin_problem'
     , 'called by the former, with the rights of who called them');
 SELECT is(pg_temp.functions('tablesync', false),
-    'alert_kind alert_payload announce_alert back_off claim_alert claim_range close_alert count_run '
-    'create_source_catalog drop_xmin_table end_queued finish_refetch follow_schedule forget_dropped forget_total '
+    'alert_kind alert_payload announce_alert back_off before_drop claim_alert claim_range close_alert count_run '
+    'create_source_catalog drop_xmin_table end_jobs end_queued finish_refetch follow_schedule forget_dropped forget_total '
     'grant_source_catalogs has_alert_handler is_watched keep_names log_alert log_steps memory_columns note_drift '
     'open_alert prune_runs public_message record_alter record_bulk_load record_enable record_evolution '
     'record_forget record_identity record_register record_schedule record_unreadable record_unschedule record_watch '
     'renew_schedule retry_delay settle_failure settle_run settle_success skip_scan source_catalogs_missing '
-    'start_alert_worker untold_alerts want_filled watch_step watch_steps with_settings xmin_columns xmin_table'
+    'start_alert_worker untold_alerts want_filled watch_drop watch_step watch_steps with_settings xmin_columns xmin_table'
     , 'called by the extension only');
 SELECT is((SELECT string_agg(p.oid::regprocedure::text, ' ' ORDER BY p.proname COLLATE "C") FROM pg_proc p
     JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
     JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'tablesync' WHERE p.prosecdef),
-    'tablesync.cron_home() tablesync.cron_schedule(regclass,text) tablesync.follow_schedule() tablesync.forget_dropped() tablesync.note_write()',
+    'tablesync.before_drop() tablesync.cron_home() tablesync.cron_schedule(regclass,text) tablesync.follow_schedule() tablesync.forget_dropped() tablesync.note_write()',
     'with the rights of the extension''s owner');
 
 -- views and tables

@@ -1,6 +1,7 @@
 # ALTER EXTENSION tablesync UPDATE from 0.1.0: settings, history, alerts and
 # schedules are kept, an unfinished load goes on, nothing that was written into
-# the old tables is run, and the catalogs are those of a fresh install.
+# the old tables is run, and the catalogs are those of a fresh install.  Before
+# it, the library refuses what it does not fit, and says what to do.
 
 use strict;
 use warnings;
@@ -61,6 +62,50 @@ old(qq{
 	INSERT INTO tablesync.alert (replica, kind, severity, message) VALUES ('items'::regclass, 'stale', 'critical', 'old');
 	INSERT INTO tablesync.schedule (replica, schedule) VALUES ('items'::regclass, '0 * * * *')});
 
+# --- a new library, and old SQL ---
+
+my $misfit = qr/ERROR:  55000: the library of tablesync 0\.2\.0 does not fit the extension, which is of version (\S+)\nHINT:  Use ALTER EXTENSION tablesync UPDATE\./;
+
+# A call of each function that is in the library, with arguments that are not NULL.
+sub refused_calls
+{
+	my ($database, $version, $works) = @_;
+	my %got;
+	my @calls = split /\n/, $target->safe_psql($database, q{
+		SELECT format('%s(%s)', p.oid::regproc, (SELECT string_agg(format('%L::%s', CASE
+				WHEN t IN ('oid'::regtype, 'regclass'::regtype) THEN '1259' WHEN t = 'boolean'::regtype THEN 'true' WHEN t = 'jsonb'::regtype THEN '{}'
+				WHEN t = 'interval'::regtype THEN '1 s' WHEN t = 'timestamptz'::regtype THEN 'now' WHEN t::regtype::text LIKE '%[]' THEN '{1}' ELSE '1' END, t::regtype), ', ' ORDER BY n)
+			FROM unnest(p.proargtypes::oid[]) WITH ORDINALITY a (t, n)))
+		FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang AND l.lanname = 'c'
+		JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+		JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'tablesync'
+		WHERE p.prorettype <> 'trigger'::regtype});
+	for my $call (@calls)
+	{
+		my ($rc, $stdout, $stderr) = $target->psql($database, "SELECT $call", extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+		$got{$call} = $stderr unless $stderr =~ $misfit && $1 eq $version;
+	}
+	cmp_ok(scalar @calls, '>', 15, 'many functions');
+	is(join(' ', sort keys %got), $works, "the library refuses the SQL of $version") or diag(values %got);
+}
+
+sub refused
+{
+	my ($sql) = @_;
+	my ($rc, $stdout, $stderr) = $target->psql('old', $sql, extra_params => [ '-U', 'app', '-v', 'VERBOSITY=verbose' ]);
+	like($stderr, $misfit, "refused: $sql");
+}
+
+refused_calls('old', '0.1.0', 'tablesync.home()');
+refused($_) for "SELECT tablesync_run('items')", 'SELECT tablesync_run()', "SELECT tablesync_run('items', wait => false)", "SELECT tablesync_verify('items')",
+	"CALL tablesync.run_scheduled('items'::regclass)", "SELECT tablesync_add('more', 'src', 'public.items')", 'TABLE tablesync_progress', 'SELECT * FROM tablesync_health()';
+like(old(q{SELECT string_agg(detail, ' ') FROM tablesync_check('items') WHERE NOT ok}, 'app'), qr/does not fit the extension, which is of version 0\.1\.0/, 'tablesync_check says so');
+is(old("SELECT count(*) FROM $_", 'app') >= 0, 1, "view $_ can be read")
+	for qw(tablesync_status tablesync_runs tablesync_totals tablesync_alert_history tablesync_schema_log);
+old(q{UPDATE items SET note = 'by hand', updated_at = now() WHERE id = 1}, 'app');
+is(old('SELECT count(*) FROM tablesync.stray_write'), 1, 'whoever writes to a replica is noted');
+old('CREATE TABLE gone (); DROP TABLE gone', 'app');
+
 my ($rc, $stdout, $stderr) = $target->psql('old', 'ALTER EXTENSION tablesync UPDATE');
 is($rc, 0, 'updated') or diag($stderr);
 like($stderr, qr/WARNING:  an unfinished load of public.loading has dropped an index.*ALTER ROLE app SUPERUSER/s, 'what is recorded is shown');
@@ -103,5 +148,27 @@ is(old(q{SELECT indisprimary AND indisvalid FROM pg_index WHERE indrelid = 'load
 is(old(q{SELECT count(*) FROM (TABLE items EXCEPT TABLE items_source) x}, 'app') . old(q{SELECT count(*) FROM (TABLE items_source EXCEPT TABLE loading) x}, 'app'), '00', 'both are right');
 is(old('SELECT count(*) FROM tablesync.source_catalogs c JOIN pg_class r ON r.oid = c.foreign_table, aclexplode(r.relacl) x WHERE x.grantee = 0'), 0, 'nothing of the source is for everybody');
 old('DROP EXTENSION tablesync');
+
+# --- an old library, and new SQL ---
+
+$target->safe_psql('postgres', q{UPDATE pg_extension SET extversion = '0.3.0' WHERE extname = 'tablesync'});
+refused_calls('postgres', '0.3.0', 'tablesync.home() tablesync.watch_drop()');
+$target->safe_psql('postgres', q{UPDATE pg_extension SET extversion = '0.2.0' WHERE extname = 'tablesync'});
+
+# a process that serves the queue leaves to others what it finds after an update
+$target->append_conf('postgresql.conf', 'tablesync.max_workers = 1');
+$target->reload;
+app_sql($target, qq{SELECT tablesync_add('$_', 'src', 'public.items')}) for qw(first second);
+my $locker = session($source);
+$locker->query_safe('BEGIN; LOCK TABLE items');
+my ($first, $second) = map { app_sql($target, "SELECT run_id FROM tablesync_run('$_', wait => false)") } qw(first second);
+wait_until($source, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%' AND wait_event_type = 'Lock'});
+$target->safe_psql('postgres', q{UPDATE pg_extension SET extversion = '0.3.0' WHERE extname = 'tablesync'});
+$locker->query_safe('COMMIT');
+$locker->quit;
+wait_until($target, q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'tablesync run'});
+is(app_sql($target, q{SELECT string_agg(run_id || status, ' ') || (SELECT string_agg(' ' || run_id, '') FROM tablesync.queue) FROM tablesync.run}), "${first}succeeded $second", 'a run ends, the next one waits');
+$target->safe_psql('postgres', q{UPDATE pg_extension SET extversion = '0.2.0' WHERE extname = 'tablesync'});
+is(app_sql($target, "SELECT tablesync_wait($second)"), 'succeeded', 'for a process that fits');
 
 done_testing();

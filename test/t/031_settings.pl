@@ -1,5 +1,5 @@
 # What has to be written twice says the same: settings and phases in the
-# reference and in comments; and a mistake in the description of the settings
+# reference and in comments, the version; and a mistake in the description of the settings
 # stops the build.
 
 use strict;
@@ -75,5 +75,12 @@ my ($comment) = text('extension/watch/views.sql') =~ /COMMENT ON COLUMN \S+table
 is($comment, join(', ', @phases[ 0 .. $#phases - 1 ]) . " or $phases[-1]", 'in the comment of tablesync_progress');
 my ($reference) = text('docs/reference.md') =~ /^\| `tablesync_progress` \|[^(]*`phase` \(([^)]*)\)/m;
 is($reference, join(', ', map { "`$_`" } @phases), 'in the reference');
+
+# --- the version ---
+
+my ($version) = text('tablesync.control') =~ /^default_version = '(.*)'$/m;
+is(join(' ', text('META.json') =~ /"version": "(\d+\.\d+\.\d+)",?\n(?!\s*"url")/g), "$version $version", 'in META.json');
+is((text('debian/changelog') =~ /^tablesync \((.*)\)/)[0], $version, 'in the changelog of the Debian package');
+is((text('CHANGELOG.md') =~ /^## (\S+)/m)[0], $version, 'in the changelog');
 
 done_testing();
