@@ -23,5 +23,6 @@ unpack_program() {
 
 unpack_monitoring() {
     unpack_program prometheus-postgres-exporter prometheus-postgres-exporter
-    unpack_program prometheus promtool
+    # a package of its own since Debian 13
+    if apt-cache show promtool >/dev/null 2>&1; then unpack_program promtool promtool; else unpack_program prometheus promtool; fi
 }

@@ -58,7 +58,7 @@ END
 $$;
 DROP TYPE tablesync.schema_step;
 
-/* Out of the way of catalog.sql, with all that has a name in the schema. */
+/* Out of the way of catalog.sql, with all that has a name in the schema; NOT NULL has one since 18. */
 DO $$
 DECLARE
     t text;
@@ -69,7 +69,7 @@ BEGIN
                  WHERE x.indrelid = format('tablesync.%I', t)::regclass LOOP
             EXECUTE format('ALTER INDEX %s RENAME TO %I', i.name, 'old_' || i.relname);
         END LOOP;
-        FOR i IN SELECT k.conname FROM pg_constraint k WHERE k.conrelid = format('tablesync.%I', t)::regclass AND k.contype IN ('c', 'f') LOOP
+        FOR i IN SELECT k.conname FROM pg_constraint k WHERE k.conrelid = format('tablesync.%I', t)::regclass AND k.contype IN ('c', 'f', 'n') LOOP
             EXECUTE format('ALTER TABLE tablesync.%I RENAME CONSTRAINT %I TO %I', t, i.conname, 'old_' || i.conname);
         END LOOP;
         EXECUTE format('ALTER EXTENSION tablesync DROP TABLE tablesync.%I', t);

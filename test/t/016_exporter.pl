@@ -216,7 +216,7 @@ SKIP:
 SKIP:
 {
 	my ($promtool) = program('promtool');
-	skip('promtool (package prometheus) is neither installed nor could it be fetched', 1) unless $promtool;
+	skip('promtool (package prometheus or promtool) is neither installed nor could it be fetched', 1) unless $promtool;
 
 	command_ok([ $promtool, 'check', 'rules', "$docs/alerts.yaml" ], 'promtool: rules');
 	command_ok([ $promtool, 'test', 'rules', "$docs/alerts_test.yaml" ], 'promtool: tests of the rules');

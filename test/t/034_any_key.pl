@@ -31,6 +31,7 @@ sub start_proxy
 	my $port = $listener->sockport;
 	my $pid = fork // die $!;
 	return ($port, $pid) if $pid;
+	$SIG{TERM} = 'DEFAULT';    # that of PostgreSQL's test modules ends the clusters since 17
 	$SIG{CHLD} = 'IGNORE';
 	while (my $client = $listener->accept)
 	{
