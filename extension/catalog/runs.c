@@ -84,7 +84,9 @@ run_message(TsyncRecord *record, char *null_flag)
 	if (record->drifted > 0)
 		appendStringInfo(&buf, "; somebody else had changed the replica in %d of %d chunks; it was repaired",
 						 record->drifted, record->chunks);
-	if (record->by_value)
+	if (record->by_value && record->horizon == 0)
+		appendStringInfoString(&buf, "; the source does not show how far it has come, so every column was compared; tablesync_check() says what helps");
+	else if (record->by_value)
 		appendStringInfoString(&buf, "; xmin could not tell which rows had changed, as after a restore or a rewrite of the source; every column was compared");
 	if (record->written_anew > 0)
 		appendStringInfo(&buf, "; most rows of %d of %d chunks were written anew at the source; every column of these was compared",

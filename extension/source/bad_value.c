@@ -19,6 +19,7 @@
 #include "mb/pg_wchar.h"
 #include "query/query.h"
 #include "source/source.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -299,12 +300,36 @@ where_it_was(const char *context)
 	return NULL;
 }
 
-/* What to do about an error of the source, if it has to do with how rows are compared; NULL if not. */
+/* What to do where the source lets us not look at what everybody usually may; the message has its name in any language. */
+static char *
+hint_about_catalog(const char *name)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	Oid			types[] = {OIDOID, TEXTOID};
+	Datum		values[] = {ObjectIdGetDatum(tsync_current_server()), (Datum) 0};
+	char	   *hint;
+
+	tsync_begin_in(caller);
+	values[1] = CStringGetTextDatum(pnstrdup(name, strspn(name, "abcdefghijklmnopqrstuvwxyz_")));
+	tsync_catalog_execute("SELECT tablesync.grant_hint($1, $2)", lengthof(types), types, values, NULL);
+	hint = tsync_result_text(0, 1);
+	hint = hint ? MemoryContextStrdup(caller, hint) : NULL;
+	tsync_commit();
+	return hint;
+}
+
+/* What to do about an error of the source that refuses us something; NULL if it is another one. */
 static char *
 hint_about(ErrorData *edata)
 {
-	if (edata->sqlerrcode == ERRCODE_INSUFFICIENT_PRIVILEGE && edata->context && strstr(edata->context, "remote SQL command") &&
-		strstr(edata->context, "xmin"))
+	char	   *catalog = strstr(edata->message, " pg_");
+
+	if (edata->sqlerrcode != ERRCODE_INSUFFICIENT_PRIVILEGE || edata->context == NULL ||
+		strstr(edata->context, "remote SQL command") == NULL)
+		return NULL;
+	if (catalog != NULL)
+		return hint_about_catalog(catalog + 1);
+	if (strstr(edata->context, "xmin"))
 		return "Rows are compared by xmin, which grants on single columns do not include. At the source, grant SELECT on the table; or set fingerprint to version or row with tablesync_alter().";
 	return NULL;
 }

@@ -166,6 +166,13 @@ tsync_limit_source(TsyncTable *table, int timeout)
 		tsync_forgo_options(table->server);
 }
 
+/* The server whose limit was set last: that of the run. */
+Oid
+tsync_current_server(void)
+{
+	return current_server;
+}
+
 /* A judge for tsync_try(): has a pooler refused a connection because of its options? */
 bool
 tsync_refuses_options(ErrorData *edata, void *arg)

@@ -88,6 +88,7 @@ extern void tsync_explain_error(ErrorData *edata);
 
 /* in connection.c */
 extern void tsync_restrict_source_session(const char *label, int timeout);
+extern Oid	tsync_current_server(void);
 extern bool tsync_refuses_options(ErrorData *edata, void *arg);
 extern bool tsync_name_statement_pooling(ErrorData *edata);
 extern bool tsync_connects_without_options(ErrorData *edata);

@@ -35,7 +35,7 @@ SELECT is(pg_temp.functions('tablesync', true),
     'check_replicas check_settings check_source check_source_kind check_source_server check_source_session '
     'column_definitions column_hint create_source create_view cron_field cron_home cron_next cron_schedule '
     'dependent_views describe_problems describe_retyped drop_unless_used drop_views due enable evolve fail_check '
-    'files_of find_xmin_table first_column_bounds fits_or_fails foreign_column_statements forget group_members '
+    'files_of find_xmin_table first_column_bounds fits_or_fails foreign_column_statements forget grant_hint group_members '
     'has_key_index has_source_key home image_identity is_bytewise is_hanging is_missed is_moved is_pooled is_source_unique '
     'job_definition job_prefix key_attnums known_shape label_statements lags_behind live_progress live_runs '
     'local_column local_type match_columns may_be_dropped name_after name_of name_problem newest_xid note_write '
