@@ -40,7 +40,7 @@ static volatile sig_atomic_t source_silent = false;
 static volatile sig_atomic_t quiet_ticks = 0;	/* since the source has said something */
 static volatile sig_atomic_t source_spoke = false;	/* since it was asked */
 static TimeoutId source_timeout;
-static int	source_limit = 0;		/* ms; 0: the source keeps it */
+static int	source_limit = 0;	/* ms; 0: the source keeps it */
 
 /* Is this session one of ours, and not one that calls a user's function? */
 static bool session_is_ours = false;

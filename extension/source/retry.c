@@ -33,8 +33,8 @@
 /* Who ends so many sessions of a run means it. */
 #define MAX_TERMINATIONS 3
 
-/* What has happened to the current run. */
-static struct
+/* What has interrupted a run. */
+typedef struct Interruptions
 {
 	int64		count;			/* interruptions */
 	int			terminations;	/* of them, by somebody at the source */
@@ -45,7 +45,9 @@ static struct
 	int			cut_off;		/* of these, in the middle of an answer or a transaction */
 	bool		conflict;		/* the last one is a standby's, with recovery */
 	TimestampTz since;			/* of the first one */
-} interrupted;
+} Interruptions;
+
+static Interruptions interrupted;	/* of the current run */
 
 /* A run begins. */
 void

@@ -24,8 +24,12 @@ sub expand
 {
 	my ($sql, $settings) = @_;
 	my ($stdout, $stderr) = ('', '');
-	local $SIG{PIPE} = 'IGNORE';    # a description that is refused leaves the SQL unread
-	IPC::Run::run [ 'perl', "$root/extension/catalog/settings.pl", $settings // $description ], '<', \$sql, '>', \$stdout, '2>', \$stderr;
+	my $part = "$ENV{TMPDIR}/settings.$$.sql";    # no pipe: a description that is refused leaves the SQL unread
+	open my $file, '>', $part or die "$part: $!";
+	print $file $sql;
+	close $file;
+	IPC::Run::run [ 'perl', "$root/extension/catalog/settings.pl", $settings // $description, $part ], '>', \$stdout, '2>', \$stderr;
+	unlink $part;
 	return $stderr || $stdout;
 }
 
