@@ -18,7 +18,9 @@ AS $$
                      'relrowsecurity boolean, relhassubclass boolean, reltuples real, relpages integer, relam oid'),
         ('pg_namespace', 'oid oid, nspname text'),
         ('pg_attribute', 'attrelid oid, attname text, attnum smallint, atttypid oid, atttypmod integer, '
-                         'attcollation oid, attnotnull boolean, attisdropped boolean, attacl text'),
+                         'attcollation oid, attnotnull boolean, attisdropped boolean, attacl text, attgenerated "char"'),
+        ('pg_attrdef', 'adrelid oid, adnum smallint, adbin text'),
+        ('pg_constraint', 'conrelid oid, contype "char", convalidated boolean, conkey smallint[]'),
         ('pg_type', 'oid oid, typname text, typnamespace oid, typtype "char", typbasetype oid, '
                     'typtypmod integer, typelem oid'),
         ('pg_enum', 'enumtypid oid, enumlabel text, enumsortorder real'),
@@ -249,9 +251,9 @@ RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT string_agg(f, ' ' ORDER BY n) FROM regexp_split_to_table(identity, ' ') WITH ORDINALITY u (f, n) WHERE f ~ '^[0-9]+:[0-9]+$';
+    SELECT string_agg(f, ' ' ORDER BY n) FROM regexp_split_to_table(identity, ' ') WITH ORDINALITY u (f, n) WHERE f ~ '^[0-9]+:[0-9]+(:-?[0-9]+)?$';
 $$;
-COMMENT ON FUNCTION tablesync.files_of(text) IS 'the part of a source''s identity that is remembered: OIDs and file nodes';
+COMMENT ON FUNCTION tablesync.files_of(text) IS 'the part of a source''s identity that is remembered: OIDs, file nodes, and a digest of expressions';
 
 /*
  * In how many blocks a source keeps its rows, 0 if that is not known, whether
