@@ -424,7 +424,8 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE c.collprovider
-               WHEN 'd' THEN (SELECT d.datlocprovider = 'c' AND d.datcollate IN ('C', 'POSIX') FROM pg_database d WHERE d.datname = current_database())
+               WHEN 'd' THEN (SELECT d.datlocprovider = 'b' OR (d.datlocprovider = 'c' AND d.datcollate IN ('C', 'POSIX')) FROM pg_database d WHERE d.datname = current_database())
+               WHEN 'b' THEN true    -- PostgreSQL's own, since 17, whatever is its locale
                ELSE c.collname IN ('C', 'POSIX', 'ucs_basic')
            END
     FROM pg_collation c
@@ -448,7 +449,7 @@ BEGIN
     EXECUTE format('SELECT setting::integer >= 150000 FROM %s WHERE name = ''server_version_num''', tablesync.source_catalog(server, 'pg_settings'))
     INTO has_providers;
     EXECUTE format('SELECT d.datcollate IN (''C'', ''POSIX'') %s FROM %s d WHERE d.datname = (SELECT catalog_name FROM %s)',
-                   CASE WHEN has_providers THEN 'AND d.datlocprovider = ''c''' END,
+                   CASE WHEN has_providers THEN 'AND d.datlocprovider = ''c'' OR d.datlocprovider = ''b''' END,
                    tablesync.source_catalog(server, 'pg_database'), tablesync.source_catalog(server, 'information_schema_catalog_name'))
     INTO sorts_bytes;
     RETURN coalesce(sorts_bytes, false);
