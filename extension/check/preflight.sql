@@ -107,6 +107,7 @@ AS $$
 DECLARE
     table_owner oid := (SELECT c.relowner FROM pg_class c WHERE c.oid = settings.replica);
     role_name name := pg_get_userbyid(table_owner);
+    can_log_in boolean := (SELECT r.rolcanlogin FROM pg_roles r WHERE r.oid = table_owner);
     problems text;
     hints text;
     creators text;
@@ -114,10 +115,11 @@ BEGIN
     SELECT string_agg(p.problem, '; '), string_agg(p.remedy, ' ')
     INTO problems, hints
     FROM (
-        SELECT format('role "%s" may not log in, and workers connect as the owner', role_name),
+        SELECT format('role "%s" may not log in, and %s as the owner', role_name, w.who),
                format('ALTER ROLE %I LOGIN;', role_name)
-        FROM pg_roles r
-        WHERE r.oid = table_owner AND NOT r.rolcanlogin AND current_setting('server_version_num')::integer < 170000
+        FROM (SELECT CASE WHEN current_setting('server_version_num')::integer < 170000 THEN 'workers connect'
+                          WHEN EXISTS (SELECT FROM tablesync.schedule s WHERE s.replica = settings.replica) THEN 'pg_cron connects' END) w (who)
+        WHERE NOT can_log_in AND w.who IS NOT NULL
         UNION ALL
         SELECT format('role "%s" may not connect to this database', role_name),
                format('GRANT CONNECT ON DATABASE %I TO %I;', current_database(), role_name)
@@ -143,7 +145,7 @@ BEGIN
     FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace,
          aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
     WHERE e.extname = 'tablesync' AND a.privilege_type = 'CREATE' AND a.grantee NOT IN (n.nspowner, e.extowner);
-    detail := format('%s may log in, read the foreign table and write the replica', role_name)
+    detail := format('%s may %sread the foreign table and write the replica', role_name, CASE WHEN can_log_in THEN 'log in, ' END)
         || coalesce('; in the schema of the extension others may create functions, which is no good: ' || creators, '');
 END
 $$;

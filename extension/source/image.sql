@@ -17,7 +17,7 @@ CREATE TYPE tablesync.source_image AS (
     -- the table
     relid oid, relkind "char", relfilenode oid, policies boolean, has_children boolean, estimated_rows double precision,
     -- its columns and indexes
-    attnums smallint[], attnames text[], atttypids oid[], atttypmods integer[], attnotnulls boolean[], attcollations oid[],
+    attnums smallint[], attnames text[], atttypids oid[], atttypmods integer[], attnotnulls boolean[], attcollations oid[], expressions bigint,
     indkeys bytea[], indnkeyatts smallint[], primaries boolean[], uniques boolean[], immediates boolean[],
     -- collations of its columns; their types, as far as they are not built in, an element for each label; names of indexes
     collnames text[], collnamespaces oid[], colldeterministics boolean[],
@@ -43,6 +43,10 @@ COMMENT ON FUNCTION tablesync.source_image(oid, text, text, boolean, boolean) IS
  * or as many labels of 63 bytes.  What is larger was made up, and would be copied
  * many times here; so the source counts first.
  *
+ * Since 18 a column that says NOT NULL may have older NULLs, while a constraint
+ * is NOT VALID; and a virtual generated column may get other values without a
+ * row being written, by another expression.
+ *
  * The order of the joins is that of the text, here (image.c) and there
  * (connection.c): a planner that looked for a better one would take longer than
  * the statement.
@@ -59,7 +63,7 @@ BEGIN
     RETURN format($sql$
         SELECT ROW(server_version, encoding, row_security, read_only, lc_monetary, standby, options_arrive, unlike, hash, xmins, xids, stats_reset,
                    relid, relkind, relfilenode, policies, has_children, estimated_rows,
-                   attnums, attnames, atttypids, atttypmods, attnotnulls, attcollations, indkeys, indnkeyatts, primaries, uniques, immediates,
+                   attnums, attnames, atttypids, atttypmods, attnotnulls, attcollations, expressions, indkeys, indnkeyatts, primaries, uniques, immediates,
                    collnames, collnamespaces, colldeterministics, typids, typnames, typschemas, typtypes, typbasetypes, typtypmods, typelems,
                    labels, indnames, children, childfiles, childparents)::tablesync.source_image,
                coalesce(has_children OR 10000 <= ANY (atttypids) OR NOT attcollations <@ '{0,100}'::oid[], false)
@@ -84,8 +88,9 @@ BEGIN
                    array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.attrelid IS NOT NULL) AS attnames,
                    array_agg(a.atttypid ORDER BY a.attnum) FILTER (WHERE a.attrelid IS NOT NULL) AS atttypids,
                    array_agg(a.atttypmod ORDER BY a.attnum) FILTER (WHERE a.attrelid IS NOT NULL) AS atttypmods,
-                   array_agg(a.attnotnull ORDER BY a.attnum) FILTER (WHERE a.attrelid IS NOT NULL) AS attnotnulls,
+                   array_agg(a.attnotnull AND k.conrelid IS NULL ORDER BY a.attnum) FILTER (WHERE a.attrelid IS NOT NULL) AS attnotnulls,
                    array_agg(a.attcollation ORDER BY a.attnum) FILTER (WHERE a.attrelid IS NOT NULL) AS attcollations,
+                   hashtextextended(string_agg(d.adbin, ' ' ORDER BY a.attnum), 0) AS expressions,
                    array_agg(int2vectorsend(i.indkey) ORDER BY i.indexrelid) FILTER (WHERE i.indrelid IS NOT NULL) AS indkeys,
                    array_agg(i.indnkeyatts ORDER BY i.indexrelid) FILTER (WHERE i.indrelid IS NOT NULL) AS indnkeyatts,
                    array_agg(i.indisprimary ORDER BY i.indexrelid) FILTER (WHERE i.indrelid IS NOT NULL) AS primaries,
@@ -96,11 +101,13 @@ BEGIN
             FROM %4$s s
             LEFT JOIN (%5$s n JOIN %6$s c ON c.relnamespace = n.oid) ON n.nspname = $1 AND c.relname = $2
             LEFT JOIN %7$s a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND s.name = 'server_version_num'
-            LEFT JOIN %8$s i ON i.indrelid = c.oid AND s.name = 'row_security'
-            %9$s %10$s
+            LEFT JOIN %8$s k ON k.conrelid = a.attrelid AND k.conkey = ARRAY[a.attnum] AND k.contype = 'n' AND NOT k.convalidated
+            LEFT JOIN %9$s d ON d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated = 'v'
+            LEFT JOIN %10$s i ON i.indrelid = c.oid AND s.name = 'row_security'
+            %11$s %12$s
             WHERE s.name IN ('server_version_num', 'server_encoding', 'row_security', 'default_transaction_read_only', 'lc_monetary', 'in_hot_standby', 'geqo_seed',
                              'DateStyle', 'IntervalStyle', 'extra_float_digits', 'port')
-            HAVING count(*) <= 250000 AND %11$s) answer
+            HAVING count(*) <= 250000 AND %13$s) answer
         $sql$,
         CASE WHEN horizon THEN 'array_agg(b.backend_xmin) FILTER (WHERE b.backend_xmin IS NOT NULL) AS xmins, '
                                'array_agg(b.backend_xid) FILTER (WHERE b.backend_xid IS NOT NULL) AS xids, max(g.stats_reset) AS stats_reset'
@@ -128,7 +135,7 @@ BEGIN
                    NULL::oid[] AS typbasetypes, NULL::integer[] AS typtypmods, NULL::oid[] AS typelems, NULL::text[] AS labels,
                    NULL::text[] AS indnames, NULL::oid[] AS children, NULL::oid[] AS childfiles, NULL::boolean[] AS childparents
         $sql$ END,
-        t->>'pg_settings', t->>'pg_namespace', t->>'pg_class', t->>'pg_attribute', t->>'pg_index',
+        t->>'pg_settings', t->>'pg_namespace', t->>'pg_class', t->>'pg_attribute', t->>'pg_constraint', t->>'pg_attrdef', t->>'pg_index',
         CASE WHEN horizon THEN format('LEFT JOIN %s b ON s.name = ''port'' LEFT JOIN %s g ON s.name = ''port''',
                                       t->>'pg_stat_activity', t->>'pg_stat_bgwriter') END,
         CASE WHEN whole THEN format($sql$
@@ -160,14 +167,14 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.key_attnums(bytea, smallint) IS 'numbers of an index''s key columns, from indkey in its binary form';
 
-/* The identity of a table without children: OID, file node, and a digest of its columns. */
+/* The identity of a table without children: OID, file node, what its virtual columns are, and a digest of its columns. */
 CREATE FUNCTION tablesync.image_identity(image tablesync.source_image)
 RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     -- no server has such long names, and one that lies is not to fill our memory
-    SELECT concat_ws(' ', image.relid || ':' || image.relfilenode,
+    SELECT concat_ws(' ', concat_ws(':', image.relid, image.relfilenode, image.expressions),
         (SELECT md5(string_agg(concat_ws(' ', a.attnum, a.atttypid, a.atttypmod, a.attnotnull,
                                          CASE WHEN octet_length(a.attname) > 63 THEN md5(a.attname) ELSE a.attname END), ',' ORDER BY a.attnum))
          FROM unnest(image.attnums, image.attnames, image.atttypids, image.atttypmods, image.attnotnulls)

@@ -18,7 +18,9 @@ AS $$
                      'relrowsecurity boolean, relhassubclass boolean, reltuples real, relpages integer, relam oid'),
         ('pg_namespace', 'oid oid, nspname text'),
         ('pg_attribute', 'attrelid oid, attname text, attnum smallint, atttypid oid, atttypmod integer, '
-                         'attcollation oid, attnotnull boolean, attisdropped boolean, attacl text'),
+                         'attcollation oid, attnotnull boolean, attisdropped boolean, attacl text, attgenerated "char"'),
+        ('pg_attrdef', 'adrelid oid, adnum smallint, adbin text'),
+        ('pg_constraint', 'conrelid oid, contype "char", convalidated boolean, conkey smallint[]'),
         ('pg_type', 'oid oid, typname text, typnamespace oid, typtype "char", typbasetype oid, '
                     'typtypmod integer, typelem oid'),
         ('pg_enum', 'enumtypid oid, enumlabel text, enumsortorder real'),
@@ -249,9 +251,9 @@ RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT string_agg(f, ' ' ORDER BY n) FROM regexp_split_to_table(identity, ' ') WITH ORDINALITY u (f, n) WHERE f ~ '^[0-9]+:[0-9]+$';
+    SELECT string_agg(f, ' ' ORDER BY n) FROM regexp_split_to_table(identity, ' ') WITH ORDINALITY u (f, n) WHERE f ~ '^[0-9]+:[0-9]+(:-?[0-9]+)?$';
 $$;
-COMMENT ON FUNCTION tablesync.files_of(text) IS 'the part of a source''s identity that is remembered: OIDs and file nodes';
+COMMENT ON FUNCTION tablesync.files_of(text) IS 'the part of a source''s identity that is remembered: OIDs, file nodes, and a digest of expressions';
 
 /*
  * In how many blocks a source keeps its rows, 0 if that is not known, whether
@@ -422,7 +424,8 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE c.collprovider
-               WHEN 'd' THEN (SELECT d.datlocprovider = 'c' AND d.datcollate IN ('C', 'POSIX') FROM pg_database d WHERE d.datname = current_database())
+               WHEN 'd' THEN (SELECT d.datlocprovider = 'b' OR (d.datlocprovider = 'c' AND d.datcollate IN ('C', 'POSIX')) FROM pg_database d WHERE d.datname = current_database())
+               WHEN 'b' THEN true    -- PostgreSQL's own, since 17, whatever is its locale
                ELSE c.collname IN ('C', 'POSIX', 'ucs_basic')
            END
     FROM pg_collation c
@@ -446,7 +449,7 @@ BEGIN
     EXECUTE format('SELECT setting::integer >= 150000 FROM %s WHERE name = ''server_version_num''', tablesync.source_catalog(server, 'pg_settings'))
     INTO has_providers;
     EXECUTE format('SELECT d.datcollate IN (''C'', ''POSIX'') %s FROM %s d WHERE d.datname = (SELECT catalog_name FROM %s)',
-                   CASE WHEN has_providers THEN 'AND d.datlocprovider = ''c''' END,
+                   CASE WHEN has_providers THEN 'AND d.datlocprovider = ''c'' OR d.datlocprovider = ''b''' END,
                    tablesync.source_catalog(server, 'pg_database'), tablesync.source_catalog(server, 'information_schema_catalog_name'))
     INTO sorts_bytes;
     RETURN coalesce(sorts_bytes, false);

@@ -314,6 +314,10 @@ BEGIN
     ELSIF NOT home.here THEN
         RAISE EXCEPTION 'extension pg_cron does not exist'
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'As a superuser in this database: CREATE EXTENSION pg_cron;';
+    ELSIF NOT (SELECT r.rolcanlogin FROM pg_roles r WHERE r.rolname = job.role) THEN
+        RAISE EXCEPTION 'role "%" may not log in', job.role
+            USING ERRCODE = 'invalid_authorization_specification', DETAIL = 'pg_cron connects as the owner of the replica.',
+                  HINT = format('ALTER ROLE %I LOGIN; the role needs no password.', job.role);
     END IF;
 END
 $$;

@@ -41,8 +41,9 @@ my %lies = (
 	'real' => [ map { "'$_'" } qw(NaN Infinity -Infinity -1 0 3e38 1e-38 1e15) ],
 	'boolean' => [ 'NULL', 'true', 'false', 'random() < 0.5' ],
 	'int2vector' => [ map { "'$_'::int2vector" } '', '1', '2 3', '0', '-1', '32767 -32768', '1 1 1', join(' ', 1 .. 33), join(' ', 1 .. 1600) ],
+	'smallint[]' => [ map { "'$_'::smallint[]" } '{}', '{1}', '{NULL}', '{2,3}', '{' . join(',', 1 .. 1600) . '}' ],
 	'xid' => [ map { "'$_'::xid" } qw(0 1 2 3 2147483647 4294967295) ],
-	'"char"' => [ map { literal($_) } '', qw(r v m f p S e d c x) ],
+	'"char"' => [ map { literal($_) } '', qw(r v m f p S e d c x n) ],
 	'timestamptz' => [ "'infinity'", "'-infinity'", 'NULL', "'4714-11-24 BC'", 'clock_timestamp()' ],
 	'text' => [ 'NULL', "''", "repeat('x', 5000000)", "'{}'", "'{1,NULL,2}'", "'{{1},{2}}'", "'{\"'", "'1 2 3'", "'-1'", "'99999999999999999999'", map { literal($_) } @hostile ],
 );
@@ -84,7 +85,7 @@ sub random_tail
 	return 'WHERE false' if $r < 0.05;
 	return 'WHERE random() < 0.5' if $r < 0.1;
 	return 'CROSS JOIN generate_series(1, ' . pick(2, 3, 20) . ') g' if $r < 0.2;
-	return q{UNION ALL SELECT 'public.items'::regclass::oid, left(chr(97 + g % 26) || g || } . literal(pick(@hostile)) . q{, 40), (3 + g)::smallint, 25::oid, -1, 100::oid, false, false, NULL FROM generate_series(1, } . pick(1, 10, 1600, 5000) . ') g'
+	return q{UNION ALL SELECT 'public.items'::regclass::oid, left(chr(97 + g % 26) || g || } . literal(pick(@hostile)) . q{, 40), (3 + g)::smallint, 25::oid, -1, 100::oid, false, false, NULL, '' FROM generate_series(1, } . pick(1, 10, 1600, 5000) . ') g'
 		if $name eq 'pg_attribute' && $r < 0.5;
 	return '';
 }
