@@ -52,7 +52,7 @@ $$;
 COMMENT ON FUNCTION tablesync.remote_role(oid, oid) IS 'the role at the source that a role here is mapped to';
 
 /* What the DBA of a source can type where a system catalog was revoked that everybody usually may read. */
-CREATE FUNCTION tablesync.grant_hint(server oid, catalog text)
+CREATE FUNCTION tablesync.catalog_hint(server oid, catalog text)
 RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -60,7 +60,7 @@ AS $$
     SELECT format('At the source: GRANT SELECT ON pg_catalog.%I TO %s;', catalog,
                   tablesync.remote_role((SELECT r.oid FROM pg_roles r WHERE r.rolname = current_user), server));
 $$;
-COMMENT ON FUNCTION tablesync.grant_hint(oid, text) IS 'what gives us back a system catalog that was revoked at the source';
+COMMENT ON FUNCTION tablesync.catalog_hint(oid, text) IS 'what gives us back a system catalog that was revoked at the source';
 
 /* What makes the sessions of a role at the source what a run would make them. */
 CREATE FUNCTION tablesync.pooler_hint(server oid)
@@ -240,11 +240,11 @@ BEGIN
         PERFORM tablesync.source_image(target.server, target.schema_name, target.table_name, whole => true, horizon => true);
     EXCEPTION WHEN insufficient_privilege THEN
         detail := format('%s, but does not show how far it has come (%s): each run compares every column, and a source that went back in time may not be noticed', detail, SQLERRM);
-        hint := tablesync.grant_hint(target.server, substring(SQLERRM from 'pg_[a-z_]+'));
+        hint := tablesync.catalog_hint(target.server, substring(SQLERRM from 'pg_[a-z_]+'));
     END;
 EXCEPTION
     WHEN insufficient_privilege THEN
-        PERFORM tablesync.fail_check(SQLERRM, tablesync.grant_hint(target.server, substring(SQLERRM from 'pg_[a-z_]+')));
+        PERFORM tablesync.fail_check(SQLERRM, tablesync.catalog_hint(target.server, substring(SQLERRM from 'pg_[a-z_]+')));
     WHEN connection_exception THEN
         GET STACKED DIAGNOSTICS message = PG_EXCEPTION_DETAIL;
         PERFORM tablesync.fail_check(concat_ws(': ', SQLERRM, nullif(message, '')),

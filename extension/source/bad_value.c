@@ -311,7 +311,7 @@ hint_about_catalog(const char *name)
 
 	tsync_begin_in(caller);
 	values[1] = CStringGetTextDatum(pnstrdup(name, strspn(name, "abcdefghijklmnopqrstuvwxyz_")));
-	tsync_catalog_execute("SELECT tablesync.grant_hint($1, $2)", lengthof(types), types, values, NULL);
+	tsync_catalog_execute("SELECT tablesync.catalog_hint($1, $2)", lengthof(types), types, values, NULL);
 	hint = tsync_result_text(0, 1);
 	hint = hint ? MemoryContextStrdup(caller, hint) : NULL;
 	tsync_commit();
