@@ -77,7 +77,6 @@ finish() {
 # build version: the package, from the tree in the folder
 build() {
     quietly "build-$1.log" inside env -C "$work/tablesync" dpkg-buildpackage -us -uc -b
-    if has lintian; then quietly "lintian-$1.log" inside lintian --allow-root --fail-on error,warning "$work/tablesync_$1_$architecture.changes"; fi
 }
 
 # What a next release changes at least: the version, and an update.
@@ -241,6 +240,7 @@ inside mkdir -p "$work/tablesync"
 echo secret | inside tee "$work/password" >/dev/null
 (cd "$root" && tar cf - --exclude=.git --exclude=./tmp_check --exclude='*.o' --exclude='*.bc' --exclude='*.so' .) | inside tar xf - -C "$work/tablesync"
 build "$version"
+if has lintian; then quietly lintian.log inside lintian --allow-root --fail-on error,warning "$work/tablesync_${version}_$architecture.changes"; fi
 list_files >"$logs/files.before"
 quietly install.log inside dpkg -i "$work/${package}_${version}_$architecture.deb"
 quietly installcheck.log inside env -C "$work/tablesync" debian/tests/installcheck
