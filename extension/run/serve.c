@@ -151,6 +151,8 @@ serve_list(TsyncStart *start, TsyncList *list, MemoryContext context)
 			MemoryContextSwitchTo(context);
 			take_turn(&turn);
 		}
+		/* before the caller goes on, who may look at what it has read here */
+		pgstat_report_stat(true);
 		pg_atomic_write_u32(&list->runs[i].state, turn.performed || turn.error ? TSYNC_DONE : TSYNC_OMITTED);
 		ProcSendSignal(list->caller);
 		MemoryContextReset(context);
@@ -164,7 +166,6 @@ await_another(TsyncList *list)
 	TimestampTz since = GetCurrentTimestamp();
 	uint32		state;
 
-	pgstat_report_stat(true);
 	while (!pg_atomic_read_u32(&list->given_up) && !tsync_is_cancelled() && !is_process_needed() &&
 		   !TimestampDifferenceExceeds(since, GetCurrentTimestamp(), LINGER_MS))
 	{

@@ -8,6 +8,7 @@ use warnings;
 use PostgreSQL::Test::Utils;
 use TablesyncTest;
 use Test::More;
+use Time::HiRes qw(sleep);
 
 my $fingerprint = $ENV{TABLESYNC_FINGERPRINT} // 'xmin';
 my ($source, $target) = start_pair();
@@ -25,11 +26,13 @@ sub change_something
 	return;
 }
 
-# Rows of the replica that have been read so far; our sessions and workers
-# have ended, so the statistics are complete.
+# Rows of the replica that have been read so far.  A worker reports them before
+# its run ends for who waits for it; a session of ours when its backend ends, which
+# is a moment after psql.
 sub rows_read
 {
 	my ($replica) = @_;
+	sleep 0.1;
 	return $target->safe_psql('postgres',
 		"SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relid = '$replica'::regclass");
 }
