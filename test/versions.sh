@@ -60,7 +60,7 @@ fetch() {
     echo "fetching PostgreSQL $1 (Debian $2)"
     as_root rm -rf "$folder.new"
     as_root mkdir -p "$cache"
-    as_root debootstrap --variant=minbase --include="$packages" "$2" "$folder.new" "$mirror" >"$logs/debootstrap-$2.log" 2>&1 || return 1
+    as_root timeout 900 debootstrap --variant=minbase --include="$packages" "$2" "$folder.new" "$mirror" >"$logs/debootstrap-$2.log" 2>&1 || return 1
     echo '127.0.0.1 localhost' | as_root tee "$folder.new/etc/hosts" >/dev/null
     as_root mv "$folder.new" "$folder"
 }
@@ -97,7 +97,7 @@ stop_all() {
 sql() {
     local port
     eval "port=\$port_$2_$1"
-    PGPASSWORD=secret PGTZ=UTC "$psql" -X -q -At -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$port" -U "${as:-postgres}" -d "$3" "${@:4}"
+    inside "$newest" env PGPASSWORD=secret PGTZ=UTC "/usr/lib/postgresql/$newest/bin/psql" -X -q -At -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$port" -U "${as:-postgres}" -d "$3" "${@:4}"
 }
 
 # Do source and replica hold the same?  Columns by name: they may be in another order.
@@ -228,7 +228,8 @@ for release in $releases; do
         echo "PostgreSQL $version: skipped, Debian ${release#*:} can't be had"
     fi
 done
-psql=$(find /usr/lib/postgresql -path '*/bin/psql' | sort -t/ -k5n | tail -n 1)
+[ -n "$have" ] || exit 0
+newest=${have##* }    # whose psql serves all
 for version in $have; do
     start "$version" source
     sql "$version" source postgres -c "CREATE ROLE reader LOGIN PASSWORD 'secret'"
