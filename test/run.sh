@@ -7,7 +7,7 @@
 TSYNC_CFLAGS="-Werror ${TSYNC_CFLAGS:-}"
 . "$(dirname "$0")/setup.sh"
 . "$TSYNC_ROOT/test/clusters.sh"
-. "$TSYNC_ROOT/test/monitoring.sh"
+. "$TSYNC_ROOT/test/programs.sh"
 
 cluster=$TSYNC_WORK/installcheck
 started=
@@ -51,4 +51,5 @@ tap() {
 
 [ -n "${TESTS:-}" ] || installcheck
 case "${TESTS:-all}" in all | *exporter*) unpack_monitoring ;; esac
+case "${TESTS:-all}" in all | *pooler*) unpack_pooler ;; esac
 tap

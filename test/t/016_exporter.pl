@@ -1,7 +1,7 @@
 # docs/monitoring: the queries as a member of pg_monitor, the real
 # postgres_exporter, the rules by promtool, and a dashboard and rules that use
 # no metric which nobody exports.  Without the two programs, what needs them is
-# skipped (test/monitoring.sh fetches them).
+# skipped (test/programs.sh fetches them).
 
 use strict;
 use warnings;
