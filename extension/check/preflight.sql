@@ -62,35 +62,6 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.catalog_hint(oid, text) IS 'what gives us back a system catalog that was revoked at the source';
 
-/* What to do about a connection that libpq could not make, from what it says; it says that in the language of the server, or of nobody. */
-CREATE FUNCTION tablesync.connection_hint(server oid, reason text)
-RETURNS text
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT CASE
-        WHEN reason ~ 'password authentication failed' THEN format('If the password was changed there: ALTER USER MAPPING FOR %I SERVER %I OPTIONS (SET password ''..'');', m.owner, s.srvname)
-        WHEN reason ~ 'no password supplied|fe_sendauth' THEN format('ALTER USER MAPPING FOR %I SERVER %I OPTIONS (ADD password ''..''); a superuser may let it do without, by ADD password_required ''false''.', m.owner, s.srvname)
-        WHEN reason ~ 'too many connections for role' THEN format('At the source: ALTER ROLE %s CONNECTION LIMIT 10; as many as its runs at the same time, its workers for loads, and two.', r.name)
-        WHEN reason ~ 'certificate authentication failed|valid client certificate' THEN
-            format('The source demands a client certificate that names the role %3$s. A superuser may give it: ALTER USER MAPPING FOR %1$I SERVER %2$I OPTIONS (ADD sslcert ''/path/client.crt'', ADD sslkey ''/path/client.key'');', m.owner, s.srvname, r.name)
-        WHEN reason ~ 'alert certificate expired' THEN format('Our client certificate has expired: put a new one into the files of sslcert and sslkey, which \\deu+ shows for %I.', m.owner)
-        WHEN reason ~ 'certificate verify failed' THEN format('The source''s certificate is not signed by the CA in sslrootcert, or has expired. Its CA''s file: ALTER SERVER %I OPTIONS (SET sslrootcert ''/path/ca.crt''); if it has expired, its DBA has to renew it.', s.srvname)
-        WHEN reason ~ 'root certificate file' THEN format('Put the certificate of the source''s CA into a file that the server process may read, then: ALTER SERVER %I OPTIONS (%s sslrootcert ''/path/ca.crt'');', s.srvname, CASE WHEN m.has_ca THEN 'SET' ELSE 'ADD' END)
-        WHEN reason ~ 'does not match host name' THEN format('Connect by the name in the certificate: ALTER SERVER %I OPTIONS (SET host ''..''); where that name has no address, ADD hostaddr ''..''.', s.srvname)
-        WHEN reason ~ 'no encryption|SSL off' THEN format('The source demands TLS: ALTER SERVER %I OPTIONS (%s sslmode ''require''); or verify-full, with sslrootcert.', s.srvname, CASE WHEN m.has_mode THEN 'SET' ELSE 'ADD' END)
-        WHEN reason ~ 'server does not support SSL' THEN format('The source has no TLS. Let its DBA switch it on; or, in a network that you trust: ALTER SERVER %I OPTIONS (SET sslmode ''prefer'');', s.srvname)
-        WHEN reason ~ 'pg_hba.conf' THEN format('Let the source''s DBA allow role %s from this address in pg_hba.conf, and reload.', r.name)
-    END
-    FROM pg_foreign_server s,
-         LATERAL (SELECT current_user AS owner,
-                         EXISTS (SELECT FROM pg_options_to_table(s.srvoptions) o WHERE o.option_name = 'sslrootcert') AS has_ca,
-                         EXISTS (SELECT FROM pg_options_to_table(s.srvoptions) o WHERE o.option_name = 'sslmode') AS has_mode) m,
-         LATERAL (SELECT tablesync.remote_role((SELECT a.oid FROM pg_roles a WHERE a.rolname = current_user), s.oid) AS name) r
-    WHERE s.oid = server;
-$$;
-COMMENT ON FUNCTION tablesync.connection_hint(oid, text) IS 'what to do about a connection that could not be made, from libpq''s reason; NULL if it says nothing known';
-
 /* What makes the sessions of a role at the source what a run would make them. */
 CREATE FUNCTION tablesync.pooler_hint(server oid)
 RETURNS text
@@ -277,9 +248,9 @@ EXCEPTION
     WHEN connection_exception THEN
         GET STACKED DIAGNOSTICS message = PG_EXCEPTION_DETAIL;
         PERFORM tablesync.fail_check(concat_ws(': ', SQLERRM, nullif(message, '')),
-            coalesce(tablesync.connection_hint(target.server, message), format('If its address is wrong: ALTER SERVER %1$I OPTIONS (SET host .., SET port .., SET dbname ..); '
+            format('If its address is wrong: ALTER SERVER %1$I OPTIONS (SET host .., SET port .., SET dbname ..); '
                    'if role or password: ALTER USER MAPPING FOR %2$I SERVER %1$I OPTIONS (SET password ..); '
-                   'if neither, see pg_hba.conf and CONNECTION LIMIT there, and firewalls.', server_name, current_user)));
+                   'if neither, see pg_hba.conf and CONNECTION LIMIT there, and firewalls.', server_name, current_user));
 END
 $$;
 COMMENT ON FUNCTION tablesync.preflight_connection(tablesync.replica) IS 'check: does the source let the owner in?';

@@ -335,8 +335,8 @@ run_in_envelope(List *runs)
 	if (edata != NULL && !tsync_is_cancelled() && !tsync_source_is_silent())
 	{
 		tsync_name_timeout(edata);
-		tsync_explain_error(edata);
 		tsync_name_interruption(edata);
+		tsync_explain_error(edata);
 	}
 	tsync_begin_recording();
 	if (edata != NULL)

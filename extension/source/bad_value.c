@@ -300,19 +300,19 @@ where_it_was(const char *context)
 	return NULL;
 }
 
-/* What a function of SQL has to say to the owner of the replica about the source's server and a text; NULL if nothing. */
+/* What to do where the source lets us not look at what everybody usually may; the message has its name in any language. */
 static char *
-ask_for_hint(const char *sql, const char *text)
+hint_about_catalog(const char *name)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	Oid			types[] = {OIDOID, TEXTOID};
 	Datum		values[] = {ObjectIdGetDatum(tsync_current_server()), (Datum) 0};
-	char	   *hint = NULL;
+	char	   *hint;
 
 	tsync_begin_in(caller);
-	values[1] = CStringGetTextDatum(text);
-	if (tsync_catalog_execute(sql, lengthof(types), types, values, NULL) == 1)
-		hint = tsync_result_text(0, 1);
+	values[1] = CStringGetTextDatum(pnstrdup(name, strspn(name, "abcdefghijklmnopqrstuvwxyz_")));
+	tsync_catalog_execute("SELECT tablesync.catalog_hint($1, $2)", lengthof(types), types, values, NULL);
+	hint = tsync_result_text(0, 1);
 	hint = hint ? MemoryContextStrdup(caller, hint) : NULL;
 	tsync_commit();
 	return hint;
@@ -324,17 +324,11 @@ hint_about(ErrorData *edata)
 {
 	char	   *catalog = strstr(edata->message, " pg_");
 
-	if (edata->sqlerrcode == ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION && edata->detail != NULL)
-		return ask_for_hint("SELECT tablesync.connection_hint($1, $2)", edata->detail);
-	/* postgres_fdw's, before it asks libpq */
-	if (edata->sqlerrcode == ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED)
-		return ask_for_hint("SELECT tablesync.connection_hint($1, $2)", "no password supplied");
 	if (edata->sqlerrcode != ERRCODE_INSUFFICIENT_PRIVILEGE || edata->context == NULL ||
 		strstr(edata->context, "remote SQL command") == NULL)
 		return NULL;
 	if (catalog != NULL)
-		/* the message has its name in any language */
-		return ask_for_hint("SELECT tablesync.catalog_hint($1, $2)", pnstrdup(catalog + 1, strspn(catalog + 1, "abcdefghijklmnopqrstuvwxyz_")));
+		return hint_about_catalog(catalog + 1);
 	if (strstr(edata->context, "xmin"))
 		return "Rows are compared by xmin, which grants on single columns do not include. At the source, grant SELECT on the table; or set fingerprint to version or row with tablesync_alter().";
 	return NULL;

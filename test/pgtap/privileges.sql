@@ -33,7 +33,7 @@ SELECT is(pg_temp.functions('tablesync', true),
     'by_hand can_bulk_load catalog_hint check_add_schema check_comparable check_cron check_digest check_existing check_in_worker '
     'check_mapping check_not_replica check_owner_access check_permanent check_recreatable check_replica '
     'check_replicas check_settings check_source check_source_kind check_source_server check_source_session '
-    'column_definitions column_hint connection_hint create_source create_view cron_field cron_home cron_next cron_schedule '
+    'column_definitions column_hint create_source create_view cron_field cron_home cron_next cron_schedule '
     'dependent_views describe_problems describe_retyped drop_unless_used drop_views due enable evolve fail_check '
     'files_of find_xmin_table first_column_bounds fits_or_fails foreign_column_statements forget group_members '
     'has_key_index has_source_key home image_identity is_bytewise is_hanging is_missed is_moved is_pooled is_source_unique '
