@@ -224,12 +224,10 @@ BEGIN
     PERFORM tablesync.source_image(target.server, target.schema_name, target.table_name, whole => true);    -- what all other checks need, too
     detail := format('server "%s" (%s) answers', server_name, coalesce(address, 'libpq''s defaults'));
 EXCEPTION
-    WHEN connection_exception THEN
+    WHEN connection_exception OR prohibited_sql_statement_attempted THEN
         GET STACKED DIAGNOSTICS message = PG_EXCEPTION_DETAIL;
         PERFORM tablesync.fail_check(concat_ws(': ', SQLERRM, nullif(message, '')),
-            format('If its address is wrong: ALTER SERVER %1$I OPTIONS (SET host .., SET port .., SET dbname ..); '
-                   'if role or password: ALTER USER MAPPING FOR %2$I SERVER %1$I OPTIONS (SET password ..); '
-                   'if neither, see pg_hba.conf and CONNECTION LIMIT there, and firewalls.', server_name, current_user));
+                                     tablesync.connection_hint(target.server, concat_ws(E'\n', SQLERRM, message)));
 END
 $$;
 COMMENT ON FUNCTION tablesync.preflight_connection(tablesync.replica) IS 'check: does the source let the owner in?';
