@@ -64,7 +64,7 @@ BEGIN
                 || CASE WHEN parts[2] ~ '^[0-9.]+$|:' AND NOT settings.options ? 'hostaddr' THEN ARRAY['hostaddr', parts[2]] ELSE '{}' END));
     ELSIF why ~ 'certificate verify failed' THEN
         parts := regexp_match(why, 'server at "([[:alnum:]._:-]+)"(?: \(([0-9a-fA-F.:]+)\))?, port (\d+)');
-        RETURN format('The server here finds out why by: openssl s_client -starttls postgres -connect %s:%s%s </dev/null 2>/dev/null | grep Verif'
+        RETURN format('In a shell of the server here, this says why: openssl s_client -starttls postgres -connect %s:%s%s </dev/null 2>/dev/null | grep Verif'
                       ' -- If it has expired, the DBA of the source has to renew it. If another CA has signed it: %s;',
                       CASE WHEN coalesce(parts[2], parts[1]) ~ ':' THEN format('[%s]', coalesce(parts[2], parts[1])) ELSE coalesce(parts[2], parts[1], '<host>') END,
                       coalesce(parts[3], '5432'),
@@ -79,7 +79,7 @@ BEGIN
         RETURN format('The server here reads that file; it must be its user''s own, and a key nobody else''s (chmod 600). If it is another, a superuser: %s;',
                       mapping_option || tablesync.option_changes(mapping.options, '{sslcert,..,sslkey,..}'));
     ELSIF why ~ 'certificate authentication failed|alert ' THEN
-        RETURN format('The source does not accept our certificate. The server here says whose it is, by whom, and until when: openssl x509 -noout -subject -issuer -enddate -in %s'
+        RETURN format('The source does not accept our certificate. In a shell of the server here, this says whose it is, by whom, and until when: openssl x509 -noout -subject -issuer -enddate -in %s'
                       ' -- Its common name must be role %s, or what pg_ident.conf there says. Another one, a superuser: %s;',
                       coalesce((SELECT quote_literal(o.option_value) FROM pg_user_mappings m, pg_options_to_table(m.umoptions) o
                                 WHERE m.srvid = server AND m.umuser IN (0, current_user::regrole) AND o.option_name = 'sslcert' ORDER BY m.umuser DESC LIMIT 1),

@@ -95,11 +95,11 @@ static bool
 may_connect_later(ErrorData *edata)
 {
 	static const char *const passing[] = {
-		"the database system is", "too many clients", "too many connections", "connection slots are", "unexpected eof"
+		"the database system is", "too many clients", "too many connections", "connection slots are"
 	};
-	/* no "SSL SYSCALL error": that is how a restart looks through TLS */
+	/* not every "SSL": a restart may look like "SSL SYSCALL error: EOF detected" */
 	static const char *const lasting[] = {
-		"authentication", "password", "pg_hba.conf", "does not exist", "SSL error", "support SSL", "certificate", "private key"
+		"authentication", "password", "pg_hba.conf", "does not exist", "support SSL", "certificate", "private key", "alert "
 	};
 
 	for (int i = 0; edata->detail && i < lengthof(passing); i++)
