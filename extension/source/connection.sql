@@ -25,7 +25,7 @@ AS $$
 DECLARE
     settings record;    -- of the server
     mapping record;
-    role text := tablesync.remote_role(current_user::regrole, server);
+    role text;          -- there
     server_option text;
     mapping_option text;
     ca_file text;
@@ -40,7 +40,11 @@ BEGIN
                     CASE WHEN m.umuser = 0 THEN '{"password": true}' ELSE '{}' END::jsonb) AS options
     INTO mapping FROM pg_user_mappings m
     WHERE m.srvid = server AND m.umuser IN (0, current_user::regrole) ORDER BY m.umuser DESC LIMIT 1;
-    server_option := format('%s, who owns the server: ALTER SERVER %s OPTIONS ', settings.owner, settings.name);
+    role := tablesync.remote_role(current_user::regrole, server);
+    IF role LIKE '<%' THEN    -- a service may name it
+        role := coalesce(quote_ident((regexp_match(why, '(?:user|role) "([^"\n]+)"'))[1]), role);
+    END IF;
+    server_option := format('as %s: ALTER SERVER %s OPTIONS ', settings.owner, settings.name);
     mapping_option := format('ALTER USER MAPPING FOR %s SERVER %s OPTIONS ', mapping.role, settings.name);
     ca_file := settings.options->>'sslrootcert';
 
@@ -50,43 +54,43 @@ BEGIN
     ELSIF why ~ 'password authentication failed|no password supplied' THEN
         RETURN mapping_option || tablesync.option_changes(mapping.options, '{password,..}') || ';';
     ELSIF why ~ 'does not request a password' THEN
-        RETURN format('A superuser, if that is as it should be: %s; or let pg_hba.conf of the source ask role %s for a password.',
+        RETURN format('If that is as it should be, as a superuser: %s; or let pg_hba.conf of the source ask role %s for a password.',
                       mapping_option || tablesync.option_changes(mapping.options, '{password_required,false}'), role);
     ELSIF why ~ 'must provide a password|password is required|password or GSSAPI' THEN
-        RETURN format('%s; or, where a certificate, a passfile or a service lets us in, a superuser: %s;',
+        RETURN format('%s; or, where a certificate, a passfile or a service lets us in, as a superuser: %s;',
                       mapping_option || tablesync.option_changes(mapping.options, '{password,..}'),
                       mapping_option || tablesync.option_changes(mapping.options, '{password_required,false}'));
     ELSIF why ~ 'does not match host name' THEN
         parts := regexp_match(why, 'server certificate for "([[:alnum:]._:-]+)".* does not match host name "([[:alnum:]._:-]+)"');
-        RETURN format('If what the certificate names is the server you mean: %s;', server_option
+        RETURN format('If what the certificate names is the server that you mean, %s;', server_option
             || tablesync.option_changes(settings.options, ARRAY['host', coalesce(parts[1], '..')]
                 -- the name need not be known here
                 || CASE WHEN parts[2] ~ '^[0-9.]+$|:' AND NOT settings.options ? 'hostaddr' THEN ARRAY['hostaddr', parts[2]] ELSE '{}' END));
     ELSIF why ~ 'certificate verify failed' THEN
         parts := regexp_match(why, 'server at "([[:alnum:]._:-]+)"(?: \(([0-9a-fA-F.:]+)\))?, port (\d+)');
         RETURN format('In a shell of the server here, this says why: openssl s_client -starttls postgres -connect %s:%s%s </dev/null 2>/dev/null | grep Verif'
-                      ' -- If it has expired, the DBA of the source has to renew it. If another CA has signed it: %s;',
+                      ' -- If it has expired, the DBA of the source has to renew it. If another CA has signed it, %s;',
                       CASE WHEN coalesce(parts[2], parts[1]) ~ ':' THEN format('[%s]', coalesce(parts[2], parts[1])) ELSE coalesce(parts[2], parts[1], '<host>') END,
                       coalesce(parts[3], '5432'),
                       CASE WHEN ca_file = 'system' THEN '' ELSE ' -CAfile ' || coalesce(quote_literal(ca_file), '~/.postgresql/root.crt') END,
                       server_option || tablesync.option_changes(settings.options, '{sslrootcert,..}'));
     ELSIF why ~ 'root certificate file' THEN
-        RETURN format('The server here reads that file, and its user has to be able to. If it is another: %s;',
+        RETURN format('The server here reads that file, and its user has to be able to. If it is another one, %s;',
                       server_option || tablesync.option_changes(settings.options, '{sslrootcert,..}'));
     ELSIF why ~ 'requires a valid client certificate' THEN
-        RETURN format('A superuser: %s; The server here reads these files.', mapping_option || tablesync.option_changes(mapping.options, '{sslcert,..,sslkey,..}'));
+        RETURN format('As a superuser: %s; The server here reads these files.', mapping_option || tablesync.option_changes(mapping.options, '{sslcert,..,sslkey,..}'));
     ELSIF why ~ 'certificate file|private key file' THEN
-        RETURN format('The server here reads that file; it must be its user''s own, and a key nobody else''s (chmod 600). If it is another, a superuser: %s;',
+        RETURN format('The server here reads that file; it must be its user''s own, and a key nobody else''s (chmod 600). If it is another one, as a superuser: %s;',
                       mapping_option || tablesync.option_changes(mapping.options, '{sslcert,..,sslkey,..}'));
-    ELSIF why ~ 'certificate authentication failed|alert ' THEN
+    ELSIF why ~ 'certificate authentication failed|alert .*(certificate|unknown ca)' THEN
         RETURN format('The source does not accept our certificate. In a shell of the server here, this says whose it is, by whom, and until when: openssl x509 -noout -subject -issuer -enddate -in %s'
-                      ' -- Its common name must be role %s, or what pg_ident.conf there says. Another one, a superuser: %s;',
+                      ' -- Its common name must be role %s, or what pg_ident.conf there says. Another one, as a superuser: %s;',
                       coalesce((SELECT quote_literal(o.option_value) FROM pg_user_mappings m, pg_options_to_table(m.umoptions) o
                                 WHERE m.srvid = server AND m.umuser IN (0, current_user::regrole) AND o.option_name = 'sslcert' ORDER BY m.umuser DESC LIMIT 1),
                                quote_literal(settings.options->>'sslcert'), '~/.postgresql/postgresql.crt'),
                       role, mapping_option || tablesync.option_changes(mapping.options, '{sslcert,..,sslkey,..}'));
     ELSIF why ~ 'pg_hba.conf' AND settings.options->>'sslmode' = 'disable' THEN
-        RETURN format('The source may want TLS: %s;', server_option || tablesync.option_changes(settings.options, '{sslmode,verify-full,sslrootcert,..}'));
+        RETURN format('The source may want TLS, %s;', server_option || tablesync.option_changes(settings.options, '{sslmode,verify-full,sslrootcert,..}'));
     ELSIF why ~ 'pg_hba.conf' THEN
         parts := regexp_match(why, 'host "([0-9a-fA-F.:]+)", user "([^"\n]+)", database "([^"\n]+)"');
         RETURN format('Let the DBA of the source add a line to pg_hba.conf, before those that reject us: %s "%s" "%s" %s scram-sha-256 -- and then SELECT pg_reload_conf();',
@@ -98,7 +102,7 @@ BEGIN
     ELSIF why ~ 'too many connections for role' THEN
         RETURN format('Run again when others have ended; or, at the source: ALTER ROLE %s CONNECTION LIMIT 10; or more, see docs/source-dba.md.', role);
     ELSIF why ~ 'service' THEN
-        RETURN format('The server here reads the file that PGSERVICEFILE in its environment names, or ~/.pg_service.conf, and pg_service.conf in its sysconfdir. If the service has another name: %s;',
+        RETURN format('The server here reads the file that PGSERVICEFILE in its environment names, or ~/.pg_service.conf, and pg_service.conf in its sysconfdir. If the service has another name, %s;',
                       server_option || tablesync.option_changes(settings.options, '{service,..}'));
     END IF;
     RETURN format('Run again when the source answers; tablesync.retry_timeout says how long a run goes on to ask it. '

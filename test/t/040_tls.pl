@@ -140,6 +140,8 @@ sub works
 
 # --- TLS and a password ---
 
+my $listener = session($target, '-U', 'app');
+$listener->query_safe('LISTEN tablesync');
 app_sql($target, q{SELECT tablesync_add('items', 'src', 'public.items')});
 works('by itself');
 admin(qq{ALTER SERVER src OPTIONS (ADD sslmode 'disable')});
@@ -191,7 +193,7 @@ works('the line of the hint');
 # --- client certificates ---
 
 demand('hostssl all reader 127.0.0.1/32 scram-sha-256 clientcert=verify-full');
-$hint = refused('client certificate wanted', 'connection requires a valid client certificate', 'A superuser: ALTER USER MAPPING');
+$hint = refused('client certificate wanted', 'connection requires a valid client certificate', 'As a superuser: ALTER USER MAPPING');
 is(($target->psql('postgres', q{ALTER USER MAPPING FOR app SERVER src OPTIONS (ADD sslcert '/tmp/x')}, extra_params => [ '-U', 'app' ]))[0], 3, 'it takes a superuser');
 obey($hint, 'ALTER USER MAPPING', "$dir/client.crt", "$dir/client.key");
 works('password and certificate');
@@ -231,8 +233,8 @@ $source->safe_psql('postgres', q{ALTER ROLE reader PASSWORD 'read-only'});
 admin(qq{
 	ALTER SERVER src OPTIONS (ADD service 'shop', DROP host, DROP port, DROP dbname, DROP sslmode, DROP sslrootcert, DROP hostaddr);
 	ALTER USER MAPPING FOR app SERVER src OPTIONS (DROP sslcert, DROP sslkey, DROP user, DROP password_required)});
-$hint = refused('a passfile alone', 'Non-superusers must provide a password|password or GSSAPI', 'a superuser: ALTER USER MAPPING');
-obey($hint =~ s/.*a superuser: //r, 'ALTER USER MAPPING');
+$hint = refused('a passfile alone', 'Non-superusers must provide a password|password or GSSAPI', 'as a superuser: ALTER USER MAPPING');
+obey($hint =~ s/.*as a superuser: //r, 'ALTER USER MAPPING');
 works('service and passfile of the server');
 admin(qq{ALTER SERVER src OPTIONS (ADD passfile '$dir/stale_passfile')});
 $hint = refused('a stale passfile', 'password authentication failed.*password retrieved from file ".*stale_passfile"', 'Write the password of role');
@@ -265,8 +267,7 @@ is_replica($source, $target, 'items', 'items', 'identical');
 $source->safe_psql('postgres', 'ALTER ROLE reader CONNECTION LIMIT 0');
 $target->safe_psql('postgres', 'ALTER ROLE app SET tablesync.retry_timeout = 0');
 $hint = refused('no connection left', 'too many connections for role "reader"', 'ALTER ROLE');
-my ($sql) = $hint =~ /(ALTER ROLE .*?;)/;
-$source->safe_psql('postgres', $sql =~ s/<role of the user mapping>/reader/r);
+$source->safe_psql('postgres', $hint =~ /(ALTER ROLE .*?;)/);
 works('connections');
 $source->stop;
 refused('the source is down', 'Connection refused', 'Run again when the source answers.*ALTER SERVER src');
@@ -278,6 +279,10 @@ for my $what ('tablesync.run', 'tablesync_runs', 'tablesync_alerts', 'tablesync_
 {
 	is(app_sql($target, "SELECT count(*) FROM $what t WHERE t::text ~ '$secret'"), 0, "no password in $what");
 }
+my $heard = $listener->query('SELECT 1');
+like($heard, qr/run_failed/, 'listeners have heard of failed runs');
+unlike($heard, qr/$secret/, 'and of no password');
+$listener->quit;
 my $log = slurp_file($target->logfile);
 like($log, qr/password authentication failed/, 'the log has the errors');
 unlike($log, qr/$secret/, 'and no password');
