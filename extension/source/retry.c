@@ -90,14 +90,17 @@ tsync_outlives_source(void)
 	return interrupted.conflict || interrupted.cut_off > 1;
 }
 
-/* Does the text of a failed connection say that it may go well later?  There is no SQLSTATE. */
+/*
+ * Does the text of a failed connection say that it may go well later?  There is no
+ * SQLSTATE.  "SSL" says nothing: a restart may look like "SSL SYSCALL error: EOF
+ * detected".
+ */
 static bool
 may_connect_later(ErrorData *edata)
 {
 	static const char *const passing[] = {
 		"the database system is", "too many clients", "too many connections", "connection slots are"
 	};
-	/* not every "SSL": a restart may look like "SSL SYSCALL error: EOF detected" */
 	static const char *const lasting[] = {
 		"authentication", "password", "pg_hba.conf", "does not exist", "support SSL", "certificate", "private key", "alert "
 	};

@@ -1,6 +1,6 @@
 -- Alerts and back-off: the views, the functions that other code calls, who may do what.
 
-SELECT plan(50);
+SELECT plan(51);
 
 /* Columns of a relation with their types, in order. */
 CREATE FUNCTION pg_temp.columns(relation regclass) RETURNS text LANGUAGE sql AS $$
