@@ -28,6 +28,7 @@ DECLARE
     role text;          -- there
     server_option text;
     mapping_option text;
+    superuser_option text;
     ca_file text;
     parts text[];
 BEGIN
@@ -45,7 +46,10 @@ BEGIN
         role := coalesce(quote_ident((regexp_match(why, '(?:user|role) "([^"\n]+)"'))[1]), role);
     END IF;
     server_option := format('as %s: ALTER SERVER %s OPTIONS ', settings.owner, settings.name);
-    mapping_option := format('ALTER USER MAPPING FOR %s SERVER %s OPTIONS ', mapping.role, settings.name);
+    superuser_option := format('as a superuser: ALTER USER MAPPING FOR %s SERVER %s OPTIONS ', mapping.role, settings.name);
+    -- a mapping with these can be altered by superusers only, whatever is altered
+    mapping_option := CASE WHEN mapping.options ?| '{sslcert,sslkey,password_required}' THEN superuser_option
+                           ELSE regexp_replace(superuser_option, '^.*?: ', '') END;
     ca_file := settings.options->>'sslrootcert';
 
     IF why ~ 'password retrieved from file' THEN
@@ -54,12 +58,12 @@ BEGIN
     ELSIF why ~ 'password authentication failed|no password supplied' THEN
         RETURN mapping_option || tablesync.option_changes(mapping.options, '{password,..}') || ';';
     ELSIF why ~ 'does not request a password' THEN
-        RETURN format('If that is as it should be, as a superuser: %s; or let pg_hba.conf of the source ask role %s for a password.',
-                      mapping_option || tablesync.option_changes(mapping.options, '{password_required,false}'), role);
+        RETURN format('If that is as it should be, %s; or let pg_hba.conf of the source ask role %s for a password.',
+                      superuser_option || tablesync.option_changes(mapping.options, '{password_required,false}'), role);
     ELSIF why ~ 'must provide a password|password is required|password or GSSAPI' THEN
-        RETURN format('%s; or, where a certificate, a passfile or a service lets us in, as a superuser: %s;',
+        RETURN format('%s; or, where a certificate, a passfile or a service lets us in, %s;',
                       mapping_option || tablesync.option_changes(mapping.options, '{password,..}'),
-                      mapping_option || tablesync.option_changes(mapping.options, '{password_required,false}'));
+                      superuser_option || tablesync.option_changes(mapping.options, '{password_required,false}'));
     ELSIF why ~ 'does not match host name' THEN
         parts := regexp_match(why, 'server certificate for "([[:alnum:]._:-]+)".* does not match host name "([[:alnum:]._:-]+)"');
         RETURN format('If what the certificate names is the server that you mean, %s;', server_option
@@ -78,17 +82,17 @@ BEGIN
         RETURN format('The server here reads that file, and its user has to be able to. If it is another one, %s;',
                       server_option || tablesync.option_changes(settings.options, '{sslrootcert,..}'));
     ELSIF why ~ 'requires a valid client certificate' THEN
-        RETURN format('As a superuser: %s; The server here reads these files.', mapping_option || tablesync.option_changes(mapping.options, '{sslcert,..,sslkey,..}'));
+        RETURN format('Type %s; The server here reads these files.', superuser_option || tablesync.option_changes(mapping.options, '{sslcert,..,sslkey,..}'));
     ELSIF why ~ 'certificate file|private key file' THEN
-        RETURN format('The server here reads that file; it must be its user''s own, and a key nobody else''s (chmod 600). If it is another one, as a superuser: %s;',
-                      mapping_option || tablesync.option_changes(mapping.options, '{sslcert,..,sslkey,..}'));
+        RETURN format('The server here reads that file; it must be its user''s own, and a key nobody else''s (chmod 600). If it is another one, %s;',
+                      superuser_option || tablesync.option_changes(mapping.options, '{sslcert,..,sslkey,..}'));
     ELSIF why ~ 'certificate authentication failed|alert .*(certificate|unknown ca)' THEN
         RETURN format('The source does not accept our certificate. In a shell of the server here, this says whose it is, by whom, and until when: openssl x509 -noout -subject -issuer -enddate -in %s'
-                      ' -- Its common name must be role %s, or what pg_ident.conf there says. Another one, as a superuser: %s;',
+                      ' -- Its common name must be role %s, or what pg_ident.conf there says. Another one, %s;',
                       coalesce((SELECT quote_literal(o.option_value) FROM pg_user_mappings m, pg_options_to_table(m.umoptions) o
                                 WHERE m.srvid = server AND m.umuser IN (0, current_user::regrole) AND o.option_name = 'sslcert' ORDER BY m.umuser DESC LIMIT 1),
                                quote_literal(settings.options->>'sslcert'), '~/.postgresql/postgresql.crt'),
-                      role, mapping_option || tablesync.option_changes(mapping.options, '{sslcert,..,sslkey,..}'));
+                      role, superuser_option || tablesync.option_changes(mapping.options, '{sslcert,..,sslkey,..}'));
     ELSIF why ~ 'pg_hba.conf' AND settings.options->>'sslmode' = 'disable' THEN
         RETURN format('The source may want TLS, %s;', server_option || tablesync.option_changes(settings.options, '{sslmode,verify-full,sslrootcert,..}'));
     ELSIF why ~ 'pg_hba.conf' THEN

@@ -193,7 +193,7 @@ works('the line of the hint');
 # --- client certificates ---
 
 demand('hostssl all reader 127.0.0.1/32 scram-sha-256 clientcert=verify-full');
-$hint = refused('client certificate wanted', 'connection requires a valid client certificate', 'As a superuser: ALTER USER MAPPING');
+$hint = refused('client certificate wanted', 'connection requires a valid client certificate', 'Type as a superuser: ALTER USER MAPPING');
 is(($target->psql('postgres', q{ALTER USER MAPPING FOR app SERVER src OPTIONS (ADD sslcert '/tmp/x')}, extra_params => [ '-U', 'app' ]))[0], 3, 'it takes a superuser');
 obey($hint, 'ALTER USER MAPPING', "$dir/client.crt", "$dir/client.key");
 works('password and certificate');
@@ -244,7 +244,7 @@ chmod 0600, "$dir/stale_passfile.new";
 rename "$dir/stale_passfile.new", "$dir/stale_passfile";
 works('a new passfile');
 admin(qq{ALTER SERVER src OPTIONS (SET passfile '$dir/nowhere')});
-$hint = refused('no passfile', 'no password supplied', 'ALTER USER MAPPING FOR app SERVER src OPTIONS \(ADD password ');
+$hint = refused('no passfile', 'no password supplied', 'as a superuser: ALTER USER MAPPING FOR app SERVER src OPTIONS \(ADD password ');
 admin(q{ALTER SERVER src OPTIONS (DROP passfile, SET service 'shopp')});
 $hint = refused('no such service', 'definition of service "shopp" not found', 'PGSERVICEFILE');
 obey($hint, 'ALTER SERVER', 'shop');
