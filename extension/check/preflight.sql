@@ -245,12 +245,10 @@ BEGIN
 EXCEPTION
     WHEN insufficient_privilege THEN
         PERFORM tablesync.fail_check(SQLERRM, tablesync.catalog_hint(target.server, substring(SQLERRM from 'pg_[a-z_]+')));
-    WHEN connection_exception THEN
+    WHEN connection_exception OR prohibited_sql_statement_attempted THEN
         GET STACKED DIAGNOSTICS message = PG_EXCEPTION_DETAIL;
         PERFORM tablesync.fail_check(concat_ws(': ', SQLERRM, nullif(message, '')),
-            format('If its address is wrong: ALTER SERVER %1$I OPTIONS (SET host .., SET port .., SET dbname ..); '
-                   'if role or password: ALTER USER MAPPING FOR %2$I SERVER %1$I OPTIONS (SET password ..); '
-                   'if neither, see pg_hba.conf and CONNECTION LIMIT there, and firewalls.', server_name, current_user));
+                                     tablesync.connection_hint(target.server, concat_ws(E'\n', SQLERRM, message)));
 END
 $$;
 COMMENT ON FUNCTION tablesync.preflight_connection(tablesync.replica) IS 'check: does the source let the owner in?';

@@ -194,6 +194,48 @@ tsync_name_statement_pooling(ErrorData *edata)
 	return true;
 }
 
+/* A connection that was refused: why, and what helps. */
+typedef struct Refusal
+{
+	char	   *why;
+	char	   *hint;
+} Refusal;
+
+static void
+find_hint(void *arg)
+{
+	Refusal    *refusal = arg;
+	Oid			types[] = {OIDOID, TEXTOID};
+	Datum		values[] = {ObjectIdGetDatum(current_server), CStringGetTextDatum(refusal->why)};
+
+	tsync_begin_in(CurrentMemoryContext);
+	if (tsync_catalog_execute("SELECT tablesync.connection_hint($1, $2)", lengthof(types), types, values, NULL) == 1)
+		refusal->hint = tsync_result_text(0, 1);
+	tsync_commit();
+}
+
+/* A judge: no hint is worth an error. */
+static bool
+do_without_hint(ErrorData *edata, void *arg)
+{
+	return true;
+}
+
+/* Say what helps where libpq, postgres_fdw or the source refuses a connection.  Not in a transaction. */
+bool
+tsync_name_refused_connection(ErrorData *edata)
+{
+	Refusal		refusal = {.why = psprintf("%s\n%s", edata->message, edata->detail ? edata->detail : "")};
+
+	if (edata->filename == NULL || strcmp(edata->filename, "connection.c") != 0 || !OidIsValid(current_server) ||
+		(edata->sqlerrcode != ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION &&
+		 edata->sqlerrcode != ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED))
+		return false;
+	if (tsync_try(find_hint, &refusal, do_without_hint, NULL) && refusal.hint)
+		edata->hint = refusal.hint;
+	return edata->hint != NULL;
+}
+
 /* Was a connection refused because of options that can be left out?  From now on they are. */
 bool
 tsync_connects_without_options(ErrorData *edata)

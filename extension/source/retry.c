@@ -92,14 +92,20 @@ tsync_outlives_source(void)
 	return interrupted.conflict || interrupted.cut_off > 1;
 }
 
-/* Does the text of a failed connection say that it may go well later?  There is no SQLSTATE. */
+/*
+ * Does the text of a failed connection say that it may go well later?  There is no
+ * SQLSTATE.  "SSL" says nothing: a restart may look like "SSL SYSCALL error: EOF
+ * detected".
+ */
 static bool
 may_connect_later(ErrorData *edata)
 {
 	static const char *const passing[] = {
 		"the database system is", "too many clients", "too many connections", "connection slots are"
 	};
-	static const char *const lasting[] = {"authentication", "pg_hba.conf", "does not exist", "SSL", "certificate"};
+	static const char *const lasting[] = {
+		"authentication", "password", "pg_hba.conf", "does not exist", "support SSL", "certificate", "private key", "alert "
+	};
 
 	for (int i = 0; edata->detail && i < lengthof(passing); i++)
 		if (strstr(edata->detail, passing[i]))
@@ -242,11 +248,15 @@ tsync_insist(void (*function) (void *), void *arg)
 void
 tsync_name_interruption(ErrorData *edata)
 {
-	if (tsync_name_statement_pooling(edata) || !is_interruption(edata))
+	bool		named = tsync_name_statement_pooling(edata) || tsync_name_refused_connection(edata);
+
+	if (!is_interruption(edata))
 		return;
 	if (interrupted.in_a_row > 0)
 		edata->detail = psprintf("%s%sThe source was asked %d times more before.", edata->detail ? edata->detail : "",
 								 edata->detail ? "\n" : "", interrupted.in_a_row);
+	if (named)
+		return;
 	if (cause_of(edata) == ERRCODE_T_R_SERIALIZATION_FAILURE)
 		edata->hint = pstrdup("The source is a hot standby whose primary removes rows that the statement still reads. Let its DBA set hot_standby_feedback = on there, or increase max_standby_streaming_delay; or increase tablesync.retry_timeout here.");
 	else if (cause_of(edata) == ERRCODE_ADMIN_SHUTDOWN)

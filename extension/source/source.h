@@ -91,6 +91,7 @@ extern void tsync_restrict_source_session(const char *label, int timeout);
 extern Oid	tsync_current_server(void);
 extern bool tsync_refuses_options(ErrorData *edata, void *arg);
 extern bool tsync_name_statement_pooling(ErrorData *edata);
+extern bool tsync_name_refused_connection(ErrorData *edata);
 extern bool tsync_connects_without_options(ErrorData *edata);
 extern void tsync_forgo_options(Oid server);
 extern void tsync_mark_session(void (*function) (void *), void *arg);

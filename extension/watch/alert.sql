@@ -212,7 +212,7 @@ AS $$
     SELECT greatest(least(interval '15 seconds' * power(2, least(failures, 10) - 1), interval '15 minutes'),
                     CASE WHEN sqlstate ~ '^28' OR sqlstate IN ('42501', '2F003')
                            OR sqlstate = '08001' AND detail ~* ('authentication|password|pg_hba\.conf|permission denied|does not exist'
-                                                                '|not permitted|too many|remaining connection slots')
+                                                                '|not permitted|too many|remaining connection slots|certificate|support SSL|private key|alert ')
                          THEN interval '5 minutes' END);
 $$;
 COMMENT ON FUNCTION tablesync.retry_delay(integer, text, text) IS 'back-off after so many failures in a row: 15 s, doubled each time, at most 15 min';

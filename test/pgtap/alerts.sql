@@ -1,6 +1,6 @@
 -- Alerts and back-off: the views, the functions that other code calls, who may do what.
 
-SELECT plan(50);
+SELECT plan(51);
 
 /* Columns of a relation with their types, in order. */
 CREATE FUNCTION pg_temp.columns(relation regclass) RETURNS text LANGUAGE sql AS $$
@@ -44,6 +44,7 @@ SELECT is(tablesync.retry_delay(f, s, d), r::interval, format('after %s failures
     (1, '08006', NULL, '15 s'), (3, '08006', NULL, '1 min'), (9, NULL, NULL, '15 min'), (2000000000, '57014', NULL, '15 min'),
     (1, '42501', NULL, '5 min'), (1, '28P01', NULL, '5 min'), (8, '42501', NULL, '15 min'),
     (1, '08001', 'FATAL:  password authentication failed for user "reader"', '5 min'),
+    (1, '08001', 'SSL error: certificate verify failed', '5 min'),
     (1, '08001', 'Connection refused', '15 s')) v (f, s, d, r);
 
 -- opened, seen again, closed, opened again
