@@ -240,7 +240,7 @@ inside mkdir -p "$work/tablesync"
 echo secret | inside tee "$work/password" >/dev/null
 (cd "$root" && tar cf - --exclude=.git --exclude=./tmp_check --exclude='*.o' --exclude='*.bc' --exclude='*.so' .) | inside tar xf - -C "$work/tablesync"
 build "$version"
-if has lintian; then quietly lintian.log inside lintian --allow-root --fail-on error,warning "$work/tablesync_${version}_$architecture.changes"; fi
+if has lintian; then quietly lintian.log inside env TMPDIR="$work" lintian --allow-root --fail-on error,warning "$work/tablesync_${version}_$architecture.changes"; fi
 list_files >"$logs/files.before"
 quietly install.log inside dpkg -i "$work/${package}_${version}_$architecture.deb"
 quietly installcheck.log inside env -C "$work/tablesync" debian/tests/installcheck
