@@ -263,20 +263,23 @@ tsync_forgo_options(Oid server)
 void
 tsync_mark_session(void (*function) (void *), void *arg)
 {
-	const char *own = getenv("PGOPTIONS");
+	volatile bool marked = getenv("PGOPTIONS") == NULL;
 
-	if (own == NULL)
+	if (marked)
 		(void) setenv("PGOPTIONS", MARK, 1);
 	PG_TRY();
 	{
 		function(arg);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
-		if (own == NULL)
+		if (marked)
 			unsetenv("PGOPTIONS");
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	if (marked)
+		unsetenv("PGOPTIONS");
 }
 
 /* Name the time limit that has ended a statement at the source, and what sets it.  Not in a transaction. */
