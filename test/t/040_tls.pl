@@ -12,6 +12,7 @@ use Test::More;
 
 my ($openssl) = grep { -x } map { "$_/openssl" } split /:/, $ENV{PATH};
 plan skip_all => 'openssl is not installed' unless $openssl;
+plan skip_all => 'this PostgreSQL is built without TLS' unless `pg_config --configure` =~ /--with-(open)?ssl/;
 
 # --- certificates ---
 
