@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 
+use File::Temp;
 use IPC::Run;
 use Test::More;
 
@@ -24,8 +25,10 @@ sub expand
 {
 	my ($sql, $settings) = @_;
 	my ($stdout, $stderr) = ('', '');
-	local $SIG{PIPE} = 'IGNORE';    # a description that is refused leaves the SQL unread
-	IPC::Run::run [ 'perl', "$root/extension/catalog/settings.pl", $settings // $description ], '<', \$sql, '>', \$stdout, '2>', \$stderr;
+	my $part = File::Temp->new;    # no pipe: a description that is refused leaves the SQL unread
+	print {$part} $sql;
+	close $part;
+	IPC::Run::run [ 'perl', "$root/extension/catalog/settings.pl", $settings // $description, "$part" ], '>', \$stdout, '2>', \$stderr;
 	return $stderr || $stdout;
 }
 
