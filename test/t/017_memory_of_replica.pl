@@ -8,7 +8,6 @@ use warnings;
 use PostgreSQL::Test::Utils;
 use TablesyncTest;
 use Test::More;
-use Time::HiRes qw(sleep);
 
 my $fingerprint = $ENV{TABLESYNC_FINGERPRINT} // 'xmin';
 my ($source, $target) = start_pair();
@@ -26,13 +25,14 @@ sub change_something
 	return;
 }
 
-# Rows of the replica that have been read so far.  A worker reports them before
-# its run ends for who waits for it; a session of ours when its backend ends, which
-# is a moment after psql.
+my $user;    # a session that stays
+
+# Rows of the replica that have been read so far.  The statistics are complete
+# when our sessions, whose psql ends before them, and workers have ended.
 sub rows_read
 {
 	my ($replica) = @_;
-	sleep 0.1;
+	wait_until($target, 'SELECT count(*) = ' . ($user ? 1 : 0) . q{ FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()});
 	return $target->safe_psql('postgres',
 		"SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relid = '$replica'::regclass");
 }
@@ -171,7 +171,7 @@ is(report($run_id),
 	'succeeded|1|2|0', 'somebody writes between the start of a run and APPLY');
 is_replica($source, $target, 'items', 'items', 'identical');
 
-my $user = session($target);
+$user = session($target);
 $user->query_safe("BEGIN; DELETE FROM items WHERE id = 4002");
 is(run_counts($target, 'items'), 'succeeded|0|0|0', 'a run while somebody writes');
 $user->query_safe('COMMIT');
@@ -186,6 +186,7 @@ $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('items', wait => fa
 wait_until($target, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'tablesync run' AND wait_event_type = 'Lock'});
 $user->query_safe('COMMIT');
 $user->quit;
+undef $user;
 is(report($run_id),
 	'succeeded|1|1|0', 'committed while the run waits for it');
 is_replica($source, $target, 'items', 'items', 'identical');
@@ -290,6 +291,7 @@ $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('parted', wait => f
 wait_until($target, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'tablesync run' AND wait_event_type = 'Lock'});
 $user->query_safe('COMMIT');
 $user->quit;
+undef $user;
 is(report($run_id),
 	'succeeded|1|1|0', 'written to by a partition between SCAN and APPLY');
 is_replica($source, $target, 'items', 'parted', 'identical');
