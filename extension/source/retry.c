@@ -216,7 +216,8 @@ tsync_is_interruption(ErrorData *edata, void *arg)
 void
 tsync_await_source_again(void)
 {
-	int			doublings = Min(interrupted.in_a_row - 1, 16);
+	/* none in a row: a connection without options comes at once */
+	int			doublings = Max(Min(interrupted.in_a_row - 1, 16), 0);
 	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 													Min(FIRST_WAIT_MS << doublings, LONGEST_WAIT_MS));
 	long		left;
