@@ -93,7 +93,7 @@ BEGIN
         END IF;
     END IF;
     replica := tablesync.add_replica(replica_name, existing, local_schema,
-        tablesync.create_source(replica_name, existing, local_schema, server, format('%I.%I', remote_schema, table_name)),
+        tablesync.create_source(replica_name, existing, local_schema, server, format('%I.%I', remote_schema, table_name), settings),
         true, settings);
     added := true;
 EXCEPTION

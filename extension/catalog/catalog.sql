@@ -57,6 +57,7 @@ CREATE TABLE tablesync.replica (
     memory_at timestamptz,
     source_changes bigint,
     watermark text,
+    filtered_by text,
     scan_rate double precision,
     counters jsonb,
     counters_at timestamptz,
@@ -91,6 +92,7 @@ COMMENT ON COLUMN tablesync.replica.memory_epoch IS 'when the source''s statisti
 COMMENT ON COLUMN tablesync.replica.memory_at IS 'when memory_horizon was read';
 COMMENT ON COLUMN tablesync.replica.source_changes IS 'rows that the source had ever inserted, updated and deleted, by its counters, before the last complete scan: a hint where to look';
 COMMENT ON COLUMN tablesync.replica.watermark IS 'versions below it were there before the last changes: a hint where to look, never proof';
+COMMENT ON COLUMN tablesync.replica.filtered_by IS 'filter of the last run that has succeeded';
 COMMENT ON COLUMN tablesync.replica.scan_rate IS 'rows per second that the source digested in the last runs';
 COMMENT ON COLUMN tablesync.replica.counters IS 'the source''s statistics counters before the last complete scan';
 COMMENT ON COLUMN tablesync.replica.counters_at IS 'when that scan began';

@@ -316,7 +316,7 @@ AS $$
 BEGIN
     PERFORM tablesync.ask_source(format('SELECT %s%s FROM %s LIMIT 0',
         CASE WHEN settings.fingerprint = 'xmin' THEN 'ctid, ' END,    -- a system column, too
-        (SELECT string_agg(quote_ident(c.column_name), ', ') FROM tablesync.replica_columns(settings.replica) c), settings.source));
+        (SELECT string_agg(format('%I', c->>'column'), ', ') FROM jsonb_array_elements(settings.shape) c), settings.source));
 END
 $$;
 COMMENT ON FUNCTION tablesync.read_nothing(tablesync.replica) IS 'an error unless the owner may read all columns and all rows of the source';
@@ -334,8 +334,10 @@ BEGIN
 EXCEPTION
     WHEN insufficient_privilege THEN
         PERFORM tablesync.fail_check('the source says: ' || SQLERRM,
-            format('At the source: GRANT USAGE ON SCHEMA %1$I TO %3$s; GRANT SELECT ON %1$I.%2$I TO %3$s;',
-                   target.schema_name, target.table_name, role_name));
+            format('At the source: GRANT USAGE ON SCHEMA %1$I TO %3$s; GRANT SELECT%4$s ON %1$I.%2$I TO %3$s;',
+                   target.schema_name, target.table_name, role_name,
+                   CASE WHEN settings.columns IS NOT NULL AND settings.fingerprint <> 'xmin' THEN
+                       (SELECT format(' (%s)', string_agg(format('%I', c->>'remote'), ', ' ORDER BY (c->>'attnum')::integer)) FROM jsonb_array_elements(settings.shape) c) END));
 END
 $$;
 COMMENT ON FUNCTION tablesync.preflight_privileges(tablesync.replica) IS 'check: may we read the whole source?';
@@ -396,8 +398,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM tablesync.check_source(settings.source, settings.key_columns, settings.version_column,
-                                   CASE WHEN settings.adopted AND settings.fingerprint <> 'xmin' THEN 'row' ELSE settings.fingerprint END);
-    detail := format('%s columns, each of the same type on both sides; compared by %s', jsonb_array_length(settings.shape),
+                                   CASE WHEN settings.adopted AND settings.fingerprint <> 'xmin' THEN 'row' ELSE settings.fingerprint END,
+                                   tablesync.wanted_shape(settings, tablesync.source_shape(settings.source)));
+    detail := format('%s columns, each of the same type on both sides; compared by %s', (SELECT count(*) FROM tablesync.replica_columns(settings.replica)),
                      CASE WHEN settings.adopted THEN 'all columns, until a run has succeeded'
                           WHEN settings.fingerprint = 'row' THEN 'all columns'
                           WHEN settings.fingerprint = 'xmin' THEN 'key and xmin'
@@ -418,7 +421,8 @@ BEGIN
     SELECT string_agg(quote_ident(c.remote_name), ', ' ORDER BY c.attnum) INTO fuzzy
     FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
     LEFT JOIN pg_attribute a ON a.attrelid = settings.replica AND a.attname = c.remote_name AND NOT a.attisdropped
-    WHERE c.problem LIKE 'its collation %'
+    WHERE EXISTS (SELECT FROM jsonb_array_elements(settings.shape) s WHERE s->>'remote' = c.remote_name)
+      AND c.problem LIKE 'its collation %'
        OR EXISTS (SELECT FROM pg_collation co WHERE co.oid = a.attcollation AND NOT co.collisdeterministic);
     IF fuzzy IS NOT NULL THEN
         PERFORM tablesync.fail_check(format('the collation of column %s is not deterministic: different values count as equal', fuzzy),
@@ -445,7 +449,7 @@ DECLARE
 BEGIN
     SELECT string_agg(s.detail, '; ') AS all_of_them, string_agg(s.problem, '; ') AS problems, string_agg(DISTINCT s.hint, ' ') AS hints
     INTO changes
-    FROM tablesync.plan_evolution(settings, tablesync.source_shape(settings.source)) s;
+    FROM tablesync.plan_evolution(settings, tablesync.wanted_shape(settings, tablesync.source_shape(settings.source))) s;
     IF settings.on_schema_change = 'apply' AND changes.problems IS NOT NULL THEN
         PERFORM tablesync.fail_check(changes.problems, changes.hints);
     ELSIF settings.on_schema_change = 'pause' AND changes.all_of_them IS NOT NULL THEN

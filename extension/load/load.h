@@ -19,6 +19,9 @@
 /* Rows on their way into the heap; private to heap.c. */
 typedef struct TsyncHeapWriter TsyncHeapWriter;
 
+/* How a replica's own columns get their values; private to own_columns.c. */
+typedef struct TsyncOwnColumns TsyncOwnColumns;
+
 /* What is to be loaded, and how far that has come. */
 typedef struct TsyncLoad
 {
@@ -53,6 +56,12 @@ extern char **tsync_find_bounds(TsyncLoad *load, int64 range_rows, int *nbounds)
 extern TsyncHeapWriter *tsync_heap_open(TsyncTable *table, TsyncFingerprint fingerprint, Relation rel);
 extern TsyncDigest tsync_heap_close(TsyncHeapWriter *writer);
 extern void tsync_heap_write(TupleTableSlot *slot, void *arg);
+
+/* in own_columns.c */
+extern bool tsync_has_columns(TsyncTable *table, Relation rel);
+extern TsyncOwnColumns *tsync_open_own_columns(TsyncTable *table, Relation rel);
+extern TupleTableSlot *tsync_complete_row(TsyncOwnColumns *own, TupleTableSlot *slot);
+extern void tsync_close_own_columns(TsyncOwnColumns *own);
 
 /* in indexes.c */
 extern List *tsync_suspend_indexes(Oid relid);

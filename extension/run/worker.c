@@ -114,6 +114,8 @@ check_guards(List *runs)
 	{
 		TsyncRun   *run = lfirst(lc);
 
+		if (run->replica->state.filter_changed)
+			tsync_count_outside(&run->replica->table, run->stage);
 		if (!run->verify.whole || run->verify.repair)
 			tsync_check_guards(&run->replica->table, &run->source, run->stage, run->scan.chunks,
 							   run->replica->settings.max_delete_fraction, run->force);

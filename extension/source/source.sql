@@ -610,27 +610,33 @@ RETURNS TABLE (column_name name, type bigint, typmod integer, nullable boolean, 
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+    -- those of the source, and then those that it computes
     SELECT s."column",
            r.atttypid::bigint,
            r.atttypmod,
            NOT (s.not_null AND r.attnotnull),
            array_position(t.key_columns, s."column"),
            s."column" = t.version_column,
-           CASE WHEN f.attname IS NULL THEN format('Foreign table %s has no column %I.', t.source, s."column")
+           CASE WHEN f.attname IS NULL AND NOT s.computed THEN format('Foreign table %s has no column %I.', t.source, s."column")
                 WHEN r.attname IS NULL THEN format('Table %s has no column %I.', t.replica, s."column")
-                WHEN (r.atttypid, r.atttypmod) <> (f.atttypid, f.atttypmod) THEN
+                WHEN (r.atttypid, r.atttypmod) <> (f.atttypid, f.atttypmod) AND NOT s.computed THEN
                     format('Column %I has type %s in %s and type %s in foreign table %s.', s."column",
                            format_type(r.atttypid, r.atttypmod), t.replica,
                            format_type(f.atttypid, f.atttypmod), t.source)
            END,
            s."column" = ANY (t.refetch),
-           regexp_replace(s.type, '\([^)]*\)', '') <> regexp_replace(format_type(f.atttypid, f.atttypmod), '\([^)]*\)', '')
+           NOT s.computed AND regexp_replace(s.type, '\([^)]*\)', '') <> regexp_replace(format_type(f.atttypid, f.atttypmod), '\([^)]*\)', '')
                AND NOT (f.atttypid IN ('text'::regtype, 'varchar'::regtype) AND s.type ~ '^(text|character varying)(\(\d+\))?$'),
            CASE WHEN s.bytewise AND tablesync.is_bytewise(r.attcollation) THEN r.attcollation::bigint END
     FROM tablesync.replica t
-    CROSS JOIN LATERAL ROWS FROM (
-        jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean, type text, bytewise boolean)
-    ) WITH ORDINALITY AS s ("column", not_null, type, bytewise, ordinality)
+    CROSS JOIN LATERAL (
+        SELECT c."column", c.not_null, c.type, c.bytewise, c.ordinality, false AS computed
+        FROM ROWS FROM (jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean, type text, bytewise boolean, hidden boolean))
+            WITH ORDINALITY AS c ("column", not_null, type, bytewise, hidden, ordinality)
+        WHERE c.hidden IS NOT TRUE
+        UNION ALL
+        SELECT e::name, false, NULL, NULL, 10000 + row_number() OVER (ORDER BY e), true FROM jsonb_object_keys(t.expressions) e
+    ) s
     -- LIMIT: looked up one by one, where a join would read all of pg_attribute
     LEFT JOIN LATERAL (SELECT * FROM pg_attribute a WHERE a.attrelid = t.source AND a.attname = s."column" AND NOT a.attisdropped LIMIT 1) f ON true
     LEFT JOIN LATERAL (SELECT * FROM pg_attribute a WHERE a.attrelid = t.replica AND a.attname = s."column" AND NOT a.attisdropped LIMIT 1) r ON true
@@ -839,6 +845,7 @@ BEGIN
                                                    array_to_string(settings.key_columns, ', ')),
                                         'Ask for the index, or for a primary key, at the source; or remove the replica, and add it again with another key.');
     END IF;
+    new_shape := tablesync.wanted_shape(settings, new_shape);
     unreadable := tablesync.unreadable_columns(settings.source, settings.shape, new_shape);
     new_shape := (SELECT jsonb_agg(c.c ORDER BY c.n) FROM jsonb_array_elements(new_shape) WITH ORDINALITY c (c, n)
                   WHERE (c.c->>'remote' = ANY (unreadable)) IS NOT TRUE);
