@@ -179,7 +179,7 @@ DECLARE
     target record := tablesync.source_target(settings.source);
     readable name[];
 BEGIN
-    EXECUTE format('SELECT %s FROM %s LIMIT 1', (SELECT string_agg(format('%I', s->>'column'), ', ') FROM jsonb_array_elements(settings.shape) s), settings.source);
+    EXECUTE format('SELECT %s FROM %s LIMIT 0', (SELECT string_agg(format('%I', s->>'column'), ', ') FROM jsonb_array_elements(settings.shape) s), settings.source);
 EXCEPTION WHEN insufficient_privilege THEN
     EXECUTE format('SELECT array_agg(column_name) FROM %s WHERE table_schema = %L AND table_name = %L AND privilege_type = ''SELECT''',
                    tablesync.source_catalog(target.server, 'column_privileges'), target.schema_name, target.table_name)
@@ -532,8 +532,9 @@ BEGIN
     no_xmin := CASE WHEN coalesce(wanted.fingerprint, 'xmin') = 'xmin' THEN tablesync.xmin_problem(source) END;
     wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN no_xmin IS NULL THEN 'xmin' WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
     wanted.key_columns := tablesync.source_key(source, wanted.key_columns);
-    wanted.shape := tablesync.wanted_shape(wanted, tablesync.source_shape(source));
+    wanted.shape := tablesync.source_shape(source);
     PERFORM tablesync.check_settings(wanted);
+    wanted.shape := tablesync.wanted_shape(wanted, wanted.shape);
     wanted := tablesync.checked_part(wanted, tablesync.source_shape(source));
     PERFORM tablesync.check_readable(wanted);
     IF wanted.fingerprint = 'xmin' AND no_xmin IS NOT NULL THEN

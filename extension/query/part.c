@@ -83,8 +83,10 @@ has_maximum(Oid type)
 void
 tsync_append_source_column(StringInfo buf, TsyncTable *table, TsyncColumn *column)
 {
-	if (!tsync_is_computed(table) || tsync_is_key(table, column) || column->constant)
+	if (!tsync_is_computed(table) || tsync_is_key(table, column))
 		appendStringInfoString(buf, column->quoted);
+	else if (column->constant)
+		appendStringInfo(buf, "(%s)", column->expression);
 	else if (has_maximum(column->type))
 		appendStringInfo(buf, "pg_catalog.max(%s)%s", column->quoted, column->type == VARCHAROID ? "::pg_catalog.varchar" : "");
 	else

@@ -41,7 +41,7 @@ AS $$
     FROM (SELECT unnest(settings.key_columns)
           UNION ALL SELECT settings.version_column
           UNION ALL SELECT unnest(tablesync.columns_of_expression(settings.filter))
-          UNION ALL SELECT unnest(tablesync.columns_of_expression(e.value)) FROM jsonb_each_text(settings.expressions) e) u (name)
+          UNION ALL SELECT unnest(tablesync.columns_of_expression(e.value)) FROM jsonb_each_text(CASE WHEN jsonb_typeof(settings.expressions) = 'object' THEN settings.expressions END) e) u (name)
     WHERE u.name IS NOT NULL;
 $$;
 COMMENT ON FUNCTION tablesync.used_columns(tablesync.replica) IS 'columns of the source that are the key or the version, or are named in filter and expressions';

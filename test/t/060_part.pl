@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 
+use PostgreSQL::Test::Utils;
 use TablesyncTest;
 use Test::More;
 
@@ -186,6 +187,108 @@ for my $bad (
 	my ($rc, $out, $err) = $target->psql('postgres', "BEGIN; SELECT tablesync_alter('open_orders', filter => \$filter\$$filter\$filter\$); ROLLBACK", extra_params => [ '-U', 'app', '-v', 'VERBOSITY=verbose' ]);
 	like($err || "rc $rc", $error, 'bad: ' . substr $filter, 0, 60);
 	is(app_sql($target, "SELECT t::text FROM tablesync.replica t WHERE replica = 'open_orders'::regclass"), $before, 'and nothing has changed');
+}
+
+
+# --- columns that the source computes ---
+at_source(q{
+	CREATE TYPE mood AS ENUM ('sad', 'happy');
+	CREATE TABLE patients (id integer PRIMARY KEY, email text, phone varchar(20), born date, weight numeric(6,2), tags text[], doc jsonb, raw json, flag boolean, u uuid, pin char(4), m mood, updated_at timestamptz NOT NULL DEFAULT now());
+	INSERT INTO patients SELECT i, 'p' || i || '@example.org', '+49' || i, date '1970-01-01' + i, i / 7.0, ARRAY['a', NULL, i::text], jsonb_build_object('i', i), '{"a":  1}', i % 2 = 0, md5(i::text)::uuid, i % 100, 'sad' FROM generate_series(1, 3000) i;
+	INSERT INTO patients (id) VALUES (-1);
+});
+$source->append_conf('postgresql.conf', 'log_statement = all');
+$source->reload;
+my $masked = q{SELECT id, md5(email) AS email, left(phone, 5) AS phone, born, weight, tags, doc, raw, flag, u, pin, updated_at, 'hidden'::text AS mood FROM patients};
+my $settings = q{expressions => '{"email": "md5(email)", "phone": "left(phone, 5)", "mood": "''hidden''"}', columns => '{id,born,weight,tags,doc,raw,flag,u,pin,updated_at}'};
+for my $fingerprint (qw(xmin version))
+{
+	my $patients = "patients_by_$fingerprint";
+	my $log = -s $source->logfile;
+	app_sql($target, "SELECT tablesync_add('$patients', 'src', 'public.patients', version_column => 'updated_at', fingerprint => '$fingerprint', $settings)");
+	runs($patients, '3001|0|0', "$fingerprint: load with computed columns");
+	is_part($patients, $masked, $fingerprint);
+	at_source(q{UPDATE patients SET email = 'new', updated_at = clock_timestamp() WHERE id = 4; UPDATE patients SET phone = '+4911', born = 'today', updated_at = clock_timestamp() WHERE id = 11; DELETE FROM patients WHERE id = (SELECT max(id) - 10 FROM patients); INSERT INTO patients SELECT 1 + max(id), 'x' FROM patients});
+	runs($patients, '1|2|1', "$fingerprint: changes");
+	is_part($patients, $masked, "$fingerprint, after changes");
+	app_sql($target, "UPDATE $patients SET email = 'plain', updated_at = now() WHERE id = 20");
+	runs($patients, '0|1|0', "$fingerprint: strangers' writes are repaired");
+	is(app_sql($target, "SELECT string_agg(check_name || ': ' || detail, '; ') FROM tablesync_check('$patients') WHERE NOT ok"), '', "$fingerprint: the check finds nothing");
+	is(app_sql($target, "SELECT count(*) FROM tablesync_verify('$patients')"), '0', "$fingerprint: verify finds nothing");
+	# what has crossed the network is what the source was asked for
+	my @asked = grep { /DECLARE|SELECT/ && /patients/ && !/pg_catalog"?\.pg_|pg_attribute/ } split /\n/, slurp_file($source->logfile, $log);
+	my @plain = grep { /SELECT [^()]*\bemail\b/ || /SELECT (?:(?!FROM).)*(?<!md5\()\bemail\b(?!\))/ } grep { !/LIMIT 0\b/ && !/060_part\.pl/ } @asked;
+	is("@plain[0 .. ($#plain > 2 ? 2 : $#plain)]", '', "$fingerprint: no statement asks for the plain value");
+	cmp_ok(scalar(@asked), '>', 5, "$fingerprint: of many");
+	app_sql($target, qq{SELECT FROM tablesync_alter('$patients', expressions => '{"email": "upper(md5(email))", "phone": "left(phone, 5)"}')});
+	like(run_counts($target, $patients), qr/^succeeded\|0\|\d+\|0$/, "$fingerprint: another expression");
+	is_part($patients, $masked =~ s/md5\(email\)/upper(md5(email))/r, "$fingerprint, another expression");
+	at_source('ALTER TABLE patients RENAME email TO mail');
+	runs($patients, '0|0|0', "$fingerprint: what is computed from is renamed");
+	is_part($patients, $masked =~ s/md5\(email\)/upper(md5(mail))/r, "$fingerprint, renamed");
+	is(app_sql($target, "SELECT expressions->>'email' FROM tablesync.replica WHERE replica = '$patients'::regclass"), 'upper(md5(mail))', "$fingerprint: the setting follows");
+	at_source('ALTER TABLE patients RENAME mail TO email');
+	runs($patients, '0|0|0', "$fingerprint: and back");
+	app_sql($target, "SELECT FROM tablesync_alter('$patients', expressions => '{}', columns => '{id,email,born,updated_at}')");
+	like(run_counts($target, $patients), qr/^succeeded\|0\|\d+\|0$/, "$fingerprint: no expressions");
+	app_sql($target, "SELECT tablesync_remove('$patients', drop_replica => true)");
+}
+for my $bad (
+	[ q{expressions => '{"id": "id + 1"}'}, qr/22023.*'id' is the key or the version column/ ],
+	[ q{expressions => '{"email": 1}'}, qr/22023.*invalid value for expressions/ ],
+	[ q{expressions => '["email"]'}, qr/22023.*invalid value for expressions/ ],
+	[ q{expressions => '{"email": "md5(nope)"}'}, qr/42703.*"?nope/ ],
+	[ q{expressions => '{"email": "(SELECT 1)"}'}, qr/0A000.*it has a subquery/ ],
+	[ q{expressions => '{"email": "count(*)"}'}, qr/42803/ ],
+	[ q{expressions => '{"email": "row_number() OVER ()"}'}, qr/42P20/ ],
+	[ q{expressions => '{"email": "clock_timestamp()"}'}, qr/42P17/ ],
+	[ q{expressions => '{"email": "email, phone"}'}, qr/42601/ ],
+	[ q{expressions => '{"email": "id::text"}'}, qr/0A000.*can't compute it/ ],
+	[ q{expressions => '{"phone": "m"}'}, qr/0A000.*column 'phone' would have type/ ],
+	[ q{expressions => '{"email": "md5(email)"}'}, qr/0A000.*column 'm' can't be fetched together.*not built in/s ])
+{
+	at_source(q{SELECT 1});
+	$target->psql('postgres', "CREATE TYPE mood AS ENUM ('sad', 'happy')");
+	like(app_fails($target, "SELECT tablesync_add('bad', 'src', 'public.patients', fingerprint => 'xmin', $bad->[0])"), $bad->[1], "bad: $bad->[0]");
+}
+is($target->safe_psql('postgres', "SELECT to_regclass('bad'), to_regclass('bad_source')"), '|', 'nothing is left of them');
+
+# --- columns of the replica's own ---
+at_source('CREATE TABLE items (id integer PRIMARY KEY, name text); INSERT INTO items SELECT i, \'name \' || i FROM generate_series(1, 150000) i; ANALYZE items');
+for my $bulk (1, 0)
+{
+	app_sql($target, qq{
+		CREATE TABLE items (mark text, id integer PRIMARY KEY, seen timestamptz NOT NULL DEFAULT now(), gone integer, serial bigint GENERATED ALWAYS AS IDENTITY, name text,
+			words tsvector GENERATED ALWAYS AS (to_tsvector('simple', name)) STORED, priority integer DEFAULT 5 NOT NULL);
+		ALTER TABLE items DROP gone});
+	app_sql($target, 'CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NEW; END$$; CREATE TRIGGER t BEFORE INSERT ON items FOR EACH ROW EXECUTE FUNCTION nothing()') if !$bulk;
+	is(app_sql($target, "SELECT tablesync_add('items', 'src', 'public.items')"), 'items', 'a table with columns of its own');
+	is(app_sql($target, "SELECT tablesync.can_bulk_load('items')"), $bulk ? 't' : 'f', 'which can be loaded in bulk, or not');
+	runs('items', '150000|0|0', 'load');
+	is(app_sql($target, "SELECT count(*), count(DISTINCT serial), min(serial) > 0, count(seen), count(mark), bool_and(words = to_tsvector('simple', name)), min(priority), max(priority) FROM items"),
+		'150000|150000|t|150000|0|t|5|5', 'they have their defaults');
+	app_sql($target, "UPDATE items SET mark = 'mine', priority = 9 WHERE id <= 10");
+	my $before = app_sql($target, "SELECT serial, seen, mark, priority FROM items WHERE id = 3");
+	at_source("UPDATE items SET name = 'other words' WHERE id IN (3, 4); DELETE FROM items WHERE id = 5; INSERT INTO items VALUES (-1, 'neu')");
+	runs('items', '1|2|1', 'changes');
+	is(app_sql($target, "SELECT words FROM items WHERE id = 3"), "'other':1 'words':2", 'what is generated follows');
+	is(app_sql($target, "SELECT serial, seen, mark, priority FROM items WHERE id = 3"), $before, 'the others are kept');
+	is(app_sql($target, "SELECT count(*) FROM tablesync_verify('items')"), '0', 'they are not compared');
+	app_sql($target, "ALTER TABLE items ADD flag boolean, ADD name_length integer GENERATED ALWAYS AS (length(name)) STORED");
+	runs('items', '0|0|0', 'further ones');
+	at_source('ALTER TABLE items ADD mark integer');
+	like(app_fails($target, "SELECT tablesync_run('items')"), qr/column mark integer was added, and public\.items has a column of that name already/, 'the source gets one of that name');
+	app_sql($target, "ALTER TABLE items RENAME mark TO my_mark; SELECT tablesync_resume('items')");
+	runs('items', '0|0|0', 'which is renamed here');
+	is(app_sql($target, "SELECT my_mark, mark FROM items WHERE id = 3"), 'mine|', 'and kept');
+	app_sql($target, "SELECT tablesync_remove('items', drop_replica => true)");
+	at_source("ALTER TABLE items DROP mark; UPDATE items SET name = 'name ' || id WHERE id IN (3, 4); INSERT INTO items VALUES (5, 'x'); DELETE FROM items WHERE id = -1");
+}
+for my $bad ([ 'must integer NOT NULL', qr/42804.*Its column must does not exist in the source, and no row can be inserted without it/s ],
+	[ 'must never', qr/Its column must does not exist in the source/ ])
+{
+	app_sql($target, "DROP TABLE IF EXISTS items; DROP DOMAIN IF EXISTS never; CREATE DOMAIN never AS integer NOT NULL; CREATE TABLE items (id integer PRIMARY KEY, name text, $bad->[0])");
+	like(app_fails($target, "SELECT tablesync_add('items', 'src', 'public.items')"), $bad->[1], "bad: $bad->[0]");
 }
 
 done_testing();
