@@ -545,7 +545,7 @@ BEGIN
     IF row_count = 0 THEN
         hint := format('The source has no statistics of it. There: ANALYZE %I.%I;', target.schema_name, target.table_name);
     END IF;
-    detail := format('about %s rows; ', row_count::bigint);
+    detail := format('about %s rows%s; ', row_count::bigint, CASE WHEN settings.filter IS NOT NULL THEN ' without the filter' ELSE '' END);
     IF NOT settings.loaded THEN
         detail := detail || format('the load transfers about %s in %s s; ',
                                    pg_size_pretty((row_count * width)::bigint), round((row_count / rows_loaded_per_second)::numeric, 2));

@@ -40,6 +40,7 @@ typedef struct TsyncLoad
 	bool		compared;		/* the source held "digest" after them, in one snapshot */
 	TsyncDigest digest;
 	bool		snapshot_expired;	/* a snapshot of the whole source took too long */
+	double		expected_rows;	/* 0: unknown */
 } TsyncLoad;
 
 /* in load.c */
@@ -50,6 +51,7 @@ extern void tsync_help_load(TsyncLoad *load);
 extern bool tsync_bulk_load(TsyncLoad *load);
 
 /* in bounds.c */
+extern double tsync_expect_rows(TsyncLoad *load);
 extern char **tsync_find_bounds(TsyncLoad *load, int64 range_rows, int *nbounds);
 
 /* in heap.c */
