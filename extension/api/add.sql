@@ -179,8 +179,13 @@ DECLARE
     target record := tablesync.source_target(settings.source);
     readable name[];
 BEGIN
-    EXECUTE format('SELECT %s FROM %s LIMIT 0', (SELECT string_agg(format('%I', s->>'column'), ', ') FROM jsonb_array_elements(settings.shape) s), settings.source);
+    EXECUTE format('SELECT %s FROM %s LIMIT 0',
+                   (SELECT string_agg(format('%I', s->>'column'), ', ') FROM jsonb_array_elements(settings.shape) s
+                    WHERE tablesync.stands_for(settings.source, s->>'column', s->>'remote')), settings.source);
 EXCEPTION WHEN insufficient_privilege THEN
+    IF NOT has_table_privilege(settings.source, 'SELECT') THEN
+        RAISE;
+    END IF;
     EXECUTE format('SELECT array_agg(column_name) FROM %s WHERE table_schema = %L AND table_name = %L AND privilege_type = ''SELECT''',
                    tablesync.source_catalog(target.server, 'column_privileges'), target.schema_name, target.table_name)
     INTO readable;
@@ -509,6 +514,9 @@ BEGIN
         RAISE EXCEPTION 'replica and source must not be NULL' USING ERRCODE = 'null_value_not_allowed';
     END IF;
     PERFORM tablesync.check_not_replica(existing);
+    IF existing IS NOT NULL AND NOT tablesync.owns(existing) THEN
+        RAISE EXCEPTION 'must be owner of table %', existing USING ERRCODE = 'insufficient_privilege';
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = t.ftserver
                    JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
                    JOIN pg_proc p ON p.oid = w.fdwhandler
@@ -552,9 +560,6 @@ BEGIN
                                  name_parts[cardinality(name_parts)])::regclass;
     ELSE
         wanted.replica := existing;
-        IF NOT tablesync.owns(existing) THEN
-            RAISE EXCEPTION 'must be owner of table %', existing USING ERRCODE = 'insufficient_privilege';
-        END IF;
         PERFORM tablesync.check_existing(existing, wanted);
         EXECUTE format('SELECT EXISTS (SELECT FROM %s)', existing) INTO has_rows;
         IF has_rows AND wanted.fingerprint <> 'xmin' AND EXISTS (SELECT FROM tablesync.columns_of_replica(wanted) c
