@@ -41,6 +41,9 @@ extern void tsync_end_without_apply(TsyncApply *apply);
 extern bool tsync_is_proved(TsyncApply *apply);
 extern bool tsync_merge(TsyncApply *apply);
 
+/* in replace.c */
+extern TsyncDigest tsync_replace_rows(TsyncApply *apply);
+
 /* in guard.c */
 extern void tsync_check_guards(TsyncTable *table, TsyncSource *source, TsyncStage *stage, List *chunks,
 							   double max_delete_fraction, bool force);

@@ -69,13 +69,11 @@ expect_rows(TsyncTable *table, const char *verb, int64 expected, int64 actual)
 static TsyncDigest
 update_rows(TsyncApply *apply)
 {
-	TsyncTable *table = apply->table;
 	InPlace		rows = {.apply = apply};
 
 	if (tsync_try_inside(update_in_place, &rows, tsync_is_uniqueness_violation, NULL))
 		return rows.changed;
-	tsync_modify(table, tsync_sql_delete(table, TSYNC_UPDATED, NULL, apply->fingerprint));
-	return tsync_modify(table, tsync_sql_insert(table, TSYNC_UPDATED, apply->fingerprint));
+	return tsync_replace_rows(apply);
 }
 
 /* Are the rows of a row set in the replica, byte by byte? */

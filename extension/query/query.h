@@ -104,6 +104,7 @@ typedef struct TsyncRange
 #define TSYNC_UPDATED "tsync_updated"
 #define TSYNC_DELETED "tsync_deleted"
 #define TSYNC_REAPPEARED "tsync_reappeared"
+#define TSYNC_KEPT "tsync_kept" /* keys of rows, and what the replica has besides the source's columns */
 #define TSYNC_TOUCHED "tsync_touched"	/* keys of rows that somebody has changed here */
 #define TSYNC_NEW "tsync_new"	/* keys of rows that the source has written since the last success */
 #define TSYNC_OPAQUE "tsync_opaque" /* columns without a hash of a chunk's source rows */
@@ -307,6 +308,8 @@ extern char *tsync_sql_sample(TsyncTable *table, int64 blocks, int64 rows_per_bl
 
 /* in write.c */
 extern char *tsync_sql_insert(TsyncTable *table, const char *from, TsyncFingerprint fingerprint);
+extern char *tsync_sql_keep_columns(TsyncTable *table, List *own, const char *from);
+extern char *tsync_sql_insert_kept(TsyncTable *table, List *own, const char *from, TsyncFingerprint fingerprint);
 extern char *tsync_sql_update(TsyncTable *table, const char *from, TsyncFingerprint fingerprint);
 extern char *tsync_sql_delete(TsyncTable *table, const char *keys, const char *except, TsyncFingerprint fingerprint);
 

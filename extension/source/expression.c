@@ -29,6 +29,7 @@
 #include "parser/parser.h"
 #include "process/process.h"
 #include "query/query.h"
+#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -329,6 +330,8 @@ tsync_check_expression(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE || desc->natts != lengthof(values))
 		elog(ERROR, "function has to return a row of four columns");
+	if (pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK)	/* before it is locked */
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FOREIGN_TABLE, tsync_relation_label(relid));
 	source = relation_open(relid, AccessShareLock);
 	if (source->rd_rel->relkind != RELKIND_FOREIGN_TABLE)
 		ereport(ERROR,

@@ -269,10 +269,17 @@ for my $bulk (1, 0)
 		'150000|150000|t|150000|0|t|5|5', 'they have their defaults');
 	app_sql($target, "UPDATE items SET mark = 'mine', priority = 9 WHERE id <= 10");
 	my $before = app_sql($target, "SELECT serial, seen, mark, priority FROM items WHERE id = 3");
-	at_source("UPDATE items SET name = 'other words' WHERE id IN (3, 4); DELETE FROM items WHERE id = 5; INSERT INTO items VALUES (-1, 'neu')");
+	at_source("UPDATE items SET name = 'other words' || repeat(' ', id) WHERE id IN (3, 4); DELETE FROM items WHERE id = 5; INSERT INTO items VALUES (-1, 'neu')");
 	runs('items', '1|2|1', 'changes');
 	is(app_sql($target, "SELECT words FROM items WHERE id = 3"), "'other':1 'words':2", 'what is generated follows');
 	is(app_sql($target, "SELECT serial, seen, mark, priority FROM items WHERE id = 3"), $before, 'the others are kept');
+	# rows that swap a unique value can't be updated one after the other
+	app_sql($target, 'CREATE UNIQUE INDEX ON items (name)');
+	at_source("UPDATE items SET name = 'a' WHERE id = 3; UPDATE items SET name = 'b' WHERE id = 4");
+	runs('items', '0|2|0', 'unique values');
+	at_source("UPDATE items SET name = CASE id WHEN 3 THEN 'b' ELSE 'a' END WHERE id IN (3, 4)");
+	runs('items', '0|2|0', 'unique values are swapped');
+	is(app_sql($target, "SELECT serial, seen, mark, priority FROM items WHERE id = 3"), $before, 'the others are kept then, too');
 	is(app_sql($target, "SELECT count(*) FROM tablesync_verify('items')"), '0', 'they are not compared');
 	app_sql($target, "ALTER TABLE items ADD flag boolean, ADD name_length integer GENERATED ALWAYS AS (length(name)) STORED");
 	runs('items', '0|0|0', 'further ones');
