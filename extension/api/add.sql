@@ -34,7 +34,7 @@ BEGIN
     IF NOT tablesync.is_source_unique(target.server, target.schema_name, target.table_name, attnums) OR cardinality(attnums) IS DISTINCT FROM cardinality(key_columns) THEN
         RAISE EXCEPTION 'columns % are not a key of the source %.%', key_columns, quote_ident(target.schema_name), quote_ident(target.table_name)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-                  DETAIL = 'A key needs a unique index at the source, on NOT NULL columns, that is neither partial nor deferrable.',
+                  DETAIL = tablesync.key_problem(source, shape, key_columns),
                   HINT = CASE WHEN primary_key IS NOT NULL THEN format('The primary key is (%s).', array_to_string(primary_key, ', '))
                          ELSE 'Name all columns of such an index as key_columns.' END;
     END IF;
@@ -131,7 +131,7 @@ BEGIN
                         tablesync.type_problem(c.type, u.key, u.key OR u.hashed)) AS problem,
                CASE WHEN c.problem IS NOT NULL THEN tablesync.column_hint(c.problem)
                     WHEN a.attname IS NULL OR (a.atttypid, a.atttypmod) <> (c.type, c.typmod) OR NOT co.collisdeterministic THEN
-                        'Create the foreign table again with IMPORT FOREIGN SCHEMA, or let tablesync_add(replica, server, source) do it.'
+                        tablesync.recreate_hint(source)
                     WHEN tablesync.type_problem(c.type, false, false) IS NOT NULL THEN NULL    -- not at all
                     WHEN u.key THEN 'Types of keys are smallint, integer, bigint, numeric, uuid, date, timestamp, timestamptz, text, varchar and char.'
                     WHEN fingerprint = 'row' THEN 'Set fingerprint to xmin if the source is a table, or to version if it sets a column on every change, and name that as version_column.'
@@ -191,11 +191,13 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     problem text;
+    remedy text;
 BEGIN
     SELECT CASE WHEN c.relkind NOT IN ('r', 'p') THEN 'It is not a table.'
                 WHEN c.relpersistence = 't' THEN 'It is a temporary table: a background worker can''t see it.' END
     INTO problem
     FROM pg_class c WHERE c.oid = replica;
+    SELECT coalesce(p.detail, problem), p.hint INTO problem, remedy FROM tablesync.foreign_table_problem(replica) p;
 
     IF problem IS NULL THEN
         SELECT CASE WHEN r.attname IS NULL THEN format('It has no column %I.', s."column")
@@ -233,11 +235,35 @@ BEGIN
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION 'table % can''t be the replica of %', replica, source
             USING ERRCODE = 'datatype_mismatch', DETAIL = problem,
-                  HINT = 'Change the table, or name one that does not exist: tablesync_add() creates it like the source.';
+                  HINT = coalesce(remedy, 'Change the table, or name one that does not exist: tablesync_add() creates it like the source.');
     END IF;
 END
 $$;
 COMMENT ON FUNCTION tablesync.check_existing(regclass, regclass, name[]) IS 'an error if an existing table can''t hold an exact copy of a source';
+
+/*
+ * A type as DDL names it: with its schema, unless that is pg_catalog, and with its
+ * modifier.  The number is the source's, and a function of the type makes text of
+ * it: an error if that is anything else than the name of the type.
+ */
+CREATE FUNCTION tablesync.type_name(type oid, typmod integer)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    name text := format_type(type, typmod);
+BEGIN
+    IF type < 16384 OR to_regtype(name) = type THEN
+        RETURN name;
+    END IF;
+    RAISE EXCEPTION 'type % has no modifier % here', type::regtype, typmod
+        USING ERRCODE = 'undefined_object',
+              DETAIL = format('As text it is %s.', quote_literal(left(name, 200))),
+              HINT = 'Create the type here like at the source.';
+END
+$$;
+COMMENT ON FUNCTION tablesync.type_name(oid, integer) IS 'name of a type with its schema and modifier, for DDL';
 
 /* Definitions of the columns of a source, for CREATE [FOREIGN] TABLE. */
 CREATE FUNCTION tablesync.column_definitions(server oid, schema_name text, table_name text)
@@ -246,9 +272,7 @@ LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT string_agg(format('%I %s%s%s', c.remote_name,
-                             CASE WHEN c.type >= 16384 THEN format('%s.', (SELECT quote_ident(n.nspname) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = c.type))
-                                  || (SELECT quote_ident(t.typname) FROM pg_type t WHERE t.oid = c.type)
-                                  ELSE format_type(c.type, c.typmod) END,
+                             tablesync.type_name(c.type, c.typmod),
                              CASE WHEN c."collation" IS NOT NULL THEN
                                  format(' COLLATE pg_catalog.%I', (SELECT collname FROM pg_collation WHERE oid = c."collation")) END,
                              CASE WHEN c.not_null THEN ' NOT NULL' END), ', ' ORDER BY c.attnum)
@@ -571,8 +595,8 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.add_replica(text, regclass, name, regclass, boolean, jsonb) IS 'checks a source, creates or checks the replica, and registers it';
 
-/* Create the foreign table for a source next to its replica. */
-CREATE FUNCTION tablesync.create_source(replica_name text, existing regclass, home_schema name, server name, source_name text)
+/* Create the foreign table for a source next to its replica; "avoid" are names that are not to be taken. */
+CREATE FUNCTION tablesync.create_source(replica_name text, existing regclass, home_schema name, server name, source_name text, avoid text[] DEFAULT '{}')
 RETURNS regclass
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -582,9 +606,8 @@ DECLARE
     source_parts text[] := parse_ident(source_name);
     server_oid oid := (SELECT oid FROM pg_foreign_server WHERE srvname = server);
     foreign_schema text := CASE WHEN cardinality(replica_parts) > 1 THEN replica_parts[1] ELSE home_schema END;
-    foreign_name text := replica_parts[cardinality(replica_parts)];
     misfit record;
-    leftover regclass;
+    chosen record;
 BEGIN
     IF replica_name IS NULL OR server IS NULL OR source_name IS NULL THEN
         RAISE EXCEPTION 'replica, server and source must not be NULL' USING ERRCODE = 'null_value_not_allowed';
@@ -599,10 +622,6 @@ BEGIN
         RAISE EXCEPTION 'source "%" is not of the form schema.table', source_name
             USING ERRCODE = 'invalid_name', HINT = 'For example ''public.media''.';
     END IF;
-    WHILE octet_length(foreign_name) > 56 LOOP
-        foreign_name := left(foreign_name, -1);
-    END LOOP;
-    foreign_name := foreign_name || '_source';
     PERFORM tablesync.check_mapping(current_user, server_oid);
     PERFORM tablesync.prepare_server(server);
     PERFORM tablesync.check_source_kind(server_oid, source_parts[1], source_parts[2]);
@@ -613,25 +632,19 @@ BEGIN
         PERFORM tablesync.refuse_column(quote_ident(misfit.remote_name), source_name, misfit.problem,
                                         tablesync.column_hint(misfit.problem));
     END IF;
-    -- left over from a replica that was dropped
-    leftover := to_regclass(format('%I.%I', foreign_schema, foreign_name));
-    IF leftover IS NOT NULL THEN
-        IF NOT EXISTS (SELECT FROM tablesync.source_target(leftover) t
-                       WHERE t.server = server_oid AND t.schema_name = source_parts[1] AND t.table_name = source_parts[2]) THEN
-            RAISE EXCEPTION 'relation % already exists', leftover
-                USING ERRCODE = 'duplicate_table', DETAIL = format('It is not a foreign table over %s of server "%s".', source_name, server),
-                      HINT = 'Create a foreign table of another name with IMPORT FOREIGN SCHEMA, and use tablesync_add(replica, foreign_table).';
-        END IF;
-        RETURN leftover;
+    SELECT * INTO chosen
+    FROM tablesync.choose_foreign_name(replica_parts[cardinality(replica_parts)], foreign_schema, server_oid, source_parts[1], source_parts[2], avoid);
+    IF chosen.leftover IS NOT NULL THEN    -- from a replica that was dropped
+        RETURN chosen.leftover;
     END IF;
     EXECUTE format('CREATE FOREIGN TABLE %I.%I (%s) SERVER %I OPTIONS (schema_name %L, table_name %L, fetch_size ''3000'')',
-                   foreign_schema, foreign_name,
+                   foreign_schema, chosen.name,
                    tablesync.column_definitions(server_oid, source_parts[1], source_parts[2]),
                    server, source_parts[1], source_parts[2]);
-    RETURN format('%I.%I', foreign_schema, foreign_name)::regclass;
+    RETURN format('%I.%I', foreign_schema, chosen.name)::regclass;
 END
 $$;
-COMMENT ON FUNCTION tablesync.create_source(text, regclass, name, name, text) IS 'creates the foreign table <replica>_source over a table of a server';
+COMMENT ON FUNCTION tablesync.create_source(text, regclass, name, name, text, text[]) IS 'creates the foreign table <replica>_source over a table of a server';
 
 CREATE FUNCTION @extschema@.tablesync_add(
     replica text,

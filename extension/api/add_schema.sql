@@ -56,6 +56,9 @@ BEGIN
                     ELSE format('%s is the replica of something else: %I.%I of server "%s"', existing, known.schema_name, known.table_name,
                                 (SELECT s.srvname FROM pg_foreign_server s WHERE s.oid = known.server)) END;
     END IF;
+    IF (SELECT c.relkind = 'f' FROM pg_class c WHERE c.oid = existing) THEN
+        RETURN (SELECT concat_ws(' ', existing::text || ' exists.', p.detail, p.hint) FROM tablesync.foreign_table_problem(existing) p);
+    END IF;
     IF tablesync.owns(existing) AND (SELECT c.relkind IN ('r', 'p') FROM pg_class c WHERE c.oid = existing) THEN
         EXECUTE format('SELECT EXISTS (SELECT FROM %s)', existing) INTO has_rows;
         IF has_rows THEN
@@ -68,7 +71,7 @@ $$;
 COMMENT ON FUNCTION tablesync.name_problem(regclass, oid, text, text) IS 'why an existing table should not become the replica of a source without being named';
 
 /* Add one of many tables.  The reason tells why it was not added. */
-CREATE FUNCTION tablesync.try_add(server name, remote_schema text, table_name text, local_schema name, settings jsonb,
+CREATE FUNCTION tablesync.try_add(server name, remote_schema text, table_name text, local_schema name, avoid text[], settings jsonb,
                                   OUT replica regclass, OUT added boolean, OUT reason text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -93,7 +96,7 @@ BEGIN
         END IF;
     END IF;
     replica := tablesync.add_replica(replica_name, existing, local_schema,
-        tablesync.create_source(replica_name, existing, local_schema, server, format('%I.%I', remote_schema, table_name)),
+        tablesync.create_source(replica_name, existing, local_schema, server, format('%I.%I', remote_schema, table_name), avoid),
         true, settings);
     added := true;
 EXCEPTION
@@ -104,7 +107,7 @@ EXCEPTION
         reason := concat_ws(': ', reason, nullif(detail, ''));
 END
 $$;
-COMMENT ON FUNCTION tablesync.try_add(name, text, text, name, jsonb) IS 'adds a replica; an error undoes only this one, and is the reason';
+COMMENT ON FUNCTION tablesync.try_add(name, text, text, name, text[], jsonb) IS 'adds a replica; an error undoes only this one, and is the reason';
 
 /* Fail early with what would otherwise be the reason of every single table. */
 CREATE FUNCTION tablesync.check_add_schema(server name, remote_schema text, local_schema text, only_tables name[], except_tables name[])
@@ -151,9 +154,11 @@ DECLARE
 BEGIN
     PERFORM tablesync.check_add_schema(server, remote_schema, local_schema, only_tables, except_tables);
     FOR relation IN
+        WITH tables AS MATERIALIZED (SELECT * FROM tablesync.source_tables((SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = server), remote_schema))
         SELECT coalesce(t.table_name, w.name) AS table_name, t.table_name IS NULL AS missing, t.parent, t.parent_schema,
-               tablesync.source_kind_problem(t.relkind, t.has_children) AS problem
-        FROM tablesync.source_tables((SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = server), remote_schema) t
+               tablesync.source_kind_problem(t.relkind, t.has_children) AS problem,
+               (SELECT array_agg(a.table_name) FROM tables a) AS all_names    -- any of them may be added later
+        FROM tables t
         FULL JOIN (SELECT DISTINCT u.name::text FROM unnest(only_tables || except_tables) u (name)) w ON w.name = t.table_name
         WHERE t.table_name IS NULL
            OR (only_tables IS NULL OR t.table_name = ANY (only_tables))
@@ -170,7 +175,7 @@ BEGIN
                            format('It is a partition of %I.%I, whose replica has its rows.', relation.parent_schema, relation.parent) END;
         IF reason IS NULL THEN
             SELECT a.replica, a.added, a.reason INTO replica, added, reason
-            FROM tablesync.try_add(server, remote_schema, relation.table_name, local_schema, settings) a;
+            FROM tablesync.try_add(server, remote_schema, relation.table_name, local_schema, relation.all_names, settings) a;
         END IF;
         RETURN NEXT;
     END LOOP;

@@ -358,6 +358,17 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.source_counters(regclass) IS 'statistics counters of a source, with what else must not have moved for them to mean anything';
 
+/* Names of array types say little: they make way for others. */
+CREATE FUNCTION tablesync.is_array_of(type oid, element oid)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (SELECT FROM pg_type t JOIN pg_type e ON e.oid = t.typelem
+                   WHERE t.oid = type AND (element IS NULL OR e.oid = element OR e.typtype = 'd'));
+$$;
+COMMENT ON FUNCTION tablesync.is_array_of(oid, oid) IS 'whether a type is that of arrays of an element type, or of a domain';
+
 /* The local type for a column of the source, or why there is none. */
 CREATE FUNCTION tablesync.local_type(server oid, remote_type oid, remote_typmod integer, image tablesync.source_image,
     OUT type oid, OUT typmod integer, OUT problem text, OUT labels text[])
@@ -366,6 +377,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     remote record;
+    element oid;
     depth integer := 0;
 BEGIN
     type := remote_type;
@@ -398,15 +410,19 @@ BEGIN
             CONTINUE;
         END IF;
         type := to_regtype(format('%I.%I', remote.nspname, remote.typname));
+        IF remote.typelem <> 0 THEN
+            SELECT e.problem, e.labels, e.type INTO problem, labels, element FROM tablesync.local_type(server, remote.typelem, -1, image) e;
+            IF remote.typname LIKE '\_%' AND NOT tablesync.is_array_of(type, element) THEN    -- which has got another name here
+                type := (SELECT nullif(t.typarray, 0) FROM pg_type t WHERE t.oid = element);
+            END IF;
+        END IF;
         IF type IS NULL THEN
-            problem := format('type %I.%I does not exist here', remote.nspname, remote.typname);
+            problem := coalesce(problem, format('type %I.%I does not exist here', remote.nspname, remote.typname));
         ELSIF remote.typtype = 'e' THEN
             labels := remote.labels;
             IF labels IS DISTINCT FROM ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = type ORDER BY enumsortorder) THEN
                 problem := format('type %I.%I has other labels here', remote.nspname, remote.typname);
             END IF;
-        ELSIF remote.typelem <> 0 THEN
-            SELECT e.problem, e.labels INTO problem, labels FROM tablesync.local_type(server, remote.typelem, -1, image) e;
         END IF;
         RETURN;
     END LOOP;
