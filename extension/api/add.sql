@@ -43,22 +43,45 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.source_key(regclass, name[]) IS 'the key columns of a source; an error if it has none';
 
-/* Why a relation of the source is not a plain or partitioned table. */
-CREATE FUNCTION tablesync.source_kind_problem(relkind "char", has_children boolean)
+CREATE FUNCTION tablesync.is_view(relkind "char")
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT $1 IN ('v', 'm');
+$$;
+COMMENT ON FUNCTION tablesync.is_view("char") IS 'whether a kind of relation is a view, or a materialized view';
+
+/* Why a relation of the source can't be a source; a view can, where it is said to be one. */
+CREATE FUNCTION tablesync.source_kind_problem(relkind "char", has_children boolean, source_is_view boolean DEFAULT false)
 RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE WHEN relkind = 'v' THEN 'It is a view: rewrites of the tables behind it can''t be noticed.'
+    SELECT CASE WHEN source_is_view AND tablesync.is_view(relkind) THEN NULL
+                WHEN relkind = 'v' THEN 'It is a view: rewrites of the tables behind it can''t be noticed.'
                 WHEN relkind = 'm' THEN 'It is a materialized view.'
                 WHEN relkind = 'f' THEN 'It is a foreign table: one snapshot of it does not exist.'
+                WHEN source_is_view THEN 'It is no view, and the replica is that of a view.'
                 WHEN relkind = 'r' AND has_children THEN 'It has inheritance children: their rows are outside of its primary key.'
                 WHEN relkind NOT IN ('r', 'p') THEN 'It is not a table.' END;
 $$;
-COMMENT ON FUNCTION tablesync.source_kind_problem("char", boolean) IS 'why a kind of relation can''t be replicated exactly; NULL if it can';
+COMMENT ON FUNCTION tablesync.source_kind_problem("char", boolean, boolean) IS 'why a kind of relation can''t be replicated exactly; NULL if it can';
 
-/* Refuse a source that is not a plain or partitioned table. */
-CREATE FUNCTION tablesync.check_source_kind(server oid, schema_name text, table_name text)
+CREATE FUNCTION tablesync.source_kind_hint(relkind "char", source_is_view boolean)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN tablesync.is_view(relkind) THEN 'Replicate the tables behind it; or, if its rows can be told apart by some columns of it, '
+                                                     'add it with key_columns => ''{..}'', source_is_view => true.'
+                WHEN source_is_view AND relkind IN ('r', 'p') THEN 'Add it without source_is_view.'
+                ELSE 'Replicate the tables behind it.' END;
+$$;
+COMMENT ON FUNCTION tablesync.source_kind_hint("char", boolean) IS 'what to do about a kind of relation that can''t be replicated exactly';
+
+/* Refuse a source that is not a plain or partitioned table, or a view that is said to be one. */
+CREATE FUNCTION tablesync.check_source_kind(server oid, schema_name text, table_name text, source_is_view boolean)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -66,12 +89,12 @@ AS $$
 DECLARE
     relation record := tablesync.source_relation(server, schema_name, table_name);
     source_name text := quote_ident(schema_name) || '.' || quote_ident(table_name);
+    problem text := tablesync.source_kind_problem(relation.relkind, relation.has_children, coalesce(source_is_view, false));
 BEGIN
-    IF tablesync.source_kind_problem(relation.relkind, relation.has_children) IS NOT NULL THEN
+    IF problem IS NOT NULL THEN
         RAISE EXCEPTION 'the source % is not a table that can be replicated exactly', source_name
-            USING ERRCODE = 'wrong_object_type',
-                  DETAIL = tablesync.source_kind_problem(relation.relkind, relation.has_children),
-                  HINT = 'Replicate the tables behind it.';
+            USING ERRCODE = 'wrong_object_type', DETAIL = problem,
+                  HINT = tablesync.source_kind_hint(relation.relkind, coalesce(source_is_view, false));
     END IF;
     IF relation.row_security THEN
         RAISE WARNING 'row security is enabled on the source %', source_name
@@ -80,7 +103,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tablesync.check_source_kind(oid, text, text) IS 'an error if a source is not a plain or partitioned table';
+COMMENT ON FUNCTION tablesync.check_source_kind(oid, text, text, boolean) IS 'an error if a source is not of a kind that can be replicated';
 
 /* What to do about a column of which tablesync.source_columns() says that it is a problem. */
 CREATE FUNCTION tablesync.column_hint(problem text)
@@ -453,6 +476,7 @@ BEGIN
         RAISE EXCEPTION '% is not a foreign table', wanted.source USING ERRCODE = 'wrong_object_type';
     END IF;
     wanted.replica := $1;
+    wanted.source_is_view := coalesce(wanted.source_is_view, false);
     PERFORM tablesync.check_settings(wanted);
     INSERT INTO tablesync.all_replicas (replica, source, shape, source_created, loaded, adopted,
                                         @settings all: {name}@)
@@ -502,18 +526,20 @@ BEGIN
     PERFORM tablesync.check_mapping(current_user, target.server);
     PERFORM tablesync.prepare_server((SELECT srvname FROM pg_foreign_server WHERE oid = target.server));
     PERFORM tablesync.check_source_server(source);
+    wanted := jsonb_populate_record(NULL::tablesync.replica, settings);
+    wanted.source_is_view := coalesce(wanted.source_is_view, false);
     IF NOT source_created THEN
-        PERFORM tablesync.check_source_kind(target.server, target.schema_name, target.table_name);
+        PERFORM tablesync.check_source_kind(target.server, target.schema_name, target.table_name, wanted.source_is_view);
     END IF;
 
-    wanted := jsonb_populate_record(NULL::tablesync.replica, settings);
     wanted.source := source;
     wanted.source_created := source_created;
     wanted.shape := tablesync.source_shape(source);
     wanted.drop_columns := coalesce(wanted.drop_columns, false);
     no_xmin := CASE WHEN coalesce(wanted.fingerprint, 'xmin') = 'xmin' THEN tablesync.xmin_problem(source) END;
     wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN no_xmin IS NULL THEN 'xmin' WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
-    wanted.key_columns := tablesync.source_key(source, wanted.key_columns);
+    wanted.key_columns := CASE WHEN wanted.source_is_view THEN tablesync.view_key(source, wanted.shape, wanted.key_columns)
+                               ELSE tablesync.source_key(source, wanted.key_columns) END;
     PERFORM tablesync.check_settings(wanted);
     IF wanted.fingerprint = 'xmin' AND no_xmin IS NOT NULL THEN
         PERFORM tablesync.refuse_xmin(source, no_xmin);
@@ -596,7 +622,8 @@ $$;
 COMMENT ON FUNCTION tablesync.add_replica(text, regclass, name, regclass, boolean, jsonb) IS 'checks a source, creates or checks the replica, and registers it';
 
 /* Create the foreign table for a source next to its replica; "avoid" are names that are not to be taken. */
-CREATE FUNCTION tablesync.create_source(replica_name text, existing regclass, home_schema name, server name, source_name text, avoid text[] DEFAULT '{}')
+CREATE FUNCTION tablesync.create_source(replica_name text, existing regclass, home_schema name, server name, source_name text,
+                                        source_is_view boolean DEFAULT false, avoid text[] DEFAULT '{}')
 RETURNS regclass
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -624,7 +651,7 @@ BEGIN
     END IF;
     PERFORM tablesync.check_mapping(current_user, server_oid);
     PERFORM tablesync.prepare_server(server);
-    PERFORM tablesync.check_source_kind(server_oid, source_parts[1], source_parts[2]);
+    PERFORM tablesync.check_source_kind(server_oid, source_parts[1], source_parts[2], source_is_view);
     SELECT c.remote_name, c.problem INTO misfit
     FROM tablesync.source_columns(server_oid, source_parts[1], source_parts[2]) c
     WHERE c.problem IS NOT NULL ORDER BY c.attnum LIMIT 1;
@@ -644,7 +671,7 @@ BEGIN
     RETURN format('%I.%I', foreign_schema, chosen.name)::regclass;
 END
 $$;
-COMMENT ON FUNCTION tablesync.create_source(text, regclass, name, name, text, text[]) IS 'creates the foreign table <replica>_source over a table of a server';
+COMMENT ON FUNCTION tablesync.create_source(text, regclass, name, name, text, boolean, text[]) IS 'creates the foreign table <replica>_source over a table of a server';
 
 CREATE FUNCTION @extschema@.tablesync_add(
     replica text,
@@ -669,7 +696,7 @@ RETURNS regclass
 LANGUAGE sql
 BEGIN ATOMIC
     SELECT tablesync.add_replica(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(),
-        tablesync.create_source(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(), server, source), true,
+        tablesync.create_source(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(), server, source, source_is_view), true,
         pg_catalog.jsonb_build_object(
             @settings add: '{name}', {name}@));
 END;

@@ -78,6 +78,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     server_oid oid := (SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = server);
+    relkind "char";
     replica_name text := format('%I.%I', local_schema, table_name);
     existing regclass := to_regclass(replica_name);
     detail text;
@@ -88,6 +89,8 @@ BEGIN
         replica := CASE WHEN reason = 'it is a replica already' THEN existing END;
         RETURN;
     END IF;
+    relkind := (tablesync.source_relation(server_oid, remote_schema, table_name)).relkind;
+    settings := settings || jsonb_build_object('source_is_view', tablesync.is_view(relkind));    -- which is settled for views, and no matter for tables
     IF NOT EXISTS (SELECT FROM tablesync.source_columns(server_oid, remote_schema, table_name) c
                    WHERE c.remote_name = settings->>'version_column' AND c.key_position IS NULL) THEN
         settings := settings - 'version_column';
@@ -96,7 +99,7 @@ BEGIN
         END IF;
     END IF;
     replica := tablesync.add_replica(replica_name, existing, local_schema,
-        tablesync.create_source(replica_name, existing, local_schema, server, format('%I.%I', remote_schema, table_name), avoid),
+        tablesync.create_source(replica_name, existing, local_schema, server, format('%I.%I', remote_schema, table_name), (settings->>'source_is_view')::boolean, avoid),
         true, settings);
     added := true;
 EXCEPTION
@@ -156,7 +159,7 @@ BEGIN
     FOR relation IN
         WITH tables AS MATERIALIZED (SELECT * FROM tablesync.source_tables((SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = server), remote_schema))
         SELECT coalesce(t.table_name, w.name) AS table_name, t.table_name IS NULL AS missing, t.parent, t.parent_schema,
-               tablesync.source_kind_problem(t.relkind, t.has_children) AS problem,
+               tablesync.source_kind_problem(t.relkind, t.has_children, tablesync.is_view(t.relkind) AND coalesce((settings->>'source_is_view')::boolean, false)) AS problem,
                (SELECT array_agg(a.table_name) FROM tables a) AS all_names    -- any of them may be added later
         FROM tables t
         FULL JOIN (SELECT DISTINCT u.name::text FROM unnest(only_tables || except_tables) u (name)) w ON w.name = t.table_name

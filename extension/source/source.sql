@@ -834,6 +834,9 @@ BEGIN
              FROM pg_attribute a WHERE a.attrelid = settings.source AND a.attnum > 0)));
     END IF;
     IF look_key = settings.look_key THEN
+        IF settings.source_is_view THEN
+            PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, $1);
+        END IF;
         server_version := image.server_version::integer;
         estimated_rows := image.estimated_rows;
         divided := image.relkind <> 'r';
@@ -846,11 +849,12 @@ BEGIN
     relation := tablesync.source_relation(target.server, target.schema_name, target.table_name);
     estimated_rows := relation.estimated_rows;
     new_shape := tablesync.source_shape(settings.source);
-    problem := tablesync.source_kind_problem(relation.relkind, relation.has_children);
-    IF problem IS NOT NULL AND NOT (relation.relkind IN ('v', 'm', 'f') AND settings.shape->0->'table' IS DISTINCT FROM new_shape->0->'table') THEN
-        PERFORM tablesync.refuse_source($1, problem, format('Undo it at the source; or replicate the tables behind it, and SELECT tablesync_remove(%L);', $1));
+    problem := tablesync.source_kind_problem(relation.relkind, relation.has_children, settings.source_is_view);
+    IF problem IS NOT NULL AND (settings.source_is_view OR NOT (relation.relkind IN ('v', 'm', 'f') AND settings.shape->0->'table' IS DISTINCT FROM new_shape->0->'table')) THEN
+        PERFORM tablesync.refuse_source($1, problem, CASE WHEN settings.source_is_view THEN format('SELECT tablesync_remove(%L); and add it again without source_is_view.', $1)
+            ELSE format('Undo it at the source; or replicate the tables behind it, and SELECT tablesync_remove(%L);', $1) END);
     END IF;
-    IF NOT tablesync.has_source_key(settings.source, new_shape, settings.key_columns) THEN
+    IF NOT settings.source_is_view AND NOT tablesync.has_source_key(settings.source, new_shape, settings.key_columns) THEN
         PERFORM tablesync.refuse_source($1, format('No valid unique index of the source is on (%s) any more, so two rows may have the same key.',
                                                    array_to_string(settings.key_columns, ', ')),
                                         'Ask for the index, or for a primary key, at the source; or remove the replica, and add it again with another key.');
@@ -864,6 +868,9 @@ BEGIN
     IF tablesync.shape_core(new_shape) = tablesync.shape_core(settings.shape)
        AND (settings.on_schema_change = 'ignore' OR NOT tablesync.lags_behind(settings.source, new_shape)) THEN
         new_shape := NULL;
+    END IF;
+    IF settings.source_is_view AND new_shape IS NULL THEN    -- else its columns may not be found yet
+        PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, $1);
     END IF;
     identity := tablesync.source_identity(settings.source);
     divided := relation.relkind <> 'r' OR relation.has_children;
