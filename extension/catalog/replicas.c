@@ -160,6 +160,7 @@ take_settings(TsyncSettings *settings)
 	settings->max_delete_fraction = tsync_result_double(0, tsync_result_column("max_delete_fraction"));
 	settings->verify_fraction = tsync_result_double(0, tsync_result_column("verify_fraction"));
 	settings->trust_counters = tsync_result_text(0, tsync_result_column("trust_counters_for")) != NULL;
+	settings->source_is_view = tsync_result_bool(0, tsync_result_column("source_is_view"));
 }
 
 /* Likewise what runs have left behind. */

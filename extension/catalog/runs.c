@@ -78,6 +78,8 @@ run_message(TsyncRecord *record, char *null_flag)
 	else if (record->drifted_rows > 0)
 		appendStringInfo(&buf, "; " INT64_FORMAT " rows had drifted from the source unnoticed and were repaired, see tablesync.difference",
 						 record->drifted_rows);
+	if (record->of_view)
+		appendStringInfoString(&buf, "; the source is a view: had the tables behind it been rewritten meanwhile, it would show only in rows that seem to be gone, which are looked up again");
 	if (record->reappeared > 0)
 		appendStringInfo(&buf, "; " INT64_FORMAT " rows were deleted and inserted again at the source during the run; the next run takes them over",
 						 record->reappeared);

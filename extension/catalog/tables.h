@@ -25,6 +25,7 @@ typedef struct TsyncSettings
 	double		max_delete_fraction;
 	double		verify_fraction;	/* of the chunks that each run verifies */
 	bool		trust_counters;
+	bool		source_is_view;
 } TsyncSettings;
 
 /* What runs have left behind. */
@@ -143,6 +144,7 @@ typedef struct TsyncRecord
 	const char *counters;
 	TimestampTz counters_at;
 	bool		adopted;		/* still */
+	bool		of_view;		/* whose rewrites do not show */
 	bool		by_xmin;		/* the digests are of that fingerprint */
 	bool		by_value;		/* but rows had to be compared by value */
 	int			written_anew;	/* chunks of which most rows were written anew */

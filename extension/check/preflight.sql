@@ -5,7 +5,7 @@
  * found, perhaps with a hint, or raises what is wrong.  check.sql performs
  * them: the first few in the caller's session, those that need the source in
  * a worker like that of a run.  None of them writes, none reads rows of the
- * source.
+ * source, but for those of a view that have no key.
  */
 
 CREATE FUNCTION tablesync.ask_source(query text)
@@ -296,13 +296,14 @@ AS $$
 DECLARE
     target record := tablesync.source_target(settings.source);
     relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
-    problem text := tablesync.source_kind_problem(relation.relkind, relation.has_children);
+    problem text := tablesync.source_kind_problem(relation.relkind, relation.has_children, settings.source_is_view);
 BEGIN
     IF problem IS NOT NULL THEN
-        PERFORM tablesync.fail_check(problem, 'Replicate the tables behind it.');
+        PERFORM tablesync.fail_check(problem, tablesync.source_kind_hint(relation.relkind, settings.source_is_view));
     END IF;
-    detail := format('%I.%I is a %stable', target.schema_name, target.table_name,
-                     CASE relation.relkind WHEN 'p' THEN 'partitioned ' ELSE '' END);
+    detail := format('%I.%I is a %s', target.schema_name, target.table_name,
+                     CASE relation.relkind WHEN 'p' THEN 'partitioned table' WHEN 'm' THEN 'materialized view'
+                         WHEN 'v' THEN 'view: rewrites of the tables behind it do not show, but for the second look at rows that seem to be gone' ELSE 'table' END);
 END
 $$;
 COMMENT ON FUNCTION tablesync.preflight_source_table(tablesync.replica) IS 'check: is there such a table at the source?';
@@ -351,7 +352,10 @@ DECLARE
     relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
 BEGIN
     detail := 'off at the source';
-    IF relation.row_security THEN
+    IF tablesync.is_view(relation.relkind) THEN
+        PERFORM tablesync.read_nothing(settings);
+        detail := 'a view may have policies behind it; none hides rows from us';
+    ELSIF relation.row_security THEN
         PERFORM tablesync.read_nothing(settings);
         detail := 'on at the source, but no policy hides rows from us';
     END IF;
@@ -376,6 +380,13 @@ DECLARE
     attnums integer[];
     index_name text;
 BEGIN
+    IF settings.source_is_view THEN
+        PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, settings.replica);
+        detail := format('(%s), %s; no row has NULL there', key_list,
+                         CASE WHEN tablesync.has_view_index(settings.source, tablesync.source_shape(settings.source), settings.key_columns) THEN 'by a unique index'
+                              ELSE 'which no index proves: two rows with the same one end a run with an error' END);
+        RETURN;
+    END IF;
     PERFORM tablesync.source_key(settings.source, settings.key_columns);
     SELECT array_agg((s.c->>'attnum')::integer ORDER BY k.n) INTO attnums
     FROM unnest(settings.key_columns) WITH ORDINALITY k (name, n)

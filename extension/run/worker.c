@@ -242,14 +242,60 @@ attempt_runs(List *runs, bool last)
 	return attempt.done;
 }
 
+/*
+ * Runs have come to nothing: an error if that is because two rows of a view have
+ * the same key.  Nothing proves that key but a run that succeeds.  Asked once.
+ */
+static void
+check_view_keys(void *arg)
+{
+	ListCell   *lc;
+
+	foreach(lc, (List *) arg)
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		if (run->key_asked || run->replica == NULL || !run->replica->settings.source_is_view)
+			continue;
+		run->key_asked = true;
+		tsync_begin_in(CurrentMemoryContext);
+		tsync_check_view_key(&run->replica->table);
+		tsync_commit();
+	}
+}
+
+/* The run has failed already: whatever comes of looking why is only an answer. */
+static bool
+is_an_answer(ErrorData *edata, void *arg)
+{
+	return true;
+}
+
+/* What has ended runs: the key of a view, where that explains an error, else the error itself. */
+static ErrorData *
+explain_by_view_key(List *runs, ErrorData *edata)
+{
+	ErrorData  *found = NULL;
+
+	if (!tsync_is_about_shape(edata) && edata->sqlerrcode != ERRCODE_T_R_SERIALIZATION_FAILURE)
+		return edata;
+	if (!tsync_try(check_view_keys, runs, is_an_answer, &found) &&
+		ERRCODE_TO_CATEGORY(found->sqlerrcode) == ERRCODE_TO_CATEGORY(ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION))
+		return found;
+	return edata;
+}
+
 /* The story of a run, or of a group. */
 static void
 perform_runs(List *runs)
 {
 	tsync_forget_interruptions();
 	for (int i = 1; i <= ATTEMPTS; i++)
+	{
 		if (attempt_runs(runs, i == ATTEMPTS))
 			return;
+		check_view_keys(runs);
+	}
 	tsync_give_up(tsync_applies_of(runs), ATTEMPTS);
 }
 
@@ -336,6 +382,7 @@ run_in_envelope(List *runs)
 	/* while we can still be cancelled: this asks the source again */
 	if (edata != NULL && !tsync_is_cancelled() && !tsync_source_is_silent())
 	{
+		edata = explain_by_view_key(runs, edata);
 		tsync_name_timeout(edata);
 		tsync_name_interruption(edata);
 		tsync_explain_error(edata);

@@ -358,6 +358,17 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.source_counters(regclass) IS 'statistics counters of a source, with what else must not have moved for them to mean anything';
 
+/* Names of array types say little: they make way for others. */
+CREATE FUNCTION tablesync.is_array_of(type oid, element oid)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (SELECT FROM pg_type t JOIN pg_type e ON e.oid = t.typelem
+                   WHERE t.oid = type AND (element IS NULL OR e.oid = element OR e.typtype = 'd'));
+$$;
+COMMENT ON FUNCTION tablesync.is_array_of(oid, oid) IS 'whether a type is that of arrays of an element type, or of a domain';
+
 /* The local type for a column of the source, or why there is none. */
 CREATE FUNCTION tablesync.local_type(server oid, remote_type oid, remote_typmod integer, image tablesync.source_image,
     OUT type oid, OUT typmod integer, OUT problem text, OUT labels text[])
@@ -366,6 +377,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     remote record;
+    element oid;
     depth integer := 0;
 BEGIN
     type := remote_type;
@@ -398,15 +410,19 @@ BEGIN
             CONTINUE;
         END IF;
         type := to_regtype(format('%I.%I', remote.nspname, remote.typname));
+        IF remote.typelem <> 0 THEN
+            SELECT e.problem, e.labels, e.type INTO problem, labels, element FROM tablesync.local_type(server, remote.typelem, -1, image) e;
+            IF remote.typname LIKE '\_%' AND NOT tablesync.is_array_of(type, element) THEN    -- which has got another name here
+                type := (SELECT nullif(t.typarray, 0) FROM pg_type t WHERE t.oid = element);
+            END IF;
+        END IF;
         IF type IS NULL THEN
-            problem := format('type %I.%I does not exist here', remote.nspname, remote.typname);
+            problem := coalesce(problem, format('type %I.%I does not exist here', remote.nspname, remote.typname));
         ELSIF remote.typtype = 'e' THEN
             labels := remote.labels;
             IF labels IS DISTINCT FROM ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = type ORDER BY enumsortorder) THEN
                 problem := format('type %I.%I has other labels here', remote.nspname, remote.typname);
             END IF;
-        ELSIF remote.typelem <> 0 THEN
-            SELECT e.problem, e.labels INTO problem, labels FROM tablesync.local_type(server, remote.typelem, -1, image) e;
         END IF;
         RETURN;
     END LOOP;
@@ -824,6 +840,9 @@ BEGIN
              FROM pg_attribute a WHERE a.attrelid = settings.source AND a.attnum > 0)));
     END IF;
     IF look_key = settings.look_key THEN
+        IF settings.source_is_view THEN
+            PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, $1);
+        END IF;
         server_version := image.server_version::integer;
         estimated_rows := image.estimated_rows;
         divided := image.relkind <> 'r';
@@ -836,11 +855,12 @@ BEGIN
     relation := tablesync.source_relation(target.server, target.schema_name, target.table_name);
     estimated_rows := relation.estimated_rows;
     new_shape := tablesync.source_shape(settings.source);
-    problem := tablesync.source_kind_problem(relation.relkind, relation.has_children);
-    IF problem IS NOT NULL AND NOT (relation.relkind IN ('v', 'm', 'f') AND settings.shape->0->'table' IS DISTINCT FROM new_shape->0->'table') THEN
-        PERFORM tablesync.refuse_source($1, problem, format('Undo it at the source; or replicate the tables behind it, and SELECT tablesync_remove(%L);', $1));
+    problem := tablesync.source_kind_problem(relation.relkind, relation.has_children, settings.source_is_view);
+    IF problem IS NOT NULL AND (settings.source_is_view OR NOT (relation.relkind IN ('v', 'm', 'f') AND settings.shape->0->'table' IS DISTINCT FROM new_shape->0->'table')) THEN
+        PERFORM tablesync.refuse_source($1, problem, CASE WHEN settings.source_is_view THEN format('SELECT tablesync_remove(%L); and add it again without source_is_view.', $1)
+            ELSE format('Undo it at the source; or replicate the tables behind it, and SELECT tablesync_remove(%L);', $1) END);
     END IF;
-    IF NOT tablesync.has_source_key(settings.source, new_shape, settings.key_columns) THEN
+    IF NOT settings.source_is_view AND NOT tablesync.has_source_key(settings.source, new_shape, settings.key_columns) THEN
         PERFORM tablesync.refuse_source($1, format('No valid unique index of the source is on (%s) any more, so two rows may have the same key.',
                                                    array_to_string(settings.key_columns, ', ')),
                                         'Ask for the index, or for a primary key, at the source; or remove the replica, and add it again with another key.');
@@ -855,6 +875,9 @@ BEGIN
     IF tablesync.shape_core(new_shape) = tablesync.shape_core(settings.shape)
        AND (settings.on_schema_change = 'ignore' OR NOT tablesync.lags_behind(settings.source, new_shape)) THEN
         new_shape := NULL;
+    END IF;
+    IF settings.source_is_view AND new_shape IS NULL THEN    -- else its columns may not be found yet
+        PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, $1);
     END IF;
     identity := tablesync.source_identity(settings.source);
     divided := relation.relkind <> 'r' OR relation.has_children;

@@ -38,7 +38,7 @@ my ($table) = text('docs/reference.md') =~ /\n## Settings of a replica\n(.*?)\n#
 my @documented = sort $table =~ /^\| `(\w+ [^`]+)`/mg;
 is(join("\n", @documented), join("\n", sort split /,\n/, expand('@settings all: {name} {type}@')), 'the reference has each setting, with its type');
 my @fixed = sort $table =~ /^\| `(\w+) [^`]+` \*/mg;
-is("@fixed", expand('@settings all -alter: {name}@'), 'and says which can\'t be changed');
+is("@fixed", join(' ', sort split /,\n/, expand('@settings all -alter: {name}@')), 'and says which can\'t be changed');
 
 my @builds = (
 	[ '@settings alter -off freshness: {name} {type} {default} {column}@;', 'freshness interval NULL freshness interval CHECK (freshness > \'0\' AND freshness <= \'100 years\');' ],
