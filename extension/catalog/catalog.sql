@@ -128,6 +128,7 @@ CREATE TABLE tablesync.run (
     pid integer NOT NULL DEFAULT pg_backend_pid(),
     group_run_id bigint,
     settled boolean NOT NULL DEFAULT false,
+    source_instant timestamptz,
     CHECK ((status IN ('running', 'crashed')) = (finished_at IS NULL)),
     CHECK (status <> 'succeeded' OR (source_digest IS NOT NULL AND replica_digest IS NOT NULL))
 ) PARTITION BY HASH (run_id);
@@ -150,6 +151,7 @@ COMMENT ON COLUMN tablesync.run.source_horizon IS 'transaction counter of the so
 COMMENT ON COLUMN tablesync.run.newest_version IS 'newest value of the version column that any run up to this one has taken over';
 COMMENT ON COLUMN tablesync.run.group_run_id IS 'first run of the group that this run was part of; NULL if it was alone';
 COMMENT ON COLUMN tablesync.run.pid IS 'process of the background worker';
+COMMENT ON COLUMN tablesync.run.source_instant IS 'clock of the source when the run began to read it: what was committed there before is in the replica; NULL if the run has not succeeded, or the source does not tell';
 COMMENT ON COLUMN tablesync.run.settled IS 'whether the failure of the run has been made an alert';
 
 CREATE TABLE tablesync.queue (

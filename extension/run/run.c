@@ -188,6 +188,7 @@ prepare_record(TsyncRun *run)
 	record->drift_known = replica->state.drift_known;
 	record->horizon = run->source.horizon;
 	record->stands_still = run->source.stands_still;
+	record->source_instant = run->source.instant;
 	record->newest_version = run->source.newest_version;
 	/* a source that was slow today is not slow for ever */
 	record->scan_rate = run->pace.slowness > 0 ? run->pace.scan_rate : tsync_learned_rate(&run->pace);

@@ -48,6 +48,7 @@ typedef struct TsyncSource
 	int64		newest_xid;		/* in use, as far as it is known; 0: it is not */
 	int64		seen_xid;		/* older transactions have ended before rows are read */
 	int64		horizon;		/* its transaction counter, 0 if unknown */
+	TimestampTz instant;		/* by its clock: what was committed there before is read; 0: unknown */
 	bool		went_back;		/* that was further in the last successful run */
 	bool		stands_still;	/* a standby, and it was just there */
 	char	   *newest_version; /* seen there so far, NULL if none */
