@@ -6,6 +6,9 @@
  * goes through doors (door.c).  Everybody may read tablesync.replica, for one,
  * which row security restricts to the rows of one's own replicas (access.sql).
  *
+ * Each has a primary key: where somebody publishes all tables of the database,
+ * rows of one without could not be changed any more.
+ *
  * Row security would also keep a role that may read everything, and nothing
  * else, from dumping them.  So each of them is a partitioned table, and all its
  * rows are in one partition, tablesync.all_replicas here, on which nobody has a
@@ -305,11 +308,13 @@ COMMENT ON COLUMN tablesync.total.failures_in_a_row IS 'runs that have failed or
 
 CREATE TABLE tablesync.difference (
     run_id bigint NOT NULL,
+    difference_no bigint NOT NULL CHECK (difference_no > 0),
     replica regclass NOT NULL,
     key jsonb NOT NULL,
     difference text NOT NULL CHECK (difference IN ('different', 'missing here', 'missing at source', 'newer at source')),
     source jsonb,
     replica_row jsonb,
+    PRIMARY KEY (run_id, difference_no),    -- a key may be longer than an index entry
     CHECK (source IS NOT NULL OR replica_row IS NOT NULL),
     CHECK (difference <> 'missing here' OR (source IS NOT NULL AND replica_row IS NULL)),
     CHECK (difference <> 'missing at source' OR (source IS NULL AND replica_row IS NOT NULL)),
@@ -317,10 +322,10 @@ CREATE TABLE tablesync.difference (
 ) PARTITION BY HASH (run_id);
 CREATE TABLE tablesync.all_differences PARTITION OF tablesync.difference FOR VALUES WITH (MODULUS 1, REMAINDER 0);
 ALTER TABLE tablesync.all_differences ADD FOREIGN KEY (run_id) REFERENCES tablesync.all_runs ON DELETE CASCADE;
-CREATE INDEX difference_of_run ON tablesync.all_differences (run_id);
 COMMENT ON TABLE tablesync.difference IS 'rows in which a replica differed from its source when a run compared all columns; kept as long as the run';
 COMMENT ON TABLE tablesync.all_differences IS 'the rows of tablesync.difference, of all roles';
 COMMENT ON COLUMN tablesync.difference.run_id IS 'the run that has found it';
+COMMENT ON COLUMN tablesync.difference.difference_no IS 'number within the run, from 1, in no particular order';
 COMMENT ON COLUMN tablesync.difference.replica IS 'the local table';
 COMMENT ON COLUMN tablesync.difference.key IS 'key columns of the row';
 COMMENT ON COLUMN tablesync.difference.difference IS 'different, missing here, missing at source, or newer at source (changed there since the last run)';

@@ -46,4 +46,33 @@ like(app_sql($target, q{SELECT message FROM tablesync_run('items')}), qr/^not sc
 is_between($before, source_clock(), 'and one that has not scanned');
 app_sql($target, q{SELECT tablesync_alter('items', trust_counters_for => '0')});
 
+# --- everything is published ---
+
+is($target->safe_psql('postgres', q{
+	SELECT string_agg(c.relname, ' ') FROM pg_class c
+	WHERE c.relnamespace = 'tablesync'::regnamespace AND c.relkind IN ('r', 'p') AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)}),
+	'', 'each table of the extension has a key');
+$target->safe_psql('postgres', 'CREATE PUBLICATION everything FOR ALL TABLES; ALTER ROLE app SET tablesync.keep_runs = 3');
+app_sql($target, q{
+	CREATE TABLE more (LIKE items INCLUDING ALL);
+	SELECT tablesync_add('more', 'src', 'public.items', version_column => 'updated_at')});
+run_counts($target, 'more');
+app_sql($target, q{UPDATE items SET note = 'by hand' WHERE id <= 10; UPDATE more SET note = 'by hand' WHERE id <= 10});
+is(app_sql($target, "SELECT count(*) FROM tablesync_verify('$_')"), 10, "$_: differences") for qw(items more);
+is(app_sql($target, q{SELECT count(*), count(DISTINCT (run_id, difference_no)) FROM tablesync.difference}), '20|20', 'are numbered');
+is(run_counts($target, 'items'), 'succeeded|0|10|0', 'the next run repairs them');
+run_counts($target, 'items') for 1 .. 4;
+is(app_sql($target, q{SELECT count(*) FROM tablesync.difference d JOIN tablesync.run r USING (run_id) WHERE r.replica = 'items'::regclass}), 10,
+	'the last success of each kind stays');
+app_sql($target, q{UPDATE items SET note = 'by hand' WHERE id = 5});
+app_sql($target, q{SELECT count(*) FROM tablesync_verify('items')});
+run_counts($target, 'items') for 1 .. 5;
+is(app_sql($target, q{SELECT count(*) FROM tablesync.difference d JOIN tablesync.run r USING (run_id) WHERE r.replica = 'items'::regclass}), 1,
+	'runs are pruned, with their differences');
+app_sql($target, q{SELECT tablesync_remove('more')});
+is(app_sql($target, q{SELECT count(*) FROM tablesync.difference d WHERE d.replica::oid NOT IN (SELECT replica FROM tablesync.replica)}), 0, 'a replica is removed');
+app_sql($target, q{DROP TABLE items, more; SELECT tablesync_add('items', 'items_source', version_column => 'updated_at')});
+is($target->safe_psql('postgres', q{SELECT (SELECT count(*) FROM tablesync.all_differences), (SELECT count(*) FROM tablesync.all_runs)}), '0|0', 'a replica is dropped');
+$target->safe_psql('postgres', 'DROP PUBLICATION everything; ALTER ROLE app RESET tablesync.keep_runs');
+
 done_testing();
