@@ -94,13 +94,13 @@ begin_run(TsyncRun *run)
 		tsync_look_at_time(run);
 	}
 	else if (tsync_trusts_counters(run) &&
-			 tsync_source_unmoved(&run->replica->table, &run->source, run->run_id, tsync_waited(run)))
+			 tsync_source_unmoved(&run->replica->table, &run->source, tsync_message_of(run), tsync_waited(run)))
 	{
 		run->skipped = true;
 		return;
 	}
 	/* before SCAN, which finds by its version what changes meanwhile */
-	tsync_refetch(&run->replica->table, &run->pace, run->source.estimate);
+	tsync_refetch(&run->replica->table, &run->pace, run->source.estimate, tsync_message_of(run));
 	tsync_prepare_scan(run);
 }
 
@@ -285,6 +285,7 @@ record_starts(List *runs, bool from_queue)
 			run->run_id = tsync_queued_run(run->replica_oid);
 		run->run_id = tsync_start_run(run->replica_oid, run->run_id, run->verify.whole,
 									  list_length(runs) > 1 ? first->run_id : 0);
+		run->group_run_id = list_length(runs) > 1 ? first->run_id : 0;
 	}
 	pgstat_report_activity(STATE_RUNNING, psprintf("tablesync run " INT64_FORMAT " for %s",
 												   first->run_id, tsync_relation_label(first->replica_oid)));

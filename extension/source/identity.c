@@ -141,10 +141,10 @@ tsync_read_counters(TsyncTable *table, TsyncSource *source)
  * the run ends as that one did, in a transaction of its own.
  */
 bool
-tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id, int64 waited)
+tsync_source_unmoved(TsyncTable *table, TsyncSource *source, TsyncMessage message, int64 waited)
 {
 	Oid			types[] = {OIDOID, TEXTOID, INT8OID, INT8OID, TIMESTAMPTZOID};
-	Datum		values[] = {ObjectIdGetDatum(table->relid), (Datum) 0, Int64GetDatum(run_id), Int64GetDatum(waited),
+	Datum		values[] = {ObjectIdGetDatum(table->relid), (Datum) 0, Int64GetDatum(message.run_id), Int64GetDatum(waited),
 	TimestampTzGetDatum(source->instant)};
 	bool		unmoved;
 
@@ -155,6 +155,9 @@ tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id, int64
 	tsync_record("SELECT tablesync.skip_scan($1::regclass, $2::jsonb, $3, $4, $5)",
 				 lengthof(types), types, values, source->instant == 0 ? "    n" : NULL);
 	unmoved = tsync_result_bool(0, 1);
+	message.complete = true;
+	if (unmoved)
+		tsync_emit_message(&message);
 	tsync_commit();
 	return unmoved;
 }

@@ -108,7 +108,7 @@ extern char *tsync_source_identity(TsyncTable *table, TsyncSource *source);
 extern void tsync_read_time(TsyncTable *table, TsyncSource *source);
 extern void tsync_read_layout(TsyncTable *table, TsyncSource *source);
 extern void tsync_read_counters(TsyncTable *table, TsyncSource *source);
-extern bool tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id, int64 waited);
+extern bool tsync_source_unmoved(TsyncTable *table, TsyncSource *source, TsyncMessage message, int64 waited);
 
 /* in retry.c */
 extern void tsync_forget_interruptions(void);
