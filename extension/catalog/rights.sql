@@ -20,7 +20,7 @@ DECLARE
         cron_field,cron_home,cron_next,job_prefix,watch_prefix,job_definition,cron_schedule,due,check_cron,schedule_job,schedule,
         unschedule,watch,serve_queue,queue_run,await_run,withdraw_run,raise_error,run_scheduled,
         ask_source,check_digest,worker_slots,fail_check,remote_role,preflight_state,preflight_owner,preflight_mapping,
-        preflight_worker_slots,preflight_pg_cron,preflight_connection,preflight_session,preflight_server,preflight_source_table,
+        preflight_worker_slots,preflight_pg_cron,published_as,identity_columns,identity_remedy,publication_problem,idle_slots,preflight_publication,preflight_connection,preflight_session,preflight_server,preflight_source_table,
         read_nothing,preflight_privileges,preflight_row_security,preflight_key,preflight_types,preflight_collation,preflight_shape,
         preflight_replica_table,preflight_statements,row_width,preflight_estimate,check_in_worker,try_check,preflight_source,
         try_worker,check_replicas}';

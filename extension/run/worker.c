@@ -21,6 +21,7 @@
 #include "access/xact.h"
 #include "apply/apply.h"
 #include "catalog/tables.h"
+#include "check/check.h"
 #include "evolve/evolve.h"
 #include "execute/execute.h"
 #include "load/load.h"
@@ -295,6 +296,16 @@ record_starts(List *runs, bool from_queue)
 	return true;
 }
 
+/* Say what mends an error that has its reason here. */
+static void
+explain_failure(List *runs, ErrorData *edata)
+{
+	ListCell   *lc;
+
+	foreach(lc, runs)
+		tsync_name_publication(edata, ((TsyncRun *) lfirst(lc))->replica_oid);
+}
+
 /* Record that all runs of a worker have failed. */
 static void
 record_failure(List *runs, ErrorData *edata)
@@ -339,6 +350,8 @@ run_in_envelope(List *runs)
 		tsync_name_interruption(edata);
 		tsync_explain_error(edata);
 	}
+	if (edata != NULL && !tsync_is_cancelled())
+		explain_failure(runs, edata);
 	tsync_begin_recording();
 	if (edata != NULL)
 		record_failure(runs, edata);
