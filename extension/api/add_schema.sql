@@ -149,6 +149,7 @@ AS $$
 DECLARE
     relation record;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_add_schema()');
     PERFORM tablesync.check_add_schema(server, remote_schema, local_schema, only_tables, except_tables);
     FOR relation IN
         SELECT coalesce(t.table_name, w.name) AS table_name, t.table_name IS NULL AS missing, t.parent, t.parent_schema,

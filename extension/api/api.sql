@@ -105,6 +105,7 @@ DECLARE
     changed tablesync.replica;
     no_xmin text;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_alter()');
     PERFORM tablesync.check_replica($1);
     SELECT * INTO changed FROM tablesync.replica t WHERE t.replica = $1;
     -- NULL leaves a setting as it is
@@ -172,6 +173,7 @@ AS $$
 DECLARE
     settings tablesync.replica;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_remove()');
     PERFORM tablesync.check_replica($1);
     IF EXISTS (SELECT FROM tablesync.live_runs() l WHERE l.replica = $1) THEN
         RAISE EXCEPTION 'a run for replica % is going on', $1
@@ -241,6 +243,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_pause()');
     PERFORM tablesync.check_replica($1);
     PERFORM tablesync.enable($1, false);
 END
@@ -253,6 +256,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_resume()');
     PERFORM tablesync.check_replica($1);
     PERFORM tablesync.enable($1, true);
 END

@@ -4,7 +4,7 @@ DO $$
 DECLARE
     f record;
     for_everybody CONSTANT text[] := '{
-        home,owns,sees,live_runs,run_status,note_write,live_progress,is_hanging,is_missed,
+        home,owns,sees,check_primary,live_runs,run_status,note_write,live_progress,is_hanging,is_missed,
         source_target,source_image,source_image_statement,files_of,image_identity,key_attnums,is_source_unique,newest_xid,oldest_xid,source_relation,source_catalog,prepare_server,source_identity,source_layout,source_counters,local_type,
         is_bytewise,source_sorts_bytes,source_columns,type_problem,source_shape,shape_core,lags_behind,known_shape,replica_columns,check_source_server,
         check_source_session,is_pooled,pooler_hint,catalog_hint,option_changes,connection_hint,open_source,xmin_problem,refuse_xmin,find_xmin_table,has_source_key,unreadable_columns,refuse_source,source_catalog_columns,xid_precedes,source_time,

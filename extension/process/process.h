@@ -150,6 +150,9 @@ extern void tsync_serve_role(Oid role);
 extern void tsync_prepare_session(bool read_only);
 extern bool tsync_is_worker(void);
 
+/* in standby.c */
+extern void tsync_check_primary(const char *function);
+
 /* A caller waits so long for a process, where none of ours is at work that will end. */
 #define TSYNC_NO_WORKER_MS 10000
 #define TSYNC_NO_WORKER_HINT "Increase max_worker_processes, or run fewer replicas at the same time."

@@ -31,7 +31,7 @@ SELECT is(pg_temp.functions('public', false),
 SELECT is(pg_temp.functions('tablesync', true),
     'abandon_bulk_load add_again add_replica add_schema alter apply_steps ask_source await_run build_indexes '
     'by_hand can_bulk_load catalog_hint check_add_schema check_comparable check_cron check_digest check_existing check_in_worker '
-    'check_mapping check_not_replica check_owner_access check_permanent check_recreatable check_replica '
+    'check_mapping check_not_replica check_owner_access check_permanent check_primary check_recreatable check_replica '
     'check_replicas check_settings check_source check_source_kind check_source_server check_source_session '
     'column_definitions column_hint connection_hint create_source create_view cron_field cron_home cron_next cron_schedule '
     'dependent_views describe_problems describe_retyped drop_unless_used drop_views due enable evolve fail_check '
