@@ -558,6 +558,7 @@ DECLARE
     no_xmin text;
     has_rows boolean := false;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_add()');
     IF replica_name IS NULL OR source IS NULL THEN
         RAISE EXCEPTION 'replica and source must not be NULL' USING ERRCODE = 'null_value_not_allowed';
     END IF;
@@ -679,6 +680,7 @@ DECLARE
     misfit record;
     chosen record;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_add()');
     IF replica_name IS NULL OR server IS NULL OR source_name IS NULL THEN
         RAISE EXCEPTION 'replica, server and source must not be NULL' USING ERRCODE = 'null_value_not_allowed';
     END IF;

@@ -177,6 +177,7 @@ AS $$
 DECLARE
     relation record;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_add_schema()');
     PERFORM tablesync.check_add_schema(server, remote_schema, local_schema, only_tables, except_tables);
     FOR relation IN
         WITH tables AS MATERIALIZED (SELECT * FROM tablesync.source_tables((SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = server), remote_schema))

@@ -107,6 +107,7 @@ DECLARE
     no_xmin text;
     part record;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_alter()');
     PERFORM tablesync.check_replica($1);
     SELECT * INTO current FROM tablesync.replica t WHERE t.replica = $1;
     changed := current;
@@ -183,6 +184,7 @@ AS $$
 DECLARE
     settings tablesync.replica;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_remove()');
     PERFORM tablesync.check_replica($1);
     IF EXISTS (SELECT FROM tablesync.live_runs() l WHERE l.replica = $1) THEN
         RAISE EXCEPTION 'a run for replica % is going on', $1
@@ -252,6 +254,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_pause()');
     PERFORM tablesync.check_replica($1);
     PERFORM tablesync.enable($1, false);
 END
@@ -264,6 +267,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_resume()');
     PERFORM tablesync.check_replica($1);
     PERFORM tablesync.enable($1, true);
 END

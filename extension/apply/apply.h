@@ -27,6 +27,7 @@ typedef struct TsyncApply
 	bool		watched;		/* no write to the replica goes unnoticed */
 	TsyncVerify *verify;
 	TsyncRecord *record;		/* how the run has succeeded; its outcome is filled in here */
+	TsyncMessage message;
 	bool		last_attempt;
 	bool		distrusted;		/* memory has led to an APPLY that failed */
 	bool		unproved;		/* other rows are here than were staged */

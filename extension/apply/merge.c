@@ -196,6 +196,18 @@ tsync_is_proved(TsyncApply *apply)
 		tsync_digest_equal(apply->record->replica, apply->record->source);
 }
 
+/* Tell those who decode the WAL what is to come: all of it, or the transaction fails (expect_rows). */
+static void
+announce(TsyncApply *apply)
+{
+	TsyncStage *stage = apply->stage;
+
+	apply->message.inserted = stage->inserted.count;
+	apply->message.updated = stage->updated.count;
+	apply->message.deleted = stage->deleted.count - stage->reappeared.count;
+	tsync_emit_message(&apply->message);
+}
+
 /*
  * Merge the stage of one run, in a transaction of the caller; false when somebody
  * else has written to the replica since SCAN looked at it.
@@ -212,7 +224,10 @@ tsync_merge(TsyncApply *apply)
 	record->replica = tsync_add_up_replica(apply->chunks);
 	/* nothing to lock for: what is written at this moment is the next run's */
 	if (tsync_staged_rows(stage) == 0)
+	{
+		announce(apply);
 		return true;
+	}
 	/* with the lock nobody can write any more: what was written before has left a note */
 	lock_replica(apply->table);
 	if (tsync_was_written_to(apply->table->relid))
@@ -220,6 +235,8 @@ tsync_merge(TsyncApply *apply)
 	tsync_register_stage(stage);
 	if (apply->table->wide)
 		tsync_avoid_large_joins();
+	/* not while we wait for the lock: it gives the transaction a number, which vacuum has to care for */
+	announce(apply);
 	/* before the merge, which makes both sides equal */
 	tsync_record_differences(apply->table, apply->verify, apply->chunks, record->run_id);
 	merge_stage(apply);

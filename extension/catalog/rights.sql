@@ -4,7 +4,7 @@ DO $$
 DECLARE
     f record;
     for_everybody CONSTANT text[] := '{
-        home,owns,sees,live_runs,run_status,note_write,live_progress,is_hanging,is_missed,
+        home,owns,sees,check_primary,live_runs,run_status,note_write,live_progress,is_hanging,is_missed,
         source_target,source_image,source_image_statement,files_of,image_identity,key_attnums,is_source_unique,newest_xid,oldest_xid,source_relation,source_catalog,prepare_server,source_identity,source_layout,source_counters,is_array_of,local_type,
         is_bytewise,source_sorts_bytes,source_columns,type_problem,source_shape,shape_core,lags_behind,known_shape,replica_columns,check_source_server,
         check_source_session,is_pooled,pooler_hint,catalog_hint,option_changes,connection_hint,open_source,xmin_problem,refuse_xmin,find_xmin_table,has_source_key,unreadable_columns,refuse_source,source_catalog_columns,xid_precedes,source_time,
@@ -24,7 +24,7 @@ DECLARE
         cron_field,cron_home,cron_next,job_prefix,watch_prefix,job_definition,cron_schedule,due,check_cron,schedule_job,schedule,
         unschedule,watch,serve_queue,queue_run,await_run,withdraw_run,raise_error,run_scheduled,
         ask_source,check_digest,worker_slots,fail_check,remote_role,preflight_state,preflight_owner,preflight_mapping,
-        preflight_worker_slots,preflight_pg_cron,preflight_connection,preflight_session,preflight_server,preflight_source_table,
+        preflight_worker_slots,preflight_pg_cron,published_as,identity_columns,identity_remedy,publication_problem,idle_slots,preflight_publication,preflight_connection,preflight_session,preflight_server,preflight_source_table,
         read_nothing,preflight_privileges,preflight_row_security,preflight_key,preflight_types,preflight_collation,preflight_shape,
         preflight_replica_table,preflight_statements,row_width,preflight_estimate,check_in_worker,try_check,preflight_source,
         try_worker,check_replicas}';

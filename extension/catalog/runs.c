@@ -170,7 +170,7 @@ void
 tsync_finish_run(TsyncRecord *record)
 {
 	Oid			types[] = {INT8OID, INT8OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8OID,
-	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, TEXTOID, INT8OID, TEXTOID};
+	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, TEXTOID, INT8OID, TEXTOID, TIMESTAMPTZOID};
 	char		nulls[lengthof(types) + 1];
 	Datum		values[] = {
 		Int64GetDatum(record->run_id),
@@ -187,7 +187,8 @@ tsync_finish_run(TsyncRecord *record)
 		Int64GetDatum((int64) record->replica.sum),
 		(Datum) 0,
 		Int64GetDatum(record->horizon),
-		(Datum) 0
+		(Datum) 0,
+		TimestampTzGetDatum(record->source_instant)
 	};
 
 	Assert(record->run_id > 0);
@@ -195,6 +196,7 @@ tsync_finish_run(TsyncRecord *record)
 	nulls[lengthof(types)] = '\0';
 	values[12] = run_message(record, &nulls[12]);
 	values[14] = text_or_null(record->newest_version, &nulls[14]);
+	nulls[15] = record->source_instant == 0 ? 'n' : ' ';
 
 	hold_replica(record->run_id);
 	if (tsync_record("UPDATE tablesync.all_runs SET status = 'succeeded', finished_at = clock_timestamp(),"
@@ -203,7 +205,7 @@ tsync_finish_run(TsyncRecord *record)
 					 " source_time = $8 * interval '1 microsecond', consistency = $9,"
 					 " source_rows = $2, source_digest = $10,"
 					 " replica_rows = $11, replica_digest = $12, message = $13,"
-					 " source_horizon = nullif($14, 0), newest_version = $15"
+					 " source_horizon = nullif($14, 0), newest_version = $15, source_instant = $16"
 					 " WHERE run_id = $1", lengthof(types), types, values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),

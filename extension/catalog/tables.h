@@ -138,6 +138,7 @@ typedef struct TsyncRecord
 	bool		drift_known;	/* an alert is open */
 	int64		horizon;
 	bool		stands_still;	/* the source, a standby: at that */
+	TimestampTz source_instant; /* what was committed there before has been read; 0: unknown */
 	const char *newest_version;
 	double		scan_rate;		/* of the source; 0: unknown */
 	const char *watermark;

@@ -182,12 +182,15 @@ load_range(void *arg)
 	rel = table_open(table->relid, RowExclusiveLock);
 	/* whoever dies gives a range back by dying: it is claimed for this transaction */
 	range = tsync_claim_range(table);
-	if (range != NULL && attempt->first)
-		widen_connection(table, &range->range);
-	/* what a table is may have changed before the lock, not after it */
 	if (range != NULL)
+	{
+		if (attempt->first)
+			widen_connection(table, &range->range);
+		tsync_emit_message(&load->message);
+		/* what a table is may have changed before the lock, not after it */
 		tsync_finish_range(table, range,
 						   is_plain(table, rel) ? write_range(load, &range->range, rel) : insert_range(load, &range->range));
+	}
 	table_close(rel, NoLock);	/* until the transaction ends */
 	tsync_commit();
 	attempt->found = range != NULL;

@@ -109,6 +109,8 @@ copy_key(TsyncTable *table, char **key, MemoryContext context)
 static void
 insert_page(TsyncLoad *load, LoadState *state, char **reached)
 {
+	load->message.inserted = state->rows.count;
+	tsync_emit_message(&load->message);
 	tsync_rowset_register(&state->rows);
 	load->rows += tsync_modify(load->table, tsync_sql_insert(load->table, state->rows.name, TSYNC_UNCOUNTED)).rows;
 	/* with the rows: a load that is interrupted goes on after the last one that is there */

@@ -30,6 +30,7 @@ typedef struct TsyncLoad
 	TsyncTable *table;			/* of it */
 	TsyncTable *ranged;			/* likewise, as the source orders it; set by a bulk load */
 	TsyncFingerprint fingerprint;	/* that loaded rows are remembered by */
+	TsyncMessage message;		/* of each of its transactions */
 	TsyncSource *source;
 	TsyncPace  *pace;
 	bool		grouped;		/* its snapshot must be that of other runs, too */

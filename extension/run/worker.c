@@ -21,6 +21,7 @@
 #include "access/xact.h"
 #include "apply/apply.h"
 #include "catalog/tables.h"
+#include "check/check.h"
 #include "evolve/evolve.h"
 #include "execute/execute.h"
 #include "load/load.h"
@@ -94,13 +95,13 @@ begin_run(TsyncRun *run)
 		tsync_look_at_time(run);
 	}
 	else if (tsync_trusts_counters(run) &&
-			 tsync_source_unmoved(&run->replica->table, &run->source, run->run_id, tsync_waited(run)))
+			 tsync_source_unmoved(&run->replica->table, &run->source, tsync_message_of(run), tsync_waited(run)))
 	{
 		run->skipped = true;
 		return;
 	}
 	/* before SCAN, which finds by its version what changes meanwhile */
-	tsync_refetch(&run->replica->table, &run->pace, run->source.estimate);
+	tsync_refetch(&run->replica->table, &run->pace, run->source.estimate, tsync_message_of(run));
 	tsync_prepare_scan(run);
 }
 
@@ -333,6 +334,7 @@ record_starts(List *runs, bool from_queue)
 			run->run_id = tsync_queued_run(run->replica_oid);
 		run->run_id = tsync_start_run(run->replica_oid, run->run_id, run->verify.whole,
 									  list_length(runs) > 1 ? first->run_id : 0);
+		run->group_run_id = list_length(runs) > 1 ? first->run_id : 0;
 	}
 	pgstat_report_activity(STATE_RUNNING, psprintf("tablesync run " INT64_FORMAT " for %s",
 												   first->run_id, tsync_relation_label(first->replica_oid)));
@@ -340,6 +342,16 @@ record_starts(List *runs, bool from_queue)
 	has_begun = true;
 	tsync_progress_start(first->run_id, first->replica_oid);
 	return true;
+}
+
+/* Say what mends an error that has its reason here. */
+static void
+explain_failure(List *runs, ErrorData *edata)
+{
+	ListCell   *lc;
+
+	foreach(lc, runs)
+		tsync_name_publication(edata, ((TsyncRun *) lfirst(lc))->replica_oid);
 }
 
 /* Record that all runs of a worker have failed. */
@@ -387,6 +399,8 @@ run_in_envelope(List *runs)
 		tsync_name_interruption(edata);
 		tsync_explain_error(edata);
 	}
+	if (edata != NULL && !tsync_is_cancelled())
+		explain_failure(runs, edata);
 	tsync_begin_recording();
 	if (edata != NULL)
 		record_failure(runs, edata);

@@ -37,7 +37,8 @@ AS $$
         ('pg_stat_user_tables', 'relid oid, n_tup_ins bigint, n_tup_upd bigint, n_tup_del bigint'),
         ('pg_stat_database', 'datname text, stats_reset timestamptz'),
         ('pg_stat_activity', 'backend_xid bigint, backend_xmin bigint'),
-        ('pg_stat_bgwriter', 'stats_reset timestamptz');
+        ('pg_stat_bgwriter', 'stats_reset timestamptz'),
+        ('pg_cursors', 'creation_time timestamptz');
 $$;
 COMMENT ON FUNCTION tablesync.source_catalog_columns() IS 'names and columns of the foreign tables over a source''s catalogs';
 
@@ -833,6 +834,7 @@ BEGIN
         seen.xmins := NULL;
         seen.xids := NULL;
         seen.stats_reset := NULL;
+        seen.instant := NULL;
         seen.estimated_rows := NULL;
         look_key := md5(concat_ws(' ', seen::text, settings.shape::text, settings.key_columns::text, settings.on_schema_change, settings.source::oid,
             current_setting('server_version_num'),
@@ -895,7 +897,7 @@ COMMENT ON FUNCTION tablesync.open_source(regclass, boolean) IS 'version and est
  * last one, the user trusts them for as long, and nobody has written to the
  * replica: it then ends with the proof of that scan.
  */
-CREATE FUNCTION tablesync.skip_scan(replica regclass, counters jsonb, run_id bigint, source_usec bigint)
+CREATE FUNCTION tablesync.skip_scan(replica regclass, counters jsonb, run_id bigint, source_usec bigint, source_instant timestamptz)
 RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -920,7 +922,7 @@ BEGIN
     END IF;
     UPDATE tablesync.all_runs r
     SET status = 'succeeded', finished_at = clock_timestamp(), consistency = proof.consistency,
-        source_time = $4 * interval '1 microsecond',
+        source_time = $4 * interval '1 microsecond', source_instant = $5,
         source_rows = proof.source_rows, source_digest = proof.source_digest,
         replica_rows = proof.replica_rows, replica_digest = proof.replica_digest,
         source_horizon = proof.source_horizon, newest_version = proof.newest_version,
@@ -929,4 +931,4 @@ BEGIN
     RETURN true;
 END
 $$;
-COMMENT ON FUNCTION tablesync.skip_scan(regclass, jsonb, bigint, bigint) IS 'ends a run without a scan if the source''s counters have not moved; false if they have';
+COMMENT ON FUNCTION tablesync.skip_scan(regclass, jsonb, bigint, bigint, timestamptz) IS 'ends a run without a scan if the source''s counters have not moved; false if they have';

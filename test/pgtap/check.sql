@@ -31,7 +31,7 @@ FROM unnest(ARRAY['tablesync_check', 'tablesync_add_schema']::regproc[]) p;
 
 -- the checks, in the order of what depends on what
 SELECT results_eq($$SELECT check_name FROM tablesync_check('media')$$,
-    $$VALUES ('state'), ('owner'), ('mapping'), ('worker_slots'), ('pg_cron'), ('connection'), ('server'), ('session'), ('source_table'),
+    $$VALUES ('state'), ('owner'), ('mapping'), ('worker_slots'), ('pg_cron'), ('publication'), ('connection'), ('server'), ('session'), ('source_table'),
              ('privileges'), ('row_security'), ('key'), ('types'), ('collation'), ('shape'), ('replica_table'), ('statements'), ('estimate')$$,
     'checks');
 SELECT is_empty($$SELECT * FROM tablesync_check() WHERE NOT ok$$, 'all are ok');
