@@ -429,6 +429,7 @@ BEGIN
         RAISE EXCEPTION '% is not a foreign table', wanted.source USING ERRCODE = 'wrong_object_type';
     END IF;
     wanted.replica := $1;
+    wanted.feed := coalesce(wanted.feed, false);
     PERFORM tablesync.check_settings(wanted);
     INSERT INTO tablesync.all_replicas (replica, source, shape, source_created, loaded, adopted,
                                         @settings all: {name}@)
@@ -487,6 +488,7 @@ BEGIN
     wanted.source_created := source_created;
     wanted.shape := tablesync.source_shape(source);
     wanted.drop_columns := coalesce(wanted.drop_columns, false);
+    wanted.feed := coalesce(wanted.feed, false);
     no_xmin := CASE WHEN coalesce(wanted.fingerprint, 'xmin') = 'xmin' THEN tablesync.xmin_problem(source) END;
     wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN no_xmin IS NULL THEN 'xmin' WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
     wanted.key_columns := tablesync.source_key(source, wanted.key_columns);
@@ -548,6 +550,10 @@ BEGIN
     EXECUTE format('ALTER TRIGGER tablesync_note_write ON %s DEPENDS ON EXTENSION tablesync', wanted.replica);
     EXECUTE format('COMMENT ON TRIGGER tablesync_note_write ON %s IS %L', wanted.replica,
                    'tells tablesync that somebody else than a run has written to the replica');
+
+    IF wanted.feed THEN
+        PERFORM tablesync.begin_feed(wanted.replica);
+    END IF;
 
     IF wanted.version_column IS NULL THEN
         SELECT c->>'column' INTO suggestion

@@ -24,6 +24,7 @@ typedef struct TsyncSettings
 	double		max_delete_fraction;
 	double		verify_fraction;	/* of the chunks that each run verifies */
 	bool		trust_counters;
+	bool		feed;
 } TsyncSettings;
 
 /* What runs have left behind. */
