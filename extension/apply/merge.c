@@ -210,7 +210,7 @@ feed_changes(TsyncApply *apply, TsyncFeed *feed)
 	TsyncRecord *record = apply->record;
 
 	feed->starts_again |= tsync_staged_rows(apply->stage) > TSYNC_MAX_FED_REPAIRS && (record->adopted || record->drifted > 0);
-	tsync_write_feed(apply->table, feed, apply->stage, record->run_id);
+	tsync_write_feed(apply->table, feed, apply->stage, record->source.rows, record->run_id);
 }
 
 /* Write to the feed that the replica has changed otherwise, although this run changes nothing. */

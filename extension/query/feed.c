@@ -55,7 +55,7 @@ end_feeding(StringInfo buf)
 	appendStringInfoString(buf, " RETURNING 1) SELECT pg_catalog.count(*), NULL::pg_catalog.numeric FROM fed");
 }
 
-/* The rows that will be deleted: those of some keys, but not of those in "except". */
+/* The rows that will be deleted: those of some keys, but not of those in "except", if that is not NULL. */
 char *
 tsync_sql_feed_deleted(TsyncTable *table, const char *keys, const char *except, int64 position, int64 run_id)
 {
@@ -64,11 +64,14 @@ tsync_sql_feed_deleted(TsyncTable *table, const char *keys, const char *except, 
 	begin_feeding(&buf, table);
 	append_head(&buf, "pg_catalog.row_number() OVER ()", position, run_id, 'd');
 	tsync_append_columns(&buf, table, "r.");
-	appendStringInfo(&buf, " FROM %s r WHERE EXISTS (SELECT FROM %s d WHERE ", table->replica_sql, keys);
+	appendStringInfo(&buf, " FROM %s d JOIN %s r ON ", keys, table->replica_sql);
 	tsync_append_keys_equal(&buf, table, "r.", "d.");
-	appendStringInfo(&buf, ") AND NOT EXISTS (SELECT FROM %s e WHERE ", except);
-	tsync_append_keys_equal(&buf, table, "e.", "r.");
-	appendStringInfoChar(&buf, ')');
+	if (except)
+	{
+		appendStringInfo(&buf, " WHERE NOT EXISTS (SELECT FROM %s e WHERE ", except);
+		tsync_append_keys_equal(&buf, table, "e.", "d.");
+		appendStringInfoChar(&buf, ')');
+	}
 	end_feeding(&buf);
 	return buf.data;
 }
