@@ -53,6 +53,25 @@ AS 'MODULE_PATHNAME', 'tsync_feed_of';
 COMMENT ON FUNCTION tablesync.feed_of(regclass, bigint, integer) IS 'what whoever may read a feed needs to know of it; an error for others';
 
 /*
+ * Up to where changes are missing after a position: there is none without a
+ * successor, so this also notices what the feed's owner has deleted.
+ */
+CREATE FUNCTION tablesync.missing_until(since bigint, description jsonb)
+RETURNS bigint
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    newest bigint := description->>'newest';
+    next bigint;
+BEGIN
+    EXECUTE format('SELECT min(c."position") FROM %s c WHERE c."position" > $1', (description->>'feed')::oid::regclass) INTO next USING since;
+    RETURN CASE WHEN since < newest THEN least(next - 1, newest) ELSE since END;
+END
+$$;
+COMMENT ON FUNCTION tablesync.missing_until(bigint, jsonb) IS 'the position itself if the changes after it are there, else the one before the next change';
+
+/*
  * Changes after a position.  Who asks for some that are not kept any more is told
  * to start again, by a row that is in no table.
  */
@@ -63,13 +82,13 @@ SET search_path = pg_catalog, pg_temp
 SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = 1
 AS $$
 DECLARE
-    pruned bigint := description->>'pruned';
     newest bigint := description->>'newest';
+    present bigint := tablesync.missing_until(since, description);
     until bigint;
 BEGIN
-    IF since < pruned THEN
-        RETURN QUERY SELECT pruned, NULL::bigint, 't', NULL::jsonb, NULL::jsonb, NULL::jsonb, NULL::timestamptz, NULL::timestamptz, NULL::bigint;
-        since := pruned;
+    IF since < present THEN
+        RETURN QUERY SELECT present, NULL::bigint, 't', NULL::jsonb, NULL::jsonb, NULL::jsonb, NULL::timestamptz, NULL::timestamptz, NULL::bigint;
+        since := present;
         most := most - 1;
     END IF;
     until := CASE WHEN most IS NULL OR most > newest - since THEN newest ELSE since + most END;
@@ -186,6 +205,9 @@ BEGIN
         RAISE EXCEPTION 'at must not be NULL' USING ERRCODE = 'null_value_not_allowed';
     END IF;
     since := (SELECT max(r.last) FROM jsonb_to_recordset(description->'runs') r (last bigint, applied_at timestamptz) WHERE r.applied_at <= at);
+    IF since IS NOT NULL AND tablesync.missing_until(since, description) > since THEN
+        since := NULL;
+    END IF;
     IF since IS NOT NULL THEN
         EXECUTE format('SELECT EXISTS (SELECT FROM %s c WHERE c."position" > $1 AND c.op = ''t'')', (description->>'feed')::oid::regclass) INTO broken USING since;
     END IF;

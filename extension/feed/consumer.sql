@@ -127,15 +127,19 @@ LANGUAGE C VOLATILE
 AS 'MODULE_PATHNAME', 'tsync_role_door';
 COMMENT ON FUNCTION tablesync.hold_consumer(text) IS 'door for tablesync_fetch(): what a consumer reads, and how far it has come; locked until the transaction ends';
 
-/* Of one snapshot: runs delete old changes.  Who has missed some gets nothing but the row that says so. */
+/*
+ * Of one snapshot: runs delete old changes.  Who is to start again gets nothing but the row that says so: all else
+ * is in the rows that she will read then.
+ */
 CREATE FUNCTION tablesync.fetch_envelopes(replica regclass, since bigint, most integer)
 RETURNS TABLE ("position" bigint, key jsonb, value jsonb)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT e."position", e.key, e.value
-    FROM (SELECT tablesync.feed_of($1, $2, $3) OFFSET 0) f (description),
-         tablesync.change_envelopes($1, $2, CASE WHEN $2 < (f.description->>'pruned')::bigint THEN 1 ELSE $3 END, f.description) e;
+    SELECT w."position", w.key, w.value
+    FROM (SELECT e.*, max(e."position") FILTER (WHERE e.value->>'op' = 't') OVER ()
+          FROM tablesync.change_envelopes($1, $2, $3, tablesync.feed_of($1, $2, $3)) e) w ("position", key, value, start)
+    WHERE w.start IS NULL OR w."position" = w.start AND w.value->>'op' = 't';
 $$;
 COMMENT ON FUNCTION tablesync.fetch_envelopes(regclass, bigint, integer) IS 'what tablesync_fetch returns for a consumer that has come so far';
 

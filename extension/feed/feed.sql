@@ -122,9 +122,14 @@ DECLARE
 BEGIN
     FOR c IN SELECT * FROM tablesync.feed_columns($1) WHERE (feed_type, feed_typmod) IS DISTINCT FROM (type, typmod) LOOP
         IF c.feed_type IS NOT NULL AND tablesync.widens(c.feed_type, c.feed_typmod, c.type, c.typmod) THEN
-            EXECUTE format('ALTER TABLE %s ALTER COLUMN %I TYPE %s', feed, c.feed_name, c.definition);
-            CONTINUE;
-        ELSIF c.feed_type IS NOT NULL THEN
+            BEGIN
+                EXECUTE format('ALTER TABLE %s ALTER COLUMN %I TYPE %s', feed, c.feed_name, c.definition);
+                CONTINUE;
+            EXCEPTION WHEN feature_not_supported OR dependent_objects_still_exist THEN    -- a view shows it
+                NULL;
+            END;
+        END IF;
+        IF c.feed_type IS NOT NULL THEN
             EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', feed, c.feed_name,
                            tablesync.unused_name(c.feed_name, '_old', ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = feed AND a.attnum > 0)));
         END IF;
