@@ -200,16 +200,17 @@ tsync_is_proved(TsyncApply *apply)
 }
 
 /*
- * Write to the feed what will be merged.  Where rows are brought that the source
- * has not changed now, as new columns do, or somebody's writes here, a large feed of
- * them is of no use.
+ * Write to the feed what will be merged.  What others have written here it does not
+ * show, nor that they have already done what the source did.  Where many rows are
+ * brought that the source has not changed now, as new columns do, all of them in the
+ * feed would be of no use.
  */
 static void
 feed_changes(TsyncApply *apply, TsyncFeed *feed)
 {
 	TsyncRecord *record = apply->record;
 
-	feed->starts_again |= tsync_staged_rows(apply->stage) > TSYNC_MAX_FED_REPAIRS && (record->adopted || record->drifted > 0);
+	feed->starts_again |= record->drifted > 0 || (record->adopted && tsync_staged_rows(apply->stage) > TSYNC_MAX_FED_REPAIRS);
 	tsync_write_feed(apply->table, feed, apply->stage, record->source.rows, record->run_id);
 }
 
