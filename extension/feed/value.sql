@@ -85,7 +85,7 @@ BEGIN
         WHEN type = 'time'::regtype THEN '(extract(epoch FROM %1$s) * 1000000)::int8'
         WHEN type = 'timetz'::regtype THEN '(timezone(''UTC'', %1$s)::time::text || ''Z'')'
         WHEN type = 'timestamp'::regtype THEN
-            format('CASE WHEN isfinite(%%1$s) THEN to_jsonb((extract(epoch FROM %%1$s) * %s)::int8) ELSE to_jsonb(%%1$s::text) END', CASE WHEN typmod BETWEEN 0 AND 3 THEN 1000 ELSE 1000000 END)
+            format('CASE WHEN isfinite(%%1$s) THEN to_jsonb(trunc(extract(epoch FROM %%1$s) * %s)) ELSE to_jsonb(%%1$s::text) END', CASE WHEN typmod BETWEEN 0 AND 3 THEN 1000 ELSE 1000000 END)
         WHEN type = 'timestamptz'::regtype THEN 'tablesync.iso_instant(%1$s)'
         WHEN type = 'interval'::regtype THEN
             'CASE WHEN isfinite(%1$s) THEN to_jsonb(trunc((extract(year FROM %1$s) * 12 + extract(month FROM %1$s)) * 2629800000000 + extract(day FROM %1$s) * 86400000000'
