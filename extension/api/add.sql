@@ -525,6 +525,7 @@ BEGIN
     END IF;
     wanted.replica := $1;
     wanted.source_is_view := coalesce(wanted.source_is_view, false);
+    wanted.feed := coalesce(wanted.feed, false);
     PERFORM tablesync.check_settings(wanted);
     INSERT INTO tablesync.all_replicas (replica, source, shape, source_created, loaded, adopted,
                                         @settings all: {name}@)
@@ -587,6 +588,7 @@ BEGIN
     wanted.source := source;
     wanted.source_created := source_created;
     wanted.drop_columns := coalesce(wanted.drop_columns, false);
+    wanted.feed := coalesce(wanted.feed, false);
     no_xmin := CASE WHEN coalesce(wanted.fingerprint, 'xmin') = 'xmin' THEN tablesync.xmin_problem(source) END;
     wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN no_xmin IS NULL THEN 'xmin' WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
     wanted.shape := tablesync.source_shape(source);
@@ -640,6 +642,10 @@ BEGIN
     EXECUTE format('ALTER TRIGGER tablesync_note_write ON %s DEPENDS ON EXTENSION tablesync', wanted.replica);
     EXECUTE format('COMMENT ON TRIGGER tablesync_note_write ON %s IS %L', wanted.replica,
                    'tells tablesync that somebody else than a run has written to the replica');
+
+    IF wanted.feed THEN
+        PERFORM tablesync.begin_feed(wanted.replica);
+    END IF;
 
     IF wanted.version_column IS NULL THEN
         SELECT c->>'column' INTO suggestion

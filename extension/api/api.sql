@@ -132,6 +132,12 @@ BEGIN
     IF no_xmin IS NOT NULL THEN
         PERFORM tablesync.refuse_xmin(changed.source, no_xmin);
     END IF;
+    -- before the row of the replica is locked: APPLY locks in this order
+    IF feed THEN
+        PERFORM tablesync.begin_feed($1);
+    ELSIF NOT feed THEN
+        PERFORM tablesync.end_feed($1);
+    END IF;
     PERFORM tablesync.alter($1, to_jsonb(changed));
     IF part IS NOT NULL THEN
         PERFORM tablesync.take_part($1, changed.shape, part.steps);
@@ -140,7 +146,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION @extschema@.tablesync_alter(regclass, @settings alter: {type}@)
-    IS 'changes settings of a replica; NULL leaves one as it is, 0 ends trust_counters_for, an empty text leaves a sync_group or a filter, {} means all columns or no expressions';
+    IS 'changes settings of a replica; NULL leaves one as it is, 0 ends trust_counters_for and keep_changes, an empty text leaves a sync_group or a filter, {} means all columns or no expressions';
 
 CREATE FUNCTION tablesync.record_forget(replica regclass)
 RETURNS void
@@ -194,6 +200,7 @@ BEGIN
         PERFORM tablesync.abandon_bulk_load($1);
     END IF;
     SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
+    PERFORM tablesync.drop_feed(settings, drop_replica);
     PERFORM tablesync.forget($1);
     EXECUTE format('DROP TRIGGER IF EXISTS tablesync_note_write ON %s', $1);
     IF settings.source_created AND tablesync.may_be_dropped(settings.source, $1) THEN
@@ -204,7 +211,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION @extschema@.tablesync_remove(regclass, boolean) IS 'forgets a replica and its history; its rows stay unless drop_replica is true';
+COMMENT ON FUNCTION @extschema@.tablesync_remove(regclass, boolean) IS 'forgets a replica and its history; its rows and its feed stay unless drop_replica is true';
 
 CREATE FUNCTION @extschema@.tablesync_run(replica regclass DEFAULT NULL, wait boolean DEFAULT true, force boolean DEFAULT false)
 RETURNS TABLE (replica regclass, run_id bigint, status text, rows bigint, inserted bigint, updated bigint, deleted bigint,

@@ -15,6 +15,9 @@
 #include "source/source.h"
 #include "verify/verify.h"
 
+/* A run that brings more rows because of a new shape writes one to the feed, which says to start again. */
+#define TSYNC_MAX_FED_REPAIRS 100000
+
 /* What APPLY is to do for one run, and what comes of it. */
 typedef struct TsyncApply
 {

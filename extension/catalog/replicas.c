@@ -159,6 +159,7 @@ take_settings(TsyncSettings *settings)
 	settings->max_source_load = tsync_result_double(0, tsync_result_column("max_source_load"));
 	settings->max_delete_fraction = tsync_result_double(0, tsync_result_column("max_delete_fraction"));
 	settings->verify_fraction = tsync_result_double(0, tsync_result_column("verify_fraction"));
+	settings->feed = tsync_result_bool(0, tsync_result_column("feed"));
 	settings->trust_counters = tsync_result_text(0, tsync_result_column("trust_counters_for")) != NULL;
 	settings->source_is_view = tsync_result_bool(0, tsync_result_column("source_is_view"));
 }
@@ -411,7 +412,7 @@ tsync_finish_load(TsyncReplica *replica, bool adopted)
 							   table->columns[i].quoted),
 					 errhint("TRUNCATE %s, and run again.", table->replica_sql)));
 	tsync_record("UPDATE tablesync.all_replicas SET loaded = true, load_position = NULL, memory_horizon = NULL,"
-				 " adopted = adopted OR $2 WHERE replica = $1::regclass",
+				 " feed_starts_again = true, adopted = adopted OR $2 WHERE replica = $1::regclass",
 				 2, types, values, NULL);
 	tsync_commit();
 	replica->settings.all_columns |= adopted && !replica->settings.by_xmin;

@@ -27,7 +27,11 @@ DECLARE
         preflight_worker_slots,preflight_pg_cron,published_as,identity_columns,identity_remedy,publication_problem,idle_slots,preflight_publication,preflight_connection,preflight_session,preflight_server,preflight_source_table,
         read_nothing,preflight_privileges,preflight_row_security,preflight_key,preflight_types,preflight_collation,preflight_shape,
         preflight_replica_table,preflight_statements,row_width,preflight_estimate,check_in_worker,try_check,preflight_source,
-        try_worker,check_replicas}';
+        try_worker,check_replicas,
+        feed_name,base_type,feed_columns,feed_problem,create_feed,fit_feed,column_names,rename_feed_columns,start_feed,begin_feed,drop_feed,end_feed,
+        decimal_bytes,bit_bytes,base64,iso_instant,plain_expression,debezium_expression,row_expression,
+        feed_of,missing_until,read_feed,milliseconds,snapshot_envelopes,change_envelopes,fetch_envelopes,
+        add_consumer,remove_consumer,hold_consumer,commit_consumer}';
 BEGIN
     REVOKE ALL ON ALL ROUTINES IN SCHEMA tablesync FROM PUBLIC;
     FOR f IN SELECT p.oid::regprocedure AS name FROM pg_proc p

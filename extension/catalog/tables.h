@@ -26,6 +26,7 @@ typedef struct TsyncSettings
 	double		verify_fraction;	/* of the chunks that each run verifies */
 	bool		trust_counters;
 	bool		source_is_view;
+	bool		feed;
 } TsyncSettings;
 
 /* What runs have left behind. */

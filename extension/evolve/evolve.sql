@@ -99,6 +99,7 @@ DECLARE
     view jsonb;
     views jsonb[] := '{}';
     retyped name[];
+    names jsonb := tablesync.column_names(settings.replica);
 BEGIN
     IF EXISTS (SELECT FROM unnest(steps) s WHERE cardinality(s.statements) + cardinality(coalesce(s.unless_used, '{}')) > 0) THEN
         EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', settings.replica);
@@ -116,6 +117,7 @@ BEGIN
     FOR n IN 1 .. cardinality(steps) LOOP
         steps[n] := tablesync.drop_unless_used(steps[n]);
     END LOOP;
+    PERFORM tablesync.rename_feed_columns(settings, names);
     RETURN steps;
 END
 $$;
@@ -324,6 +326,6 @@ RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    UPDATE tablesync.all_replicas t SET refetch = '{}' WHERE t.replica = $1;
+    UPDATE tablesync.all_replicas t SET refetch = '{}', feed_starts_again = true WHERE t.replica = $1;
 $$;
 COMMENT ON FUNCTION tablesync.finish_refetch(regclass) IS 'notes that the columns in tablesync.replica.refetch have been fetched for all rows';

@@ -64,6 +64,8 @@ typedef struct TsyncTable
 	const char *xmin_sql;		/* quoted and qualified */
 	const char *xmin_rows;		/* like source_rows */
 	const char *xmin_column;	/* quoted */
+	Oid			feed;			/* table that the changes of this transaction are written to; invalid: none */
+	const char *feed_sql;		/* quoted and qualified */
 	TsyncHorizon horizon;
 	int64		seek_keys;		/* more keys are looked for in a scan, not by the source's index; 0: never */
 	const char *watermark;		/* of the version column, NULL: unknown; moves on with the rows applied */
@@ -312,6 +314,13 @@ extern char *tsync_sql_keep_columns(TsyncTable *table, List *own, const char *fr
 extern char *tsync_sql_insert_kept(TsyncTable *table, List *own, const char *from, TsyncFingerprint fingerprint);
 extern char *tsync_sql_update(TsyncTable *table, const char *from, TsyncFingerprint fingerprint);
 extern char *tsync_sql_delete(TsyncTable *table, const char *keys, const char *except, TsyncFingerprint fingerprint);
+
+/* in feed.c */
+extern const char *tsync_feed_name(const char *name);
+extern char *tsync_sql_feed_deleted(TsyncTable *table, const char *keys, const char *except, int64 position, int64 run_id);
+extern char *tsync_sql_feed_before(TsyncTable *table, const char *rows, int64 position, int64 run_id);
+extern char *tsync_sql_feed_rows(TsyncTable *table, const char *rows, char op, int64 position, int64 run_id);
+extern char *tsync_sql_feed_start(TsyncTable *table, int64 position, int64 run_id);
 
 /* in version.c */
 extern bool tsync_has_order(TsyncColumn *version);

@@ -24,6 +24,7 @@
 #include "check/check.h"
 #include "evolve/evolve.h"
 #include "execute/execute.h"
+#include "feed/feed.h"
 #include "load/load.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -426,6 +427,8 @@ tsync_perform(TsyncStart *start, bool from_queue)
 
 		/* in transactions of its own: what goes wrong here changes nothing about the run */
 		tsync_settle_run(run->run_id);
+		if (run->replica != NULL && run->replica->settings.feed)
+			tsync_settle_feed(run->replica_oid, run->run_id);
 		tsync_prune_runs(run->replica_oid);
 	}
 	return true;
