@@ -22,7 +22,6 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/tables.h"
-#include "commands/trigger.h"
 #include "execute/execute.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
