@@ -495,9 +495,9 @@ LANGUAGE C VOLATILE
 AS 'MODULE_PATHNAME', 'tsync_door';
 COMMENT ON FUNCTION tablesync.register(regclass, jsonb) IS 'door for tablesync_add()';
 
-/* Add a replica; "home_schema" is where a name without schema is created. */
+/* Add a replica; "home_schema" is where a name without schema is created; "readable": it is known that we may read all of the source. */
 CREATE FUNCTION tablesync.add_replica(replica_name text, existing regclass, home_schema name,
-                                      source regclass, source_created boolean, settings jsonb)
+                                      source regclass, source_created boolean, settings jsonb, readable boolean DEFAULT false)
 RETURNS regclass
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -536,7 +536,7 @@ BEGIN
     wanted.source_created := source_created;
     wanted.shape := tablesync.source_shape(source);
     wanted.drop_columns := coalesce(wanted.drop_columns, false);
-    no_xmin := CASE WHEN coalesce(wanted.fingerprint, 'xmin') = 'xmin' THEN tablesync.xmin_problem(source) END;
+    no_xmin := CASE WHEN coalesce(wanted.fingerprint, 'xmin') = 'xmin' THEN tablesync.xmin_problem(source, readable) END;
     wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN no_xmin IS NULL THEN 'xmin' WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
     wanted.key_columns := CASE WHEN wanted.source_is_view THEN tablesync.view_key(source, wanted.shape, wanted.key_columns)
                                ELSE tablesync.source_key(source, wanted.key_columns) END;
@@ -584,7 +584,9 @@ BEGIN
     PERFORM tablesync.check_permanent(wanted.replica);
     PERFORM tablesync.check_owner_access((SELECT relowner FROM pg_class WHERE oid = wanted.replica), source);
     PERFORM tablesync.set_source_options(source);
-    EXECUTE format('SELECT * FROM %s LIMIT 1', source);   -- may we read every column?
+    IF NOT readable THEN
+        EXECUTE format('SELECT * FROM %s LIMIT 1', source);   -- may we read every column?
+    END IF;
 
     wanted.shape := tablesync.with_numbers(wanted.shape, wanted.replica, source);
     wanted.loaded := has_rows;
@@ -619,7 +621,7 @@ BEGIN
     RETURN wanted.replica;
 END
 $$;
-COMMENT ON FUNCTION tablesync.add_replica(text, regclass, name, regclass, boolean, jsonb) IS 'checks a source, creates or checks the replica, and registers it';
+COMMENT ON FUNCTION tablesync.add_replica(text, regclass, name, regclass, boolean, jsonb, boolean) IS 'checks a source, creates or checks the replica, and registers it';
 
 /* Create the foreign table for a source next to its replica; "avoid" are names that are not to be taken. */
 CREATE FUNCTION tablesync.create_source(replica_name text, existing regclass, home_schema name, server name, source_name text,
