@@ -5,8 +5,8 @@ DECLARE
     f record;
     for_everybody CONSTANT text[] := '{
         home,owns,sees,check_primary,live_runs,run_status,note_write,live_progress,is_hanging,is_missed,
-        source_target,source_image,source_image_statement,files_of,image_identity,key_attnums,is_source_unique,newest_xid,oldest_xid,source_relation,source_catalog,prepare_server,source_identity,source_layout,source_counters,is_array_of,local_type,
-        is_bytewise,source_sorts_bytes,source_columns,type_problem,source_shape,shape_core,lags_behind,known_shape,replica_columns,check_source_server,
+        source_target,source_image,source_images,source_image_statement,files_of,image_identity,key_attnums,is_source_unique,newest_xid,oldest_xid,source_relation,source_catalog,prepare_server,source_identity,source_layout,source_counters,is_array_of,local_type,
+        is_bytewise,ask_sorting,source_sorts_bytes,source_columns,type_problem,source_shape,shape_core,lags_behind,known_shape,replica_columns,check_source_server,
         check_source_session,is_pooled,pooler_hint,catalog_hint,option_changes,connection_hint,open_source,xmin_problem,refuse_xmin,find_xmin_table,has_source_key,unreadable_columns,refuse_source,source_catalog_columns,xid_precedes,source_time,
         source_key,index_problem,key_problem,is_view,null_condition,refuse_view_key,check_null_keys,check_different_keys,check_view_key,has_view_index,
         only_unique_index,view_key,source_kind_problem,source_kind_hint,check_source_kind,column_hint,refuse_column,check_source,has_key_index,check_existing,may_be_left_out,check_readable,check_parts,
@@ -14,7 +14,7 @@ DECLARE
         columns_of_replica,check_computed_there,grouping_problem,check_columns,check_computed,checked_part,
         shape_of_part,plan_hidden,plan_computed,foreign_part_statements,plan_part,change_part,take_part,
         type_name,column_definitions,check_mapping,check_owner_access,set_source_options,check_settings,check_not_replica,check_permanent,
-        is_left_over,choose_foreign_name,foreign_table_problem,recreate_hint,add_replica,create_source,register,source_tables,name_problem,try_add,check_add_schema,add_schema,
+        is_left_over,choose_foreign_name,foreign_table_problem,recreate_hint,add_replica,create_source,register,source_tables,name_problem,readable_tables,describe_addition,try_add,check_add_schema,list_tables,add_schema,
         check_replica,check_comparable,alter,forget,enable,may_be_dropped,group_members,
         smallest_value,subdivide,first_column_bounds,source_bounds,can_bulk_load,build_indexes,abandon_bulk_load,
         widens,local_column,stands_for,by_hand,add_again,foreign_column_statements,plan_added,plan_dropped,rename_columns,unused_name,short_name,with_numbers,

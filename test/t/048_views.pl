@@ -8,6 +8,7 @@ use TablesyncTest;
 use Test::More;
 
 my ($source, $target) = start_pair();
+$target->safe_psql('postgres', 'GRANT CREATE ON DATABASE postgres TO app');
 
 sub at_source
 {
@@ -78,6 +79,12 @@ like(app_sql($target, q{SELECT string_agg(detail, ' ') FROM tablesync_check('ope
 	qr/is a view: .*which no index proves/, 'what tablesync_check says of a view');
 like(app_sql($target, q{SELECT string_agg(detail, ' ') FROM tablesync_check('totals') WHERE check_name IN ('source_table', 'key')}),
 	qr/is a materialized view .*by a unique index/, 'and of a materialized one');
+
+like(app_sql($target, q{SELECT detail FROM tablesync_check('bare') WHERE check_name = 'estimate'}), qr/400 rows/, 'rows as far as they are known');
+app_sql($target, q{CREATE SCHEMA imports; IMPORT FOREIGN SCHEMA public LIMIT TO (open_orders) FROM SERVER src INTO imports;
+	SELECT tablesync_add('imported', 'imports.open_orders', key_columns => '{id}', source_is_view => true)});
+is(run_counts($target, 'imported'), 'succeeded|200|0|0', 'over a foreign table that is there');
+app_sql($target, q{SELECT tablesync_remove('imported')});
 
 # --- changes ---
 
