@@ -54,7 +54,7 @@ SELECT is(pg_temp.functions('tablesync', true),
     'watch watch_prefix widens with_numbers withdraw_run worker_slots xid_precedes xmin_problem'
     , 'called by the former, with the rights of who called them');
 SELECT is(pg_temp.functions('tablesync', false),
-    'alert_kind alert_payload announce_alert back_off before_drop claim_alert claim_range close_alert count_run '
+    'alert_kind alert_payload announce_alert back_off before_drop check_belonging claim_alert claim_range close_alert count_run '
     'create_source_catalog drop_xmin_table end_jobs end_queued finish_refetch follow_schedule forget_dropped forget_total '
     'grant_source_catalogs has_alert_handler is_watched keep_names log_alert log_steps memory_columns note_drift '
     'open_alert prune_runs public_message record_alter record_bulk_load record_enable record_evolution '
