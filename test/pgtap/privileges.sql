@@ -69,11 +69,11 @@ SELECT is(pg_temp.functions('tablesync', true),
     'xid_precedes xmin_problem'
     , 'called by the former, with the rights of who called them');
 SELECT is(pg_temp.functions('tablesync', false),
-    'alert_kind alert_payload announce_alert back_off before_drop claim_alert claim_range close_alert count_run '
-    'create_source_catalog describe_feed drop_xmin_table end_jobs end_queued find_consumer finish_feed '
-    'finish_refetch follow_schedule forget_dropped forget_total grant_source_catalogs has_alert_handler is_watched '
-    'keep_names log_alert log_steps memory_columns note_consumers note_drift open_alert prunable prune_feed '
-    'prune_runs public_message record_add_consumer record_alter record_bulk_load record_commit_consumer '
+    'alert_kind alert_payload announce_alert back_off before_drop check_belonging claim_alert claim_range '
+    'close_alert count_run create_source_catalog describe_feed drop_xmin_table end_jobs end_queued find_consumer '
+    'finish_feed finish_refetch follow_schedule forget_dropped forget_total grant_source_catalogs has_alert_handler '
+    'is_watched keep_names log_alert log_steps memory_columns note_consumers note_drift open_alert prunable '
+    'prune_feed prune_runs public_message record_add_consumer record_alter record_bulk_load record_commit_consumer '
     'record_enable record_evolution record_forget record_hold_consumer record_identity record_register '
     'record_remove_consumer record_schedule record_start_feed record_take_part record_unreadable record_unschedule '
     'record_watch renamed_part renew_schedule retry_delay settle_failure settle_feed settle_run settle_success '
