@@ -56,6 +56,9 @@ BEGIN
                     ELSE format('%s is the replica of something else: %I.%I of server "%s"', existing, known.schema_name, known.table_name,
                                 (SELECT s.srvname FROM pg_foreign_server s WHERE s.oid = known.server)) END;
     END IF;
+    IF (SELECT c.relkind = 'f' FROM pg_class c WHERE c.oid = existing) THEN
+        RETURN (SELECT concat_ws(' ', existing::text || ' exists.', p.detail, p.hint) FROM tablesync.foreign_table_problem(existing) p);
+    END IF;
     IF tablesync.owns(existing) AND (SELECT c.relkind IN ('r', 'p') FROM pg_class c WHERE c.oid = existing) THEN
         EXECUTE format('SELECT EXISTS (SELECT FROM %s)', existing) INTO has_rows;
         IF has_rows THEN
@@ -68,13 +71,14 @@ $$;
 COMMENT ON FUNCTION tablesync.name_problem(regclass, oid, text, text) IS 'why an existing table should not become the replica of a source without being named';
 
 /* Add one of many tables.  The reason tells why it was not added. */
-CREATE FUNCTION tablesync.try_add(server name, remote_schema text, table_name text, local_schema name, settings jsonb,
+CREATE FUNCTION tablesync.try_add(server name, remote_schema text, table_name text, local_schema name, avoid text[], settings jsonb,
                                   OUT replica regclass, OUT added boolean, OUT reason text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     server_oid oid := (SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = server);
+    relkind "char";
     replica_name text := format('%I.%I', local_schema, table_name);
     existing regclass := to_regclass(replica_name);
     detail text;
@@ -85,6 +89,8 @@ BEGIN
         replica := CASE WHEN reason = 'it is a replica already' THEN existing END;
         RETURN;
     END IF;
+    relkind := (tablesync.source_relation(server_oid, remote_schema, table_name)).relkind;
+    settings := settings || jsonb_build_object('source_is_view', tablesync.is_view(relkind));    -- which is settled for views, and no matter for tables
     IF NOT EXISTS (SELECT FROM tablesync.source_columns(server_oid, remote_schema, table_name) c
                    WHERE c.remote_name = settings->>'version_column' AND c.key_position IS NULL) THEN
         settings := settings - 'version_column';
@@ -93,7 +99,7 @@ BEGIN
         END IF;
     END IF;
     replica := tablesync.add_replica(replica_name, existing, local_schema,
-        tablesync.create_source(replica_name, existing, local_schema, server, format('%I.%I', remote_schema, table_name)),
+        tablesync.create_source(replica_name, existing, local_schema, server, format('%I.%I', remote_schema, table_name), settings, avoid),
         true, settings);
     added := true;
 EXCEPTION
@@ -104,7 +110,7 @@ EXCEPTION
         reason := concat_ws(': ', reason, nullif(detail, ''));
 END
 $$;
-COMMENT ON FUNCTION tablesync.try_add(name, text, text, name, jsonb) IS 'adds a replica; an error undoes only this one, and is the reason';
+COMMENT ON FUNCTION tablesync.try_add(name, text, text, name, text[], jsonb) IS 'adds a replica; an error undoes only this one, and is the reason';
 
 /* Fail early with what would otherwise be the reason of every single table. */
 CREATE FUNCTION tablesync.check_add_schema(server name, remote_schema text, local_schema text, only_tables name[], except_tables name[])
@@ -136,12 +142,34 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.check_add_schema(name, text, text, name[], name[]) IS 'an error if no table of a schema could be added';
 
+/* Settings that are given for each table by its name. */
+CREATE FUNCTION tablesync.check_parts(parts jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    misfit text;
+BEGIN
+    SELECT p.key INTO misfit FROM jsonb_each(parts) p WHERE jsonb_typeof(p.value) NOT IN ('object', 'null') LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'invalid value for %: %', misfit, quote_literal(left(parts->>misfit, 100))
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = format('It must be an object with a value for each table by its name: %s.',
+                                CASE misfit WHEN 'columns' THEN '{"customers": ["id", "name"]}' WHEN 'filter' THEN '{"customers": "id % 100 = 7"}'
+                                            ELSE '{"customers": {"email": "md5(email)"}}' END);
+    END IF;
+    RETURN parts;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_parts(jsonb) IS 'settings of single tables; an error unless they are given by name';
+
 /*
  * A partition comes with its parent.  It gets no row of its own, unless it was
  * asked for or the parent is in another schema.  A name that the source does
  * not have gets one: it is probably a typing error.
  */
-CREATE FUNCTION tablesync.add_schema(server name, remote_schema text, local_schema text, only_tables name[], except_tables name[], settings jsonb)
+CREATE FUNCTION tablesync.add_schema(server name, remote_schema text, local_schema text, only_tables name[], except_tables name[], settings jsonb, parts jsonb)
 RETURNS TABLE (source text, replica regclass, added boolean, reason text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -149,12 +177,16 @@ AS $$
 DECLARE
     relation record;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_add_schema()');
     PERFORM tablesync.check_add_schema(server, remote_schema, local_schema, only_tables, except_tables);
     FOR relation IN
+        WITH tables AS MATERIALIZED (SELECT * FROM tablesync.source_tables((SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = server), remote_schema))
         SELECT coalesce(t.table_name, w.name) AS table_name, t.table_name IS NULL AS missing, t.parent, t.parent_schema,
-               tablesync.source_kind_problem(t.relkind, t.has_children) AS problem
-        FROM tablesync.source_tables((SELECT s.oid FROM pg_foreign_server s WHERE s.srvname = server), remote_schema) t
-        FULL JOIN (SELECT DISTINCT u.name::text FROM unnest(only_tables || except_tables) u (name)) w ON w.name = t.table_name
+               tablesync.source_kind_problem(t.relkind, t.has_children, tablesync.is_view(t.relkind) AND coalesce((settings->>'source_is_view')::boolean, false)) AS problem,
+               (SELECT array_agg(a.table_name) FROM tables a) AS all_names    -- any of them may be added later
+        FROM tables t
+        FULL JOIN (SELECT DISTINCT u.name::text FROM unnest(only_tables || except_tables
+                             || ARRAY(SELECT jsonb_object_keys(p.value)::name FROM jsonb_each(parts) p WHERE p.value <> 'null')) u (name)) w ON w.name = t.table_name
         WHERE t.table_name IS NULL
            OR (only_tables IS NULL OR t.table_name = ANY (only_tables))
               AND (except_tables IS NULL OR t.table_name <> ALL (except_tables))
@@ -170,13 +202,15 @@ BEGIN
                            format('It is a partition of %I.%I, whose replica has its rows.', relation.parent_schema, relation.parent) END;
         IF reason IS NULL THEN
             SELECT a.replica, a.added, a.reason INTO replica, added, reason
-            FROM tablesync.try_add(server, remote_schema, relation.table_name, local_schema, settings) a;
+            FROM tablesync.try_add(server, remote_schema, relation.table_name, local_schema, relation.all_names,
+                settings || coalesce((SELECT jsonb_object_agg(p.key, p.value->relation.table_name) FROM jsonb_each(parts) p
+                                      WHERE p.value ? relation.table_name), '{}')) a;
         END IF;
         RETURN NEXT;
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION tablesync.add_schema(name, text, text, name[], name[], jsonb) IS 'adds the tables of a schema of the source, one by one';
+COMMENT ON FUNCTION tablesync.add_schema(name, text, text, name[], name[], jsonb, jsonb) IS 'adds the tables of a schema of the source, one by one';
 
 CREATE FUNCTION @extschema@.tablesync_add_schema(
     server name,
@@ -184,14 +218,18 @@ CREATE FUNCTION @extschema@.tablesync_add_schema(
     local_schema text,
     only_tables name[] DEFAULT NULL,
     except_tables name[] DEFAULT NULL,
-    @settings add_schema: {name} {type} DEFAULT {default}@)
+    @settings add_schema: {name} {type} DEFAULT {default}@,
+    columns jsonb DEFAULT NULL,
+    filter jsonb DEFAULT NULL,
+    expressions jsonb DEFAULT NULL)
 RETURNS TABLE (source text, replica regclass, added boolean, reason text)
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT * FROM tablesync.add_schema($1, $2, $3, $4, $5,
         jsonb_build_object(
-            @settings add_schema: '{name}', {name}@));
+            @settings add_schema: '{name}', {name}@),
+        tablesync.check_parts(jsonb_build_object('columns', columns, 'filter', filter, 'expressions', expressions)));
 $$;
-COMMENT ON FUNCTION @extschema@.tablesync_add_schema(name, text, text, name[], name[], @settings add_schema: {type}@)
+COMMENT ON FUNCTION @extschema@.tablesync_add_schema(name, text, text, name[], name[], @settings add_schema: {type}@, jsonb, jsonb, jsonb)
     IS 'adds every table of a schema of the source that has a usable key, and says why the others were not added';

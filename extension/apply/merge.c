@@ -70,13 +70,11 @@ expect_rows(TsyncTable *table, const char *verb, int64 expected, int64 actual)
 static TsyncDigest
 update_rows(TsyncApply *apply)
 {
-	TsyncTable *table = apply->table;
 	InPlace		rows = {.apply = apply};
 
 	if (tsync_try_inside(update_in_place, &rows, tsync_is_uniqueness_violation, NULL))
 		return rows.changed;
-	tsync_modify(table, tsync_sql_delete(table, TSYNC_UPDATED, NULL, apply->fingerprint));
-	return tsync_modify(table, tsync_sql_insert(table, TSYNC_UPDATED, apply->fingerprint));
+	return tsync_replace_rows(apply);
 }
 
 /* Are the rows of a row set in the replica, byte by byte? */
@@ -199,6 +197,18 @@ tsync_is_proved(TsyncApply *apply)
 		tsync_digest_equal(apply->record->replica, apply->record->source);
 }
 
+/* Tell those who decode the WAL what is to come: all of it, or the transaction fails (expect_rows). */
+static void
+announce(TsyncApply *apply)
+{
+	TsyncStage *stage = apply->stage;
+
+	apply->message.inserted = stage->inserted.count;
+	apply->message.updated = stage->updated.count;
+	apply->message.deleted = stage->deleted.count - stage->reappeared.count;
+	tsync_emit_message(&apply->message);
+}
+
 /*
  * Write to the feed what will be merged.  What others have written here it does not
  * show, nor that they have already done what the source did.  Where many rows are
@@ -244,6 +254,7 @@ tsync_merge(TsyncApply *apply)
 	/* nothing to lock for: what is written at this moment is the next run's */
 	if (tsync_staged_rows(stage) == 0)
 	{
+		announce(apply);
 		if (feed.starts_again)
 			start_feed_again(apply);
 		return true;
@@ -255,6 +266,8 @@ tsync_merge(TsyncApply *apply)
 	tsync_register_stage(stage);
 	if (apply->table->wide)
 		tsync_avoid_large_joins();
+	/* not while we wait for the lock: it gives the transaction a number, which vacuum has to care for */
+	announce(apply);
 	/* before the merge, which makes both sides equal */
 	tsync_record_differences(apply->table, apply->verify, apply->chunks, record->run_id);
 	tsync_open_feed(apply->table, &feed);

@@ -10,6 +10,13 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.owns(regclass) IS 'whether the current user is a member of the role that owns the replica';
 
+/* Before anything else: on a standby, what was typed is named, and not a statement of ours. */
+CREATE FUNCTION tablesync.check_primary(function text)
+RETURNS void
+LANGUAGE C STABLE STRICT
+AS 'MODULE_PATHNAME', 'tsync_check_primary_server';
+COMMENT ON FUNCTION tablesync.check_primary(text) IS 'an error on a standby, where a function can''t do what it is for';
+
 /* What the views show: members of pg_monitor see how runs go, but no messages. */
 CREATE FUNCTION tablesync.sees(replica regclass)
 RETURNS boolean

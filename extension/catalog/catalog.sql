@@ -6,6 +6,9 @@
  * goes through doors (door.c).  Everybody may read tablesync.replica, for one,
  * which row security restricts to the rows of one's own replicas (access.sql).
  *
+ * Each has a primary key: where somebody publishes all tables of the database,
+ * rows of one without could not be changed any more.
+ *
  * Row security would also keep a role that may read everything, and nothing
  * else, from dumping them.  So each of them is a partitioned table, and all its
  * rows are in one partition, tablesync.all_replicas here, on which nobody has a
@@ -57,6 +60,7 @@ CREATE TABLE tablesync.replica (
     memory_at timestamptz,
     source_changes bigint,
     watermark text,
+    filtered_by text,
     scan_rate double precision,
     counters jsonb,
     counters_at timestamptz,
@@ -96,6 +100,7 @@ COMMENT ON COLUMN tablesync.replica.memory_epoch IS 'when the source''s statisti
 COMMENT ON COLUMN tablesync.replica.memory_at IS 'when memory_horizon was read';
 COMMENT ON COLUMN tablesync.replica.source_changes IS 'rows that the source had ever inserted, updated and deleted, by its counters, before the last complete scan: a hint where to look';
 COMMENT ON COLUMN tablesync.replica.watermark IS 'versions below it were there before the last changes: a hint where to look, never proof';
+COMMENT ON COLUMN tablesync.replica.filtered_by IS 'filter of the last run that has succeeded';
 COMMENT ON COLUMN tablesync.replica.scan_rate IS 'rows per second that the source digested in the last runs';
 COMMENT ON COLUMN tablesync.replica.counters IS 'the source''s statistics counters before the last complete scan';
 COMMENT ON COLUMN tablesync.replica.counters_at IS 'when that scan began';
@@ -137,6 +142,7 @@ CREATE TABLE tablesync.run (
     pid integer NOT NULL DEFAULT pg_backend_pid(),
     group_run_id bigint,
     settled boolean NOT NULL DEFAULT false,
+    source_instant timestamptz,
     CHECK ((status IN ('running', 'crashed')) = (finished_at IS NULL)),
     CHECK (status <> 'succeeded' OR (source_digest IS NOT NULL AND replica_digest IS NOT NULL))
 ) PARTITION BY HASH (run_id);
@@ -159,6 +165,7 @@ COMMENT ON COLUMN tablesync.run.source_horizon IS 'transaction counter of the so
 COMMENT ON COLUMN tablesync.run.newest_version IS 'newest value of the version column that any run up to this one has taken over';
 COMMENT ON COLUMN tablesync.run.group_run_id IS 'first run of the group that this run was part of; NULL if it was alone';
 COMMENT ON COLUMN tablesync.run.pid IS 'process of the background worker';
+COMMENT ON COLUMN tablesync.run.source_instant IS 'clock of the source when the run began to read it: what was committed there before is in the replica; NULL if the run has not succeeded, or the source does not tell';
 COMMENT ON COLUMN tablesync.run.settled IS 'whether the failure of the run has been made an alert';
 
 CREATE TABLE tablesync.queue (
@@ -312,11 +319,13 @@ COMMENT ON COLUMN tablesync.total.failures_in_a_row IS 'runs that have failed or
 
 CREATE TABLE tablesync.difference (
     run_id bigint NOT NULL,
+    difference_no bigint NOT NULL CHECK (difference_no > 0),
     replica regclass NOT NULL,
     key jsonb NOT NULL,
     difference text NOT NULL CHECK (difference IN ('different', 'missing here', 'missing at source', 'newer at source')),
     source jsonb,
     replica_row jsonb,
+    PRIMARY KEY (run_id, difference_no),    -- a key may be longer than an index entry
     CHECK (source IS NOT NULL OR replica_row IS NOT NULL),
     CHECK (difference <> 'missing here' OR (source IS NOT NULL AND replica_row IS NULL)),
     CHECK (difference <> 'missing at source' OR (source IS NULL AND replica_row IS NOT NULL)),
@@ -324,10 +333,10 @@ CREATE TABLE tablesync.difference (
 ) PARTITION BY HASH (run_id);
 CREATE TABLE tablesync.all_differences PARTITION OF tablesync.difference FOR VALUES WITH (MODULUS 1, REMAINDER 0);
 ALTER TABLE tablesync.all_differences ADD FOREIGN KEY (run_id) REFERENCES tablesync.all_runs ON DELETE CASCADE;
-CREATE INDEX difference_of_run ON tablesync.all_differences (run_id);
 COMMENT ON TABLE tablesync.difference IS 'rows in which a replica differed from its source when a run compared all columns; kept as long as the run';
 COMMENT ON TABLE tablesync.all_differences IS 'the rows of tablesync.difference, of all roles';
 COMMENT ON COLUMN tablesync.difference.run_id IS 'the run that has found it';
+COMMENT ON COLUMN tablesync.difference.difference_no IS 'number within the run, from 1, in no particular order';
 COMMENT ON COLUMN tablesync.difference.replica IS 'the local table';
 COMMENT ON COLUMN tablesync.difference.key IS 'key columns of the row';
 COMMENT ON COLUMN tablesync.difference.difference IS 'different, missing here, missing at source, or newer at source (changed there since the last run)';

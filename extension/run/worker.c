@@ -21,6 +21,7 @@
 #include "access/xact.h"
 #include "apply/apply.h"
 #include "catalog/tables.h"
+#include "check/check.h"
 #include "evolve/evolve.h"
 #include "execute/execute.h"
 #include "feed/feed.h"
@@ -95,13 +96,13 @@ begin_run(TsyncRun *run)
 		tsync_look_at_time(run);
 	}
 	else if (tsync_trusts_counters(run) &&
-			 tsync_source_unmoved(&run->replica->table, &run->source, run->run_id, tsync_waited(run)))
+			 tsync_source_unmoved(&run->replica->table, &run->source, tsync_message_of(run), tsync_waited(run)))
 	{
 		run->skipped = true;
 		return;
 	}
 	/* before SCAN, which finds by its version what changes meanwhile */
-	tsync_refetch(&run->replica->table, &run->pace, run->source.estimate);
+	tsync_refetch(&run->replica->table, &run->pace, run->source.estimate, tsync_message_of(run));
 	tsync_prepare_scan(run);
 }
 
@@ -115,6 +116,8 @@ check_guards(List *runs)
 	{
 		TsyncRun   *run = lfirst(lc);
 
+		if (run->replica->state.filter_changed)
+			tsync_count_outside(&run->replica->table, run->stage);
 		if (!run->verify.whole || run->verify.repair)
 			tsync_check_guards(&run->replica->table, &run->source, run->stage, run->scan.chunks,
 							   run->replica->settings.max_delete_fraction, run->force);
@@ -241,14 +244,60 @@ attempt_runs(List *runs, bool last)
 	return attempt.done;
 }
 
+/*
+ * Runs have come to nothing: an error if that is because two rows of a view have
+ * the same key.  Nothing proves that key but a run that succeeds.  Asked once.
+ */
+static void
+check_view_keys(void *arg)
+{
+	ListCell   *lc;
+
+	foreach(lc, (List *) arg)
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		if (run->key_asked || run->replica == NULL || !run->replica->settings.source_is_view)
+			continue;
+		run->key_asked = true;
+		tsync_begin_in(CurrentMemoryContext);
+		tsync_check_view_key(&run->replica->table);
+		tsync_commit();
+	}
+}
+
+/* The run has failed already: whatever comes of looking why is only an answer. */
+static bool
+is_an_answer(ErrorData *edata, void *arg)
+{
+	return true;
+}
+
+/* What has ended runs: the key of a view, where that explains an error, else the error itself. */
+static ErrorData *
+explain_by_view_key(List *runs, ErrorData *edata)
+{
+	ErrorData  *found = NULL;
+
+	if (!tsync_is_about_shape(edata) && edata->sqlerrcode != ERRCODE_T_R_SERIALIZATION_FAILURE)
+		return edata;
+	if (!tsync_try(check_view_keys, runs, is_an_answer, &found) &&
+		ERRCODE_TO_CATEGORY(found->sqlerrcode) == ERRCODE_TO_CATEGORY(ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION))
+		return found;
+	return edata;
+}
+
 /* The story of a run, or of a group. */
 static void
 perform_runs(List *runs)
 {
 	tsync_forget_interruptions();
 	for (int i = 1; i <= ATTEMPTS; i++)
+	{
 		if (attempt_runs(runs, i == ATTEMPTS))
 			return;
+		check_view_keys(runs);
+	}
 	tsync_give_up(tsync_applies_of(runs), ATTEMPTS);
 }
 
@@ -286,6 +335,7 @@ record_starts(List *runs, bool from_queue)
 			run->run_id = tsync_queued_run(run->replica_oid);
 		run->run_id = tsync_start_run(run->replica_oid, run->run_id, run->verify.whole,
 									  list_length(runs) > 1 ? first->run_id : 0);
+		run->group_run_id = list_length(runs) > 1 ? first->run_id : 0;
 	}
 	pgstat_report_activity(STATE_RUNNING, psprintf("tablesync run " INT64_FORMAT " for %s",
 												   first->run_id, tsync_relation_label(first->replica_oid)));
@@ -293,6 +343,16 @@ record_starts(List *runs, bool from_queue)
 	has_begun = true;
 	tsync_progress_start(first->run_id, first->replica_oid);
 	return true;
+}
+
+/* Say what mends an error that has its reason here. */
+static void
+explain_failure(List *runs, ErrorData *edata)
+{
+	ListCell   *lc;
+
+	foreach(lc, runs)
+		tsync_name_publication(edata, ((TsyncRun *) lfirst(lc))->replica_oid);
 }
 
 /* Record that all runs of a worker have failed. */
@@ -335,10 +395,13 @@ run_in_envelope(List *runs)
 	/* while we can still be cancelled: this asks the source again */
 	if (edata != NULL && !tsync_is_cancelled() && !tsync_source_is_silent())
 	{
+		edata = explain_by_view_key(runs, edata);
 		tsync_name_timeout(edata);
 		tsync_name_interruption(edata);
 		tsync_explain_error(edata);
 	}
+	if (edata != NULL && !tsync_is_cancelled())
+		explain_failure(runs, edata);
 	tsync_begin_recording();
 	if (edata != NULL)
 		record_failure(runs, edata);

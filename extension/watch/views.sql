@@ -30,7 +30,8 @@ SELECT r.run_id,
        END AS proof,
        r.sqlstate,
        CASE WHEN tablesync.owns(r.replica) THEN r.message END AS message,
-       r.pid
+       r.pid,
+       r.source_instant
 FROM tablesync.all_runs r
 CROSS JOIN LATERAL (SELECT CASE WHEN r.status = 'running' THEN tablesync.run_status(r.run_id) ELSE r.status END OFFSET 0) now (status)
 WHERE tablesync.sees(r.replica);
@@ -39,6 +40,7 @@ COMMENT ON VIEW @extschema@.tablesync_runs IS 'one row per run, with what it did
 COMMENT ON COLUMN @extschema@.tablesync_runs.status IS 'running, succeeded, failed, cancelled or crashed';
 COMMENT ON COLUMN @extschema@.tablesync_runs.rows_scanned IS 'rows of the source that the run compared';
 COMMENT ON COLUMN @extschema@.tablesync_runs.source_time IS 'time spent waiting for the source: connections, catalogs, statements, ends of transactions';
+COMMENT ON COLUMN @extschema@.tablesync_runs.source_instant IS 'clock of the source when the run began to read it: what was committed there before is in the replica';
 COMMENT ON COLUMN @extschema@.tablesync_runs.proof IS 'rows and digest of both sides after the run, and whether they are equal';
 
 /* The columns are the values of progress.c, in its order, as what they are. */
