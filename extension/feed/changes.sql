@@ -62,7 +62,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    newest bigint := description->>'newest';
+    newest bigint := (description->>'newest')::bigint;
     next bigint;
 BEGIN
     EXECUTE format('SELECT min(c."position") FROM %s c WHERE c."position" > $1', (description->>'feed')::oid::regclass) INTO next USING since;
@@ -75,14 +75,14 @@ COMMENT ON FUNCTION tablesync.missing_until(bigint, jsonb) IS 'the position itse
  * Changes after a position.  Who asks for some that are not kept any more is told
  * to start again, by a row that is in no table.
  */
-CREATE FUNCTION tablesync.read_feed(replica regclass, since bigint, most integer, form text, description jsonb)
+CREATE FUNCTION tablesync.read_feed(since bigint, most integer, form text, description jsonb)
 RETURNS TABLE ("position" bigint, run_id bigint, op text, key jsonb, before jsonb, after jsonb, source_time timestamptz, applied_at timestamptz, first_position bigint)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = 1
 AS $$
 DECLARE
-    newest bigint := description->>'newest';
+    newest bigint := (description->>'newest')::bigint;
     present bigint := tablesync.missing_until(since, description);
     until bigint;
 BEGIN
@@ -110,7 +110,7 @@ BEGIN
         USING since, until, description->'runs';
 END
 $$;
-COMMENT ON FUNCTION tablesync.read_feed(regclass, bigint, integer, text, jsonb) IS 'changes after a position, their rows in a form';
+COMMENT ON FUNCTION tablesync.read_feed(bigint, integer, text, jsonb) IS 'changes after a position, their rows in a form';
 
 CREATE FUNCTION @extschema@.tablesync_changes(replica regclass, after bigint DEFAULT 0, max_changes integer DEFAULT NULL)
 RETURNS TABLE ("position" bigint, run_id bigint, op text, key jsonb, before jsonb, after jsonb, source_time timestamptz)
@@ -118,7 +118,7 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT f."position", f.run_id, f.op, f.key, f.before, f.after, f.source_time
-    FROM tablesync.read_feed($1, coalesce($2, 0), $3, 'plain', tablesync.feed_of($1, coalesce($2, 0), $3)) f;
+    FROM tablesync.read_feed(coalesce($2, 0), $3, 'plain', tablesync.feed_of($1, coalesce($2, 0), $3)) f;
 $$;
 COMMENT ON FUNCTION @extschema@.tablesync_changes(regclass, bigint, integer) IS 'what runs have changed in a replica after a position, one row per change: c inserted, u updated, d deleted, t start again';
 
@@ -153,7 +153,7 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.snapshot_envelopes(regclass, integer, jsonb) IS 'the rows of a replica as envelopes';
 
-CREATE FUNCTION tablesync.change_envelopes(replica regclass, since bigint, most integer, description jsonb)
+CREATE FUNCTION tablesync.change_envelopes(since bigint, most integer, description jsonb)
 RETURNS TABLE ("position" bigint, key jsonb, value jsonb)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -165,9 +165,9 @@ AS $$
                               'transaction', CASE WHEN f.run_id IS NOT NULL AND f.first_position IS NOT NULL THEN
                                   jsonb_build_object('id', f.run_id::text, 'total_order', f."position" - f.first_position + 1,
                                                      'data_collection_order', f."position" - f.first_position + 1) END)
-    FROM tablesync.read_feed($1, $2, $3, 'debezium', description) f;
+    FROM tablesync.read_feed($1, $2, 'debezium', description) f;
 $$;
-COMMENT ON FUNCTION tablesync.change_envelopes(regclass, bigint, integer, jsonb) IS 'changes after a position as envelopes';
+COMMENT ON FUNCTION tablesync.change_envelopes(bigint, integer, jsonb) IS 'changes after a position as envelopes';
 
 CREATE FUNCTION @extschema@.tablesync_envelopes(replica regclass, after bigint DEFAULT 0, max_changes integer DEFAULT NULL)
 RETURNS TABLE ("position" bigint, key jsonb, value jsonb)
@@ -180,7 +180,7 @@ BEGIN
     IF $2 IS NULL THEN
         RETURN QUERY SELECT * FROM tablesync.snapshot_envelopes($1, $3, description);
     ELSE
-        RETURN QUERY SELECT * FROM tablesync.change_envelopes($1, $2, $3, description);
+        RETURN QUERY SELECT * FROM tablesync.change_envelopes($2, $3, description);
     END IF;
 END
 $$;

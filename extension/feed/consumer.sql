@@ -138,7 +138,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT w."position", w.key, w.value
     FROM (SELECT e.*, max(e."position") FILTER (WHERE e.value->>'op' = 't') OVER ()
-          FROM tablesync.change_envelopes($1, $2, $3, tablesync.feed_of($1, $2, $3)) e) w ("position", key, value, start)
+          FROM tablesync.change_envelopes($2, $3, tablesync.feed_of($1, $2, $3)) e) w ("position", key, value, start)
     WHERE w.start IS NULL OR w."position" = w.start AND w.value->>'op' = 't';
 $$;
 COMMENT ON FUNCTION tablesync.fetch_envelopes(regclass, bigint, integer) IS 'what tablesync_fetch returns for a consumer that has come so far';

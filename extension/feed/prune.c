@@ -13,12 +13,10 @@
 
 #include "catalog/pg_type.h"
 #include "execute/execute.h"
-#include "executor/spi.h"
 #include "feed/feed.h"
 #include "process/process.h"
 #include "query/query.h"
 #include "storage/lmgr.h"
-#include "utils/memutils.h"
 
 #define BATCH_POSITIONS 20000	/* 0.1 s, measured */
 #define MAX_BATCHES 50

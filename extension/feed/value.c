@@ -7,10 +7,8 @@
  */
 #include "tablesync.h"
 
-#include "feed/feed.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/varbit.h"
 

@@ -27,7 +27,8 @@
 #include "utils/rel.h"
 
 /* A scan of a table reads so many rows while one is looked up by its key. */
-#define MIN_ROWS_PER_LOOKUP 20	/* 14,400 of a million rows: 24 to 41 ms by index, 64 in a hash join, 76 to 106 in a merge join */
+#define MIN_ROWS_PER_LOOKUP 20	/* 14,400 of a million rows: 24 to 41 ms by index, 64 in a hash join, 76 to 106 in a
+								 * merge join */
 
 /* Does a replica have a feed, and how far has that come? */
 TsyncFeed
