@@ -132,9 +132,9 @@ find_statement(Image *wanted)
 	return oldest;
 }
 
-/* Run the statement that asks the source; its rows are in SPI_tuptable. */
+/* Run the statement that asks the source; its rows are in SPI_tuptable, no more than "limit" of them. */
 static void
-query_source(Image *wanted)
+query_source(Image *wanted, int limit)
 {
 	Datum		values[] = {CStringGetTextDatum(wanted->schema_name),
 	wanted->names != (Datum) 0 ? wanted->names : CStringGetTextDatum(wanted->table_name)};
@@ -142,7 +142,7 @@ query_source(Image *wanted)
 	Statement  *statement = find_statement(wanted);
 
 	statement->answered = false;
-	if (SPI_execute_plan(statement->plan, values, NULL, false, 0) != SPI_OK_SELECT)
+	if (SPI_execute_plan(statement->plan, values, NULL, false, limit) != SPI_OK_SELECT)
 		elog(ERROR, "the catalogs of a source gave no answer");
 	statement->answered = true;
 	statement->used = ++statements_used;
@@ -155,7 +155,7 @@ ask(Image *wanted)
 {
 	bool		isnull;
 
-	query_source(wanted);
+	query_source(wanted, 2);
 	if (SPI_processed != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_ERROR),
@@ -173,8 +173,9 @@ static void
 ask_for_several(Image *wanted)
 {
 	MemoryContext caller;
+	ArrayType  *names = DatumGetArrayTypeP(wanted->names);
 
-	query_source(wanted);
+	query_source(wanted, ArrayGetNItems(ARR_NDIM(names), ARR_DIMS(names)) + 1);
 	caller = MemoryContextSwitchTo(TopTransactionContext);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
