@@ -101,6 +101,8 @@ COMMENT ON FUNCTION tablesync.source_bounds(regclass, double precision, bigint) 
  * Can rows be put straight into the heap of an empty replica, and its indexes
  * be built afterwards?  Only where nothing else happens on an INSERT, no other
  * object needs an index meanwhile, and every property of an index comes back.
+ * Where it is published, nor must a unique value be there twice, not even until
+ * the load begins again: subscribers would stop at it.
  */
 CREATE FUNCTION tablesync.can_bulk_load(replica regclass)
 RETURNS boolean
@@ -116,6 +118,10 @@ AS $$
                        WHERE i.indrelid = c.oid
                          AND (NOT i.indisvalid    -- a foreign key of others looks rows up by it
                               OR EXISTS (SELECT FROM pg_depend d WHERE d.deptype = 'n' AND d.refobjid IN (x.oid, (SELECT k.oid FROM pg_constraint k WHERE k.conindid = x.oid)))))
+       AND NOT (current_setting('wal_level') = 'logical'
+                AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique
+                            AND NOT ARRAY(SELECT a.attname FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey)) @> t.key_columns)
+                AND EXISTS (SELECT FROM tablesync.published_as(c.oid)))
        AND ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 ORDER BY a.attnum)
          = ARRAY(SELECT s.c->>'column' FROM jsonb_array_elements(t.shape) WITH ORDINALITY s (c, n) ORDER BY s.n)
        AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND (a.attisdropped OR a.attgenerated <> ''))
