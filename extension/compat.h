@@ -82,4 +82,11 @@
 #define tsync_my_proc_number() (MyProc->pgprocno)
 #endif
 
+/* 17 can flush a message of logical decoding; the commit of its transaction does that for ours. */
+#if PG_VERSION_NUM >= 170000
+#define tsync_log_message(prefix, text, size) LogLogicalMessage((prefix), (text), (size), true, false)
+#else
+#define tsync_log_message(prefix, text, size) LogLogicalMessage((prefix), (text), (size), true)
+#endif
+
 #endif							/* TABLESYNC_COMPAT_H */

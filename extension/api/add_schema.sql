@@ -141,7 +141,7 @@ BEGIN
         END IF;
     END IF;
     replica := tablesync.add_replica(replica_name, existing, local_schema,
-        tablesync.create_source(replica_name, existing, local_schema, server, format('%I.%I', remote_schema, table_name), (settings->>'source_is_view')::boolean, avoid),
+        tablesync.create_source(replica_name, existing, local_schema, server, format('%I.%I', remote_schema, table_name), settings, avoid),
         true, settings, (relation->>'readable')::boolean);
     IF dry_run THEN
         RAISE EXCEPTION USING ERRCODE = 'triggered_action_exception', MESSAGE = tablesync.describe_addition(replica, (relation->>'pages')::integer);
@@ -187,12 +187,34 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.check_add_schema(name, text, text, name[], name[]) IS 'an error if no table of a schema could be added';
 
+/* Settings that are given for each table by its name. */
+CREATE FUNCTION tablesync.check_parts(parts jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    misfit text;
+BEGIN
+    SELECT p.key INTO misfit FROM jsonb_each(parts) p WHERE jsonb_typeof(p.value) NOT IN ('object', 'null') LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'invalid value for %: %', misfit, quote_literal(left(parts->>misfit, 100))
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = format('It must be an object with a value for each table by its name: %s.',
+                                CASE misfit WHEN 'columns' THEN '{"customers": ["id", "name"]}' WHEN 'filter' THEN '{"customers": "id % 100 = 7"}'
+                                            ELSE '{"customers": {"email": "md5(email)"}}' END);
+    END IF;
+    RETURN parts;
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_parts(jsonb) IS 'settings of single tables; an error unless they are given by name';
+
 /*
  * A partition comes with its parent.  It gets no row of its own, unless it was
  * asked for or the parent is in another schema.  A name that the source does
  * not have gets one: it is probably a typing error.
  */
-CREATE FUNCTION tablesync.list_tables(all_tables jsonb, remote_schema text, only_tables name[], except_tables name[], with_views boolean)
+CREATE FUNCTION tablesync.list_tables(all_tables jsonb, remote_schema text, only_tables name[], except_tables name[], part_tables name[], with_views boolean)
 RETURNS TABLE (table_name text, relkind "char", pages integer, reason text)
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
@@ -203,20 +225,20 @@ AS $$
                               CASE WHEN t.parent IS NOT NULL THEN
                                   format('It is a partition of %I.%I, whose replica has its rows.', t.parent_schema, t.parent) END) END
     FROM jsonb_to_recordset(all_tables) AS t (table_name text, relkind "char", has_children boolean, pages integer, parent text, parent_schema text)
-    FULL JOIN (SELECT DISTINCT u.name::text FROM unnest(only_tables || except_tables) u (name)) w ON w.name = t.table_name
+    FULL JOIN (SELECT DISTINCT u.name::text FROM unnest(only_tables || except_tables || part_tables) u (name)) w ON w.name = t.table_name
     WHERE t.table_name IS NULL
        OR (only_tables IS NULL OR t.table_name = ANY (only_tables))
           AND (except_tables IS NULL OR t.table_name <> ALL (except_tables))
           AND (only_tables IS NOT NULL OR t.parent IS NULL OR t.parent_schema <> remote_schema);
 $$;
-COMMENT ON FUNCTION tablesync.list_tables(jsonb, text, name[], name[], boolean) IS 'tables of a schema of the source that somebody means, and why one can''t be added in any case';
+COMMENT ON FUNCTION tablesync.list_tables(jsonb, text, name[], name[], name[], boolean) IS 'tables of a schema of the source that somebody means, and why one can''t be added in any case';
 
 /*
  * What all tables have in common is asked of the source at once: what its
  * catalogs say of them, by the hundred, and which we may read.  That we may use
  * their schema the first one shows that was added without relying on it.
  */
-CREATE FUNCTION tablesync.add_schema(server name, remote_schema text, local_schema text, only_tables name[], except_tables name[], settings jsonb, dry_run boolean)
+CREATE FUNCTION tablesync.add_schema(server name, remote_schema text, local_schema text, only_tables name[], except_tables name[], settings jsonb, parts jsonb, dry_run boolean)
 RETURNS TABLE (source text, replica regclass, added boolean, reason text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -232,13 +254,15 @@ DECLARE
     schema_tried boolean := false;
     relation jsonb;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_add_schema()');
     PERFORM tablesync.check_add_schema(server, remote_schema, local_schema, only_tables, except_tables);
     SELECT coalesce(jsonb_agg(to_jsonb(t)), '[]'), coalesce(array_agg(t.table_name), '{}')    -- any of them may be added later
     INTO all_tables, avoid
     FROM tablesync.source_tables(server_oid, remote_schema) t;
     SELECT coalesce(jsonb_agg(to_jsonb(t) ORDER BY t.table_name), '[]'), coalesce(array_agg(t.table_name) FILTER (WHERE t.reason IS NULL), '{}')
     INTO tables, wanted
-    FROM tablesync.list_tables(all_tables, remote_schema, only_tables, except_tables, coalesce((settings->>'source_is_view')::boolean, false)) t;
+    FROM tablesync.list_tables(all_tables, remote_schema, only_tables, except_tables,
+        ARRAY(SELECT jsonb_object_keys(p.value)::name FROM jsonb_each(parts) p WHERE p.value <> 'null'), coalesce((settings->>'source_is_view')::boolean, false)) t;
     IF cardinality(wanted) > 1 THEN
         PERFORM tablesync.source_images(server_oid, remote_schema, wanted[n:n + at_once - 1]) FROM generate_series(1, cardinality(wanted), at_once) n;
         readable := tablesync.readable_tables(server_oid, remote_schema);
@@ -251,14 +275,16 @@ BEGIN
         IF reason IS NULL THEN
             relation := relation || jsonb_build_object('readable', schema_tried AND relation->>'table_name' = ANY (readable));
             SELECT a.replica, a.added, a.reason INTO replica, added, reason
-            FROM tablesync.try_add(server, remote_schema, relation, local_schema, avoid, settings, dry_run) a;
+            FROM tablesync.try_add(server, remote_schema, relation, local_schema, avoid,
+                settings || coalesce((SELECT jsonb_object_agg(p.key, p.value->(relation->>'table_name')) FROM jsonb_each(parts) p
+                                      WHERE p.value ? (relation->>'table_name')), '{}'), dry_run) a;
             schema_tried := schema_tried OR added OR reason LIKE 'would be added: %';
         END IF;
         RETURN NEXT;
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION tablesync.add_schema(name, text, text, name[], name[], jsonb, boolean) IS 'adds the tables of a schema of the source, one by one';
+COMMENT ON FUNCTION tablesync.add_schema(name, text, text, name[], name[], jsonb, jsonb, boolean) IS 'adds the tables of a schema of the source, one by one';
 
 CREATE FUNCTION @extschema@.tablesync_add_schema(
     server name,
@@ -267,6 +293,9 @@ CREATE FUNCTION @extschema@.tablesync_add_schema(
     only_tables name[] DEFAULT NULL,
     except_tables name[] DEFAULT NULL,
     @settings add_schema: {name} {type} DEFAULT {default}@,
+    columns jsonb DEFAULT NULL,
+    filter jsonb DEFAULT NULL,
+    expressions jsonb DEFAULT NULL,
     dry_run boolean DEFAULT false)
 RETURNS TABLE (source text, replica regclass, added boolean, reason text)
 LANGUAGE sql
@@ -274,7 +303,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT * FROM tablesync.add_schema($1, $2, $3, $4, $5,
         jsonb_build_object(
-            @settings add_schema: '{name}', {name}@), dry_run);
+            @settings add_schema: '{name}', {name}@),
+        tablesync.check_parts(jsonb_build_object('columns', columns, 'filter', filter, 'expressions', expressions)), dry_run);
 $$;
-COMMENT ON FUNCTION @extschema@.tablesync_add_schema(name, text, text, name[], name[], @settings add_schema: {type}@, boolean)
+COMMENT ON FUNCTION @extschema@.tablesync_add_schema(name, text, text, name[], name[], @settings add_schema: {type}@, jsonb, jsonb, jsonb, boolean)
     IS 'adds every table of a schema of the source that has a usable key, and says why the others were not added; with dry_run, only what would be';

@@ -72,6 +72,7 @@ tsync_cancel(PG_FUNCTION_ARGS)
 		PG_RETURN_BOOL(false);
 	relid = PG_GETARG_OID(0);
 	tsync_check_acts_for_owner(relid);
+	tsync_check_primary("tablesync_cancel()");
 	if (!tsync_query_latest("SELECT FROM tablesync.all_replicas WHERE replica = $1::regclass",
 							OIDOID, ObjectIdGetDatum(relid)))
 		ereport(ERROR,

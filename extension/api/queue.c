@@ -121,7 +121,8 @@ tsync_start_serving(void)
 	int			ready = 0;
 	ListCell   *lc;
 
-	if (!is_any_queued())
+	/* processes that are asked for on a standby would all begin after a promotion */
+	if (RecoveryInProgress() || !is_any_queued())
 		return 0;
 	slots = tsync_free_slots();
 	if (!TransactionIdIsValid(last_xid) || last_xid != GetTopTransactionIdIfAny())
@@ -154,7 +155,7 @@ tsync_start_serving(void)
 Datum
 tsync_serve(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_INT32(RecoveryInProgress() ? 0 : tsync_start_serving());
+	PG_RETURN_INT32(tsync_start_serving());
 }
 
 /* Put a replica into the queue, and see that a worker serves it. */

@@ -50,6 +50,7 @@ DECLARE
     queued pg_catalog.int8;
     cancelled boolean := false;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync.run_scheduled()');
     IF NOT EXISTS (SELECT FROM tablesync.due(replica)) THEN
         status := 'not due';
         message := 'a run has started since the schedule was last due';

@@ -9,7 +9,6 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "api/api.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
@@ -47,11 +46,7 @@ tsync_next_run_id(void)
 void
 tsync_check_callable(const char *function)
 {
-	if (RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("cannot run %s during recovery", function),
-				 errhint("Runs belong on the primary server; they work here after a promotion.")));
+	tsync_check_primary(function);
 	/* our caller's locks, or an uncommitted tablesync_add(), would be in the way */
 	PreventInTransactionBlock(true, function);
 }

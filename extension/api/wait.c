@@ -7,6 +7,7 @@
  */
 #include "tablesync.h"
 
+#include "access/xlog.h"
 #include "api/api.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
@@ -54,7 +55,8 @@ recorded_status(int64 run_id, bool (*may_ask) (Oid replica), bool *live)
 /*
  * The status of a run as a user should see it, and whether its worker is still
  * there.  A worker may end between the snapshot that saw its run as running and
- * the look at its lock, so a crash is what a second look still sees.
+ * the look at its lock, so a crash is what a second look still sees.  On a
+ * standby, where no lock of a worker is seen, a run goes on until its end arrives.
  */
 static char *
 run_status(int64 run_id, bool (*may_ask) (Oid replica), bool *live)
@@ -63,7 +65,7 @@ run_status(int64 run_id, bool (*may_ask) (Oid replica), bool *live)
 
 	*live = false;
 	status = recorded_status(run_id, may_ask, live);
-	if (status == NULL || *live || strcmp(status, "running") != 0)
+	if (status == NULL || *live || strcmp(status, "running") != 0 || RecoveryInProgress())
 		return status;
 	status = recorded_status(run_id, may_ask, live);
 	return status && strcmp(status, "running") == 0 ? "crashed" : status;

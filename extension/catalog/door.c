@@ -73,6 +73,7 @@ tsync_door(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("replica must not be NULL")));
 	tsync_check_acts_for_owner(PG_GETARG_OID(0));
+	tsync_check_primary(psprintf("tablesync.%s()", get_func_name(door)));
 	for (int i = 0; i < nargs; i++)
 	{
 		values[i] = PG_GETARG_DATUM(i);

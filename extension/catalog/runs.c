@@ -83,6 +83,8 @@ run_message(TsyncRecord *record, char *null_flag)
 	if (record->reappeared > 0)
 		appendStringInfo(&buf, "; " INT64_FORMAT " rows were deleted and inserted again at the source during the run; the next run takes them over",
 						 record->reappeared);
+	if (record->outside > 0)
+		appendStringInfo(&buf, "; " INT64_FORMAT " rows were removed because they are outside of the new filter", record->outside);
 	if (record->drifted > 0)
 		appendStringInfo(&buf, "; somebody else had changed the replica in %d of %d chunks; it was repaired",
 						 record->drifted, record->chunks);
@@ -130,7 +132,7 @@ save_lessons(TsyncRecord *record)
 	/* with the digests: of what has changed since, the next run asks by this transaction id */
 	tsync_record("UPDATE tablesync.all_replicas SET scan_rate = nullif($2, 0), watermark = $3,"
 				 " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = $6,"
-				 " memory_horizon = nullif($7, 0), memory_epoch = $8, memory_at = clock_timestamp(), source_changes = nullif($9, -1), look_key = $10"
+				 " memory_horizon = nullif($7, 0), memory_epoch = $8, memory_at = clock_timestamp(), source_changes = nullif($9, -1), look_key = $10, filtered_by = filter"
 				 " WHERE replica = $1::regclass", lengthof(types), types, values, nulls);
 }
 
@@ -168,7 +170,7 @@ void
 tsync_finish_run(TsyncRecord *record)
 {
 	Oid			types[] = {INT8OID, INT8OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8OID,
-	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, TEXTOID, INT8OID, TEXTOID};
+	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, TEXTOID, INT8OID, TEXTOID, TIMESTAMPTZOID};
 	char		nulls[lengthof(types) + 1];
 	Datum		values[] = {
 		Int64GetDatum(record->run_id),
@@ -185,7 +187,8 @@ tsync_finish_run(TsyncRecord *record)
 		Int64GetDatum((int64) record->replica.sum),
 		(Datum) 0,
 		Int64GetDatum(record->horizon),
-		(Datum) 0
+		(Datum) 0,
+		TimestampTzGetDatum(record->source_instant)
 	};
 
 	Assert(record->run_id > 0);
@@ -193,6 +196,7 @@ tsync_finish_run(TsyncRecord *record)
 	nulls[lengthof(types)] = '\0';
 	values[12] = run_message(record, &nulls[12]);
 	values[14] = text_or_null(record->newest_version, &nulls[14]);
+	nulls[15] = record->source_instant == 0 ? 'n' : ' ';
 
 	hold_replica(record->run_id);
 	if (tsync_record("UPDATE tablesync.all_runs SET status = 'succeeded', finished_at = clock_timestamp(),"
@@ -201,7 +205,7 @@ tsync_finish_run(TsyncRecord *record)
 					 " source_time = $8 * interval '1 microsecond', consistency = $9,"
 					 " source_rows = $2, source_digest = $10,"
 					 " replica_rows = $11, replica_digest = $12, message = $13,"
-					 " source_horizon = nullif($14, 0), newest_version = $15"
+					 " source_horizon = nullif($14, 0), newest_version = $15, source_instant = $16"
 					 " WHERE run_id = $1", lengthof(types), types, values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),

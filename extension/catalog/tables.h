@@ -17,6 +17,7 @@ typedef struct TsyncSettings
 {
 	bool		all_columns;	/* fingerprint = 'row', or no version can be trusted */
 	bool		by_xmin;		/* fingerprint = 'xmin' */
+	bool		part;			/* there is a filter, or there are computed columns */
 	const char *consistency;
 	int			chunk_rows;		/* 0: by the speed of the source */
 	int			workers;		/* processes that a load may use */
@@ -25,6 +26,7 @@ typedef struct TsyncSettings
 	double		verify_fraction;	/* of the chunks that each run verifies */
 	bool		trust_counters;
 	bool		source_is_view;
+	bool		feed;
 } TsyncSettings;
 
 /* What runs have left behind. */
@@ -46,6 +48,7 @@ typedef struct TsyncState
 	int64		source_changes; /* rows that the source had ever changed then, -1: unknown */
 	bool		last_was_quiet; /* the last run that scanned has found nothing */
 	bool		refetching;		/* columns are to be fetched for all rows */
+	bool		filter_changed; /* since the last success */
 	int			source_version; /* server_version_num of the source when it was last read; 0: nobody knows */
 } TsyncState;
 
@@ -122,6 +125,7 @@ typedef struct TsyncRecord
 	int64		updated;
 	int64		deleted;
 	int64		reappeared;
+	int64		outside;		/* deleted because of a new filter */
 	int64		waited;			/* microseconds, for the source */
 	bool		snapshot;		/* one for the whole scan */
 	bool		snapshot_expired;	/* it took too long */
@@ -135,6 +139,7 @@ typedef struct TsyncRecord
 	bool		drift_known;	/* an alert is open */
 	int64		horizon;
 	bool		stands_still;	/* the source, a standby: at that */
+	TimestampTz source_instant; /* what was committed there before has been read; 0: unknown */
 	const char *newest_version;
 	double		scan_rate;		/* of the source; 0: unknown */
 	const char *watermark;

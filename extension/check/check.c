@@ -13,7 +13,6 @@
  */
 #include "tablesync.h"
 
-#include "access/xlog.h"
 #include "catalog/tables.h"
 #include "check/check.h"
 #include "compat.h"
@@ -124,12 +123,7 @@ tsync_check_in_worker(PG_FUNCTION_ARGS)
 	BackgroundWorkerHandle *handle;
 	char	   *answer;
 
-	if (RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("cannot check a source during recovery"),
-				 errhint("Runs belong on the primary server; they work here after a promotion.")));
-
+	tsync_check_primary("tablesync_check()");
 	segment = dsm_create(QUEUE_BYTES, 0);
 	queue = shm_mq_create(dsm_segment_address(segment), QUEUE_BYTES);
 	shm_mq_set_receiver(queue, MyProc);

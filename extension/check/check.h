@@ -13,4 +13,7 @@
 /* in check.c */
 extern PGDLLEXPORT void tsync_check_main(Datum main_arg);
 
+/* in publication.c */
+extern void tsync_name_publication(ErrorData *edata, Oid relid);
+
 #endif							/* TABLESYNC_CHECK_H */

@@ -102,7 +102,7 @@ BEGIN
     LOOP
         RETURN QUERY
             SELECT settings.replica, n.name, c.ok, c.detail, c.hint
-            FROM unnest('{state,owner,mapping,worker_slots,pg_cron}'::text[]) WITH ORDINALITY n (name, position)
+            FROM unnest('{state,owner,mapping,worker_slots,pg_cron,publication}'::text[]) WITH ORDINALITY n (name, position)
             CROSS JOIN LATERAL tablesync.try_check(settings, n.name) c
             ORDER BY n.position;
         RETURN QUERY

@@ -78,6 +78,7 @@ typedef struct Refetch
 	char	  **reached;		/* its last key, NULL: it is empty */
 	TsyncRowSet keys;
 	TsyncRowSet rows;
+	TsyncMessage message;		/* of the transaction that stores it */
 	MemoryContext context;
 } Refetch;
 
@@ -105,7 +106,9 @@ fetch_page(void *arg)
 static void
 store_page(Refetch *page)
 {
+	page->message.updated = page->rows.count;
 	tsync_begin_in(page->context);
+	tsync_emit_message(&page->message);
 	tsync_rowset_register(&page->rows);
 	tsync_modify(page->table, tsync_sql_update(page->table, page->rows.name, TSYNC_UNCOUNTED));
 	tsync_commit();
@@ -114,14 +117,14 @@ store_page(Refetch *page)
 
 /* REFETCH for a table that has only the columns to be fetched. */
 static void
-refetch_pages(TsyncTable *table, TsyncPace *pace)
+refetch_pages(TsyncTable *table, TsyncPace *pace, TsyncMessage message)
 {
 	/* a page needs the last key of the one before */
 	MemoryContext contexts[2] = {
 		AllocSetContextCreate(CurrentMemoryContext, "tablesync refetch page", ALLOCSET_DEFAULT_SIZES),
 		AllocSetContextCreate(CurrentMemoryContext, "tablesync refetch page", ALLOCSET_DEFAULT_SIZES)
 	};
-	Refetch		page = {.table = table};
+	Refetch		page = {.table = table,.message = message};
 
 	tsync_begin_in(CurrentMemoryContext);
 	tsync_rowset_init(&page.keys, "tsync_refetch_keys", tsync_key_desc(table, 0));
@@ -148,7 +151,7 @@ refetch_pages(TsyncTable *table, TsyncPace *pace)
 
 /* REFETCH: bring the columns that no fingerprint can compare for all rows, if there are any. */
 void
-tsync_refetch(TsyncTable *table, TsyncPace *pace, double estimate)
+tsync_refetch(TsyncTable *table, TsyncPace *pace, double estimate, TsyncMessage message)
 {
 	TsyncTable *part = only_refetched(table);
 
@@ -156,7 +159,7 @@ tsync_refetch(TsyncTable *table, TsyncPace *pace, double estimate)
 	if (part == NULL)
 		return;
 	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) estimate);
-	refetch_pages(part, pace);
+	refetch_pages(part, pace, message);
 	table->waited = part->waited;
 
 	tsync_begin();

@@ -14,6 +14,6 @@
 
 /* in evolve.c */
 extern void tsync_evolve(TsyncTable *table, int64 run_id, const char *new_shape, bool *paused);
-extern void tsync_refetch(TsyncTable *table, TsyncPace *pace, double estimate);
+extern void tsync_refetch(TsyncTable *table, TsyncPace *pace, double estimate, TsyncMessage message);
 
 #endif							/* TABLESYNC_EVOLVE_H */

@@ -36,6 +36,7 @@ typedef struct TsyncStage
 	TsyncRowSet updated;		/* whole rows */
 	TsyncRowSet deleted;		/* keys */
 	TsyncRowSet reappeared;		/* keys in "deleted" that CONFIRM found again */
+	int64		outside;		/* keys in "deleted" whose rows are still at the source, outside of a new filter */
 } TsyncStage;
 
 /* How much a stage held. */
@@ -45,6 +46,20 @@ typedef struct TsyncStageMark
 	int64		updated;
 	int64		deleted;
 } TsyncStageMark;
+
+/* What those who decode the WAL are told of a transaction of a run. */
+typedef struct TsyncMessage
+{
+	int64		run_id;
+	int64		group_run_id;	/* the first run of the group; 0: it has none */
+	const char *replica;
+	const char *kind;			/* load, sync or verify */
+	bool		complete;		/* the transaction records that the run has succeeded */
+	TimestampTz source_instant; /* what was committed there before has been read; 0: unknown */
+	int64		inserted;		/* by this transaction; -1: not known before */
+	int64		updated;
+	int64		deleted;
+} TsyncMessage;
 
 /* Does something with a row of a query's result. */
 typedef void (*TsyncRowFunction) (TupleTableSlot *slot, void *arg);
@@ -114,6 +129,9 @@ extern double tsync_result_double(uint64 row, int column);
 extern TimestampTz tsync_result_timestamp(uint64 row, int column);
 extern char **tsync_result_texts(uint64 row, int column, int *ntexts);
 extern Datum tsync_texts_datum(char **texts, int ntexts);
+
+/* in message.c */
+extern void tsync_emit_message(const TsyncMessage *message);
 
 /* in stage.c */
 extern TsyncStage *tsync_stage_create(TsyncTable *table);

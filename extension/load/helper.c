@@ -30,6 +30,7 @@ tsync_start_helper(TsyncLoad *load, TsyncHelp help)
 		.replica = load->table->relid,
 		.help = help,
 		.source_version = load->fingerprint.source_version,
+		.source_instant = load->source->instant,
 		.run_id = load->run_id
 	};
 

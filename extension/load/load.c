@@ -109,6 +109,8 @@ copy_key(TsyncTable *table, char **key, MemoryContext context)
 static void
 insert_page(TsyncLoad *load, LoadState *state, char **reached)
 {
+	load->message.inserted = state->rows.count;
+	tsync_emit_message(&load->message);
 	tsync_rowset_register(&state->rows);
 	load->rows += tsync_modify(load->table, tsync_sql_insert(load->table, state->rows.name, TSYNC_UNCOUNTED)).rows;
 	/* with the rows: a load that is interrupted goes on after the last one that is there */
@@ -214,7 +216,7 @@ tsync_load(TsyncLoad *load)
 
 	Assert(!IsTransactionState());
 	Assert(!load->replica->state.loaded);
-	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) load->source->estimate);
+	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) tsync_expect_rows(load));
 	if (!adopted && !tsync_bulk_load(load))
 		adopted = !tsync_try(load_pages, load, tsync_is_uniqueness_violation, NULL);
 	load->fresh &= !adopted;

@@ -11,6 +11,7 @@
 #include "compat.h"
 #include "tablesync.h"
 
+#include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
 #include "port/atomics.h"
 #include "postmaster/bgworker.h"
@@ -45,6 +46,7 @@ typedef struct TsyncStart
 	bool		repair;
 	TsyncHelp	help;			/* with a load that another worker leads */
 	int			source_version; /* known to the helper's leader */
+	TimestampTz source_instant; /* likewise */
 	int64		run_id;
 	dsm_handle	list;			/* of the runs that its caller waits for, instead of one; 0: none */
 	bool		serve;			/* the queue, instead */
@@ -147,6 +149,9 @@ extern void tsync_pin_session(void);
 extern void tsync_serve_role(Oid role);
 extern void tsync_prepare_session(bool read_only);
 extern bool tsync_is_worker(void);
+
+/* in standby.c */
+extern void tsync_check_primary(const char *function);
 
 /* A caller waits so long for a process, where none of ours is at work that will end. */
 #define TSYNC_NO_WORKER_MS 10000

@@ -27,6 +27,7 @@ tsync_make_run(TsyncStart *start)
 	run->verify.whole = start->verify;
 	run->verify.repair = start->repair;
 	run->source.version = start->source_version;
+	run->source.instant = start->source_instant;
 	run->waited_before = tsync_waited_elsewhere;
 	return run;
 }
@@ -99,6 +100,20 @@ tsync_waited(TsyncRun *run)
 		(run->waited_before >= 0 ? tsync_waited_elsewhere - run->waited_before : 0);
 }
 
+/* What a transaction of a run says of itself, but for what it changes. */
+TsyncMessage
+tsync_message_of(TsyncRun *run)
+{
+	return (TsyncMessage)
+	{
+		.run_id = run->run_id,
+			.group_run_id = run->group_run_id,
+			.replica = run->replica->table.label,
+			.kind = run->verify.whole ? "verify" : run->load.table != NULL ? "load" : "sync",
+			.source_instant = run->source.instant
+	};
+}
+
 /* The fingerprint that usual runs compare and remember. */
 static TsyncFingerprint
 usual_fingerprint(TsyncRun *run)
@@ -127,6 +142,8 @@ tsync_prepare_load(TsyncRun *run)
 	load->source = &run->source;
 	load->pace = &run->pace;
 	load->grouped = run->grouped;
+	load->message = tsync_message_of(run);
+	load->message.inserted = -1;
 }
 
 /* An empty stage for the columns of a replica, in a transaction of the caller. */
@@ -188,6 +205,7 @@ prepare_record(TsyncRun *run)
 	record->drift_known = replica->state.drift_known;
 	record->horizon = run->source.horizon;
 	record->stands_still = run->source.stands_still;
+	record->source_instant = run->source.instant;
 	record->newest_version = run->source.newest_version;
 	/* a source that was slow today is not slow for ever */
 	record->scan_rate = run->pace.slowness > 0 ? run->pace.scan_rate : tsync_learned_rate(&run->pace);
@@ -220,6 +238,8 @@ tsync_prepare_apply(TsyncRun *run, bool last_attempt)
 	apply->watched = run->scan.watched;
 	apply->verify = &run->verify;
 	apply->record = &run->record;
+	apply->message = tsync_message_of(run);
+	apply->message.complete = true;
 	apply->last_attempt = last_attempt;
 }
 

@@ -21,6 +21,7 @@
 typedef struct TsyncRun
 {
 	int64		run_id;
+	int64		group_run_id;	/* the first run of the group; 0: it has none */
 	Oid			replica_oid;
 	bool		force;			/* override the guards */
 	bool		grouped;		/* its snapshot must be that of other runs, too */
@@ -56,6 +57,7 @@ extern TsyncRun *tsync_make_run(TsyncStart *start);
 extern List *tsync_make_runs(TsyncStart *start);
 extern TsyncTable *tsync_read_run(TsyncRun *run);
 extern int64 tsync_waited(TsyncRun *run);
+extern TsyncMessage tsync_message_of(TsyncRun *run);
 extern void tsync_renew_stage(TsyncRun *run);
 extern void tsync_prepare_load(TsyncRun *run);
 extern void tsync_prepare_scan(TsyncRun *run);

@@ -21,8 +21,10 @@
 #include "access/xact.h"
 #include "apply/apply.h"
 #include "catalog/tables.h"
+#include "check/check.h"
 #include "evolve/evolve.h"
 #include "execute/execute.h"
+#include "feed/feed.h"
 #include "load/load.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -94,13 +96,13 @@ begin_run(TsyncRun *run)
 		tsync_look_at_time(run);
 	}
 	else if (tsync_trusts_counters(run) &&
-			 tsync_source_unmoved(&run->replica->table, &run->source, run->run_id, tsync_waited(run)))
+			 tsync_source_unmoved(&run->replica->table, &run->source, tsync_message_of(run), tsync_waited(run)))
 	{
 		run->skipped = true;
 		return;
 	}
 	/* before SCAN, which finds by its version what changes meanwhile */
-	tsync_refetch(&run->replica->table, &run->pace, run->source.estimate);
+	tsync_refetch(&run->replica->table, &run->pace, run->source.estimate, tsync_message_of(run));
 	tsync_prepare_scan(run);
 }
 
@@ -114,6 +116,8 @@ check_guards(List *runs)
 	{
 		TsyncRun   *run = lfirst(lc);
 
+		if (run->replica->state.filter_changed)
+			tsync_count_outside(&run->replica->table, run->stage);
 		if (!run->verify.whole || run->verify.repair)
 			tsync_check_guards(&run->replica->table, &run->source, run->stage, run->scan.chunks,
 							   run->replica->settings.max_delete_fraction, run->force);
@@ -331,6 +335,7 @@ record_starts(List *runs, bool from_queue)
 			run->run_id = tsync_queued_run(run->replica_oid);
 		run->run_id = tsync_start_run(run->replica_oid, run->run_id, run->verify.whole,
 									  list_length(runs) > 1 ? first->run_id : 0);
+		run->group_run_id = list_length(runs) > 1 ? first->run_id : 0;
 	}
 	pgstat_report_activity(STATE_RUNNING, psprintf("tablesync run " INT64_FORMAT " for %s",
 												   first->run_id, tsync_relation_label(first->replica_oid)));
@@ -338,6 +343,16 @@ record_starts(List *runs, bool from_queue)
 	has_begun = true;
 	tsync_progress_start(first->run_id, first->replica_oid);
 	return true;
+}
+
+/* Say what mends an error that has its reason here. */
+static void
+explain_failure(List *runs, ErrorData *edata)
+{
+	ListCell   *lc;
+
+	foreach(lc, runs)
+		tsync_name_publication(edata, ((TsyncRun *) lfirst(lc))->replica_oid);
 }
 
 /* Record that all runs of a worker have failed. */
@@ -385,6 +400,8 @@ run_in_envelope(List *runs)
 		tsync_name_interruption(edata);
 		tsync_explain_error(edata);
 	}
+	if (edata != NULL && !tsync_is_cancelled())
+		explain_failure(runs, edata);
 	tsync_begin_recording();
 	if (edata != NULL)
 		record_failure(runs, edata);
@@ -410,6 +427,8 @@ tsync_perform(TsyncStart *start, bool from_queue)
 
 		/* in transactions of its own: what goes wrong here changes nothing about the run */
 		tsync_settle_run(run->run_id);
+		if (run->replica != NULL && run->replica->settings.feed)
+			tsync_settle_feed(run->replica_oid, run->run_id);
 		tsync_prune_runs(run->replica_oid);
 	}
 	return true;

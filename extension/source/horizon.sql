@@ -40,7 +40,8 @@ COMMENT ON FUNCTION tablesync.oldest_xid(bigint[]) IS 'the oldest of some transa
  * and a restored backup change.
  */
 CREATE FUNCTION tablesync.source_time(replica regclass, ask boolean, OUT horizon bigint, OUT went_back boolean, OUT newest_version text,
-                                      OUT oldest_xid bigint, OUT newest_xid bigint, OUT epoch text, OUT stands_still boolean)
+                                      OUT oldest_xid bigint, OUT newest_xid bigint, OUT epoch text, OUT stands_still boolean,
+                                      OUT source_instant timestamptz)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -57,6 +58,7 @@ BEGIN
         oldest_xid := tablesync.oldest_xid(image.xmins);
         newest_xid := tablesync.newest_xid(image.xids);
         epoch := extract(epoch FROM image.stats_reset)::text;
+        source_instant := CASE WHEN isfinite(image.instant) THEN image.instant END;
     END IF;
     SELECT r.source_horizon, r.newest_version, r.finished_at INTO last_horizon, newest_version, seen_at
     FROM tablesync.run r
@@ -67,4 +69,4 @@ BEGIN
     went_back := coalesce(tablesync.xid_precedes(horizon, last_horizon) AND seen_at > clock_timestamp() - interval '1 day', false);
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_time(regclass, boolean) IS 'how far the source has come (if it is to be asked), whether the last success had seen it further, the newest version that was seen, and whether it is a standby on which nothing has ended since';
+COMMENT ON FUNCTION tablesync.source_time(regclass, boolean) IS 'how far the source has come (if it is to be asked), whether the last success had seen it further, the newest version that was seen, whether it is a standby on which nothing has ended since, and what its clock says';

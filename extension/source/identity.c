@@ -36,7 +36,7 @@ tsync_read_source(TsyncTable *table, TsyncSource *source, bool horizon)
 							  " JOIN pg_foreign_server s ON s.oid = t.ftserver WHERE t.ftrelid = $1", table->source);
 	tsync_await_source();
 	tsync_catalog_execute("SELECT o.server_version, o.estimated_rows, o.new_shape, o.unreadable, o.identity, o.divided, o.as_known,"
-						  " t.horizon, t.newest_version, t.went_back, o.whole, o.look_key, t.oldest_xid, t.newest_xid, t.epoch, t.stands_still, o.pooled"
+						  " t.horizon, t.newest_version, t.went_back, o.whole, o.look_key, t.oldest_xid, t.newest_xid, t.epoch, t.stands_still, o.pooled, t.source_instant"
 						  " FROM tablesync.open_source($1::regclass, $2) o, LATERAL tablesync.source_time($1::regclass, $2 AND o.identity IS NOT NULL) t",
 						  lengthof(types), types, values, NULL);
 	tsync_source_answered();
@@ -62,6 +62,7 @@ tsync_read_source(TsyncTable *table, TsyncSource *source, bool horizon)
 	source->seen_xid = source->horizon;
 	if (tsync_result_bool(0, 17))
 		tsync_forgo_options(table->server);
+	source->instant = tsync_result_timestamp(0, 18);
 	SPI_freetuptable(SPI_tuptable);
 	if (source->identity == NULL)
 		elog(ERROR, "source of %s has no identity", table->label);
@@ -157,19 +158,23 @@ tsync_read_counters(TsyncTable *table, TsyncSource *source)
  * the run ends as that one did, in a transaction of its own.
  */
 bool
-tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id, int64 waited)
+tsync_source_unmoved(TsyncTable *table, TsyncSource *source, TsyncMessage message, int64 waited)
 {
-	Oid			types[] = {OIDOID, TEXTOID, INT8OID, INT8OID};
-	Datum		values[] = {ObjectIdGetDatum(table->relid), (Datum) 0, Int64GetDatum(run_id), Int64GetDatum(waited)};
+	Oid			types[] = {OIDOID, TEXTOID, INT8OID, INT8OID, TIMESTAMPTZOID};
+	Datum		values[] = {ObjectIdGetDatum(table->relid), (Datum) 0, Int64GetDatum(message.run_id), Int64GetDatum(waited),
+	TimestampTzGetDatum(source->instant)};
 	bool		unmoved;
 
 	if (source->counters == NULL)
 		return false;
 	tsync_begin();
 	values[1] = CStringGetTextDatum(source->counters);
-	tsync_record("SELECT tablesync.skip_scan($1::regclass, $2::jsonb, $3, $4)",
-				 lengthof(types), types, values, NULL);
+	tsync_record("SELECT tablesync.skip_scan($1::regclass, $2::jsonb, $3, $4, $5)",
+				 lengthof(types), types, values, source->instant == 0 ? "    n" : NULL);
 	unmoved = tsync_result_bool(0, 1);
+	message.complete = true;
+	if (unmoved)
+		tsync_emit_message(&message);
 	tsync_commit();
 	return unmoved;
 }

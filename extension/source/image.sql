@@ -13,7 +13,7 @@
 CREATE TYPE tablesync.source_image AS (
     -- the server, and the session there
     server_version text, encoding text, row_security text, read_only text, lc_monetary text, standby text, options_arrive boolean, unlike text, hash bigint,
-    xmins bigint[], xids bigint[], stats_reset timestamptz,
+    xmins bigint[], xids bigint[], stats_reset timestamptz, instant timestamptz,
     -- the table
     relid oid, relkind "char", relfilenode oid, access_method oid, policies boolean, has_children boolean, estimated_rows double precision,
     -- its columns and indexes
@@ -50,6 +50,10 @@ COMMENT ON FUNCTION tablesync.source_images(oid, text, text[]) IS 'asks a source
  * many times here; so the source counts first.  Where it is asked for some tables
  * at once, those of which there is more to say are left out, and asked for one by one.
  *
+ * The clock of the source is read from the cursor that this statement is a query
+ * of (pg_cursors shows a session its own): now() would not be asked there.  What
+ * was committed before that moment is seen by all that is read after it.
+ *
  * Since 18 a column that says NOT NULL may have older NULLs, while a constraint
  * is NOT VALID; and a virtual generated column may get other values without a
  * row being written, by another expression.
@@ -68,7 +72,7 @@ DECLARE
 BEGIN
     PERFORM tablesync.source_catalog($1, k.name) FROM tablesync.source_catalog_columns() k WHERE NOT coalesce(t ? k.name, false);    -- an error
     RETURN format($sql$
-        SELECT ROW(server_version, encoding, row_security, read_only, lc_monetary, standby, options_arrive, unlike, hash, xmins, xids, stats_reset,
+        SELECT ROW(server_version, encoding, row_security, read_only, lc_monetary, standby, options_arrive, unlike, hash, xmins, xids, stats_reset, instant,
                    relid, relkind, relfilenode, access_method, policies, has_children, estimated_rows,
                    attnums, attnames, atttypids, atttypmods, attnotnulls, attcollations, expressions, indkeys, indnkeyatts, primaries, uniques, immediates,
                    collnames, collnamespaces, colldeterministics, typids, typnames, typschemas, typtypes, typbasetypes, typtypmods, typelems,
@@ -117,8 +121,8 @@ BEGIN
             %16$s HAVING count(*) <= %17$s AND %13$s) answer
         $sql$,
         CASE WHEN horizon THEN 'array_agg(b.backend_xmin) FILTER (WHERE b.backend_xmin IS NOT NULL) AS xmins, '
-                               'array_agg(b.backend_xid) FILTER (WHERE b.backend_xid IS NOT NULL) AS xids, max(g.stats_reset) AS stats_reset'
-             ELSE 'NULL::bigint[] AS xmins, NULL::bigint[] AS xids, NULL::timestamptz AS stats_reset' END,
+                               'array_agg(b.backend_xid) FILTER (WHERE b.backend_xid IS NOT NULL) AS xids, max(g.stats_reset) AS stats_reset, min(q.creation_time) AS instant'
+             ELSE 'NULL::bigint[] AS xmins, NULL::bigint[] AS xids, NULL::timestamptz AS stats_reset, NULL::timestamptz AS instant' END,
         CASE WHEN whole THEN ' AND count(hc.oid) > 0' END,    -- it may be a thing of the past
         CASE WHEN whole THEN $sql$
                    array_agg(l.collname ORDER BY a.attnum) FILTER (WHERE a.attrelid IS NOT NULL) AS collnames,
@@ -143,8 +147,8 @@ BEGIN
                    NULL::text[] AS indnames, NULL::oid[] AS children, NULL::oid[] AS childfiles, NULL::boolean[] AS childparents
         $sql$ END,
         t->>'pg_settings', t->>'pg_namespace', t->>'pg_class', t->>'pg_attribute', t->>'pg_constraint', t->>'pg_attrdef', t->>'pg_index',
-        CASE WHEN horizon THEN format('LEFT JOIN %s b ON s.name = ''port'' LEFT JOIN %s g ON s.name = ''port''',
-                                      t->>'pg_stat_activity', t->>'pg_stat_bgwriter') END,
+        CASE WHEN horizon THEN format('LEFT JOIN %s b ON s.name = ''port'' LEFT JOIN %s g ON s.name = ''port'' LEFT JOIN %s q ON s.name = ''geqo_seed''',
+                                      t->>'pg_stat_activity', t->>'pg_stat_bgwriter', t->>'pg_cursors') END,
         CASE WHEN whole THEN format($sql$
             LEFT JOIN %1$s l ON l.oid = a.attcollation AND a.attcollation <> 0 AND a.attcollation <> 100
             LEFT JOIN %2$s u ON u.attrelid = c.oid AND u.attnum > 0 AND NOT u.attisdropped AND u.atttypid >= 10000::oid AND s.name = 'server_encoding'

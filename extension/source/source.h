@@ -48,6 +48,7 @@ typedef struct TsyncSource
 	int64		newest_xid;		/* in use, as far as it is known; 0: it is not */
 	int64		seen_xid;		/* older transactions have ended before rows are read */
 	int64		horizon;		/* its transaction counter, 0 if unknown */
+	TimestampTz instant;		/* by its clock: what was committed there before is read; 0: unknown */
 	bool		went_back;		/* that was further in the last successful run */
 	bool		stands_still;	/* a standby, and it was just there */
 	char	   *newest_version; /* seen there so far, NULL if none */
@@ -109,7 +110,7 @@ extern void tsync_read_layout(TsyncTable *table, TsyncSource *source);
 extern bool tsync_has_files(TsyncSource *source);
 extern void tsync_check_view_key(TsyncTable *table);
 extern void tsync_read_counters(TsyncTable *table, TsyncSource *source);
-extern bool tsync_source_unmoved(TsyncTable *table, TsyncSource *source, int64 run_id, int64 waited);
+extern bool tsync_source_unmoved(TsyncTable *table, TsyncSource *source, TsyncMessage message, int64 waited);
 
 /* in retry.c */
 extern void tsync_forget_interruptions(void);

@@ -39,7 +39,8 @@ AS $$
         ('pg_stat_user_tables', 'relid oid, n_tup_ins bigint, n_tup_upd bigint, n_tup_del bigint'),
         ('pg_stat_database', 'datname text, stats_reset timestamptz'),
         ('pg_stat_activity', 'backend_xid bigint, backend_xmin bigint'),
-        ('pg_stat_bgwriter', 'stats_reset timestamptz');
+        ('pg_stat_bgwriter', 'stats_reset timestamptz'),
+        ('pg_cursors', 'creation_time timestamptz');
 $$;
 COMMENT ON FUNCTION tablesync.source_catalog_columns() IS 'names and columns of the foreign tables over a source''s catalogs';
 
@@ -634,27 +635,33 @@ RETURNS TABLE (column_name name, type bigint, typmod integer, nullable boolean, 
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+    -- those of the source, and then those that it computes
     SELECT s."column",
            r.atttypid::bigint,
            r.atttypmod,
            NOT (s.not_null AND r.attnotnull),
            array_position(t.key_columns, s."column"),
            s."column" = t.version_column,
-           CASE WHEN f.attname IS NULL THEN format('Foreign table %s has no column %I.', t.source, s."column")
+           CASE WHEN f.attname IS NULL AND NOT s.computed THEN format('Foreign table %s has no column %I.', t.source, s."column")
                 WHEN r.attname IS NULL THEN format('Table %s has no column %I.', t.replica, s."column")
-                WHEN (r.atttypid, r.atttypmod) <> (f.atttypid, f.atttypmod) THEN
+                WHEN (r.atttypid, r.atttypmod) <> (f.atttypid, f.atttypmod) AND NOT s.computed THEN
                     format('Column %I has type %s in %s and type %s in foreign table %s.', s."column",
                            format_type(r.atttypid, r.atttypmod), t.replica,
                            format_type(f.atttypid, f.atttypmod), t.source)
            END,
            s."column" = ANY (t.refetch),
-           regexp_replace(s.type, '\([^)]*\)', '') <> regexp_replace(format_type(f.atttypid, f.atttypmod), '\([^)]*\)', '')
+           NOT s.computed AND regexp_replace(s.type, '\([^)]*\)', '') <> regexp_replace(format_type(f.atttypid, f.atttypmod), '\([^)]*\)', '')
                AND NOT (f.atttypid IN ('text'::regtype, 'varchar'::regtype) AND s.type ~ '^(text|character varying)(\(\d+\))?$'),
            CASE WHEN s.bytewise AND tablesync.is_bytewise(r.attcollation) THEN r.attcollation::bigint END
     FROM tablesync.replica t
-    CROSS JOIN LATERAL ROWS FROM (
-        jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean, type text, bytewise boolean)
-    ) WITH ORDINALITY AS s ("column", not_null, type, bytewise, ordinality)
+    CROSS JOIN LATERAL (
+        SELECT c."column", c.not_null, c.type, c.bytewise, c.ordinality, false AS computed
+        FROM ROWS FROM (jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean, type text, bytewise boolean, hidden boolean))
+            WITH ORDINALITY AS c ("column", not_null, type, bytewise, hidden, ordinality)
+        WHERE c.hidden IS NOT TRUE
+        UNION ALL
+        SELECT e::name, false, NULL, NULL, 10000 + row_number() OVER (ORDER BY e), true FROM jsonb_object_keys(t.expressions) e
+    ) s
     -- LIMIT: looked up one by one, where a join would read all of pg_attribute
     LEFT JOIN LATERAL (SELECT * FROM pg_attribute a WHERE a.attrelid = t.source AND a.attname = s."column" AND NOT a.attisdropped LIMIT 1) f ON true
     LEFT JOIN LATERAL (SELECT * FROM pg_attribute a WHERE a.attrelid = t.replica AND a.attname = s."column" AND NOT a.attisdropped LIMIT 1) r ON true
@@ -835,6 +842,7 @@ BEGIN
         seen.xmins := NULL;
         seen.xids := NULL;
         seen.stats_reset := NULL;
+        seen.instant := NULL;
         seen.estimated_rows := NULL;
         look_key := md5(concat_ws(' ', seen::text, settings.shape::text, settings.key_columns::text, settings.on_schema_change, settings.source::oid,
             current_setting('server_version_num'),
@@ -843,7 +851,7 @@ BEGIN
     END IF;
     IF look_key = settings.look_key THEN
         IF settings.source_is_view THEN
-            PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, $1);
+            PERFORM tablesync.check_null_keys(settings);
         END IF;
         server_version := image.server_version::integer;
         estimated_rows := image.estimated_rows;
@@ -867,6 +875,7 @@ BEGIN
                                                    array_to_string(settings.key_columns, ', ')),
                                         'Ask for the index, or for a primary key, at the source; or remove the replica, and add it again with another key.');
     END IF;
+    new_shape := tablesync.wanted_shape(settings, new_shape);
     unreadable := tablesync.unreadable_columns(settings.source, settings.shape, new_shape);
     new_shape := (SELECT jsonb_agg(c.c ORDER BY c.n) FROM jsonb_array_elements(new_shape) WITH ORDINALITY c (c, n)
                   WHERE (c.c->>'remote' = ANY (unreadable)) IS NOT TRUE);
@@ -878,7 +887,7 @@ BEGIN
         new_shape := NULL;
     END IF;
     IF settings.source_is_view AND new_shape IS NULL THEN    -- else its columns may not be found yet
-        PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, $1);
+        PERFORM tablesync.check_null_keys(settings);
     END IF;
     identity := tablesync.source_identity(settings.source);
     divided := relation.relkind <> 'r' OR relation.has_children;
@@ -896,7 +905,7 @@ COMMENT ON FUNCTION tablesync.open_source(regclass, boolean) IS 'version and est
  * last one, the user trusts them for as long, and nobody has written to the
  * replica: it then ends with the proof of that scan.
  */
-CREATE FUNCTION tablesync.skip_scan(replica regclass, counters jsonb, run_id bigint, source_usec bigint)
+CREATE FUNCTION tablesync.skip_scan(replica regclass, counters jsonb, run_id bigint, source_usec bigint, source_instant timestamptz)
 RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -921,7 +930,7 @@ BEGIN
     END IF;
     UPDATE tablesync.all_runs r
     SET status = 'succeeded', finished_at = clock_timestamp(), consistency = proof.consistency,
-        source_time = $4 * interval '1 microsecond',
+        source_time = $4 * interval '1 microsecond', source_instant = $5,
         source_rows = proof.source_rows, source_digest = proof.source_digest,
         replica_rows = proof.replica_rows, replica_digest = proof.replica_digest,
         source_horizon = proof.source_horizon, newest_version = proof.newest_version,
@@ -930,4 +939,4 @@ BEGIN
     RETURN true;
 END
 $$;
-COMMENT ON FUNCTION tablesync.skip_scan(regclass, jsonb, bigint, bigint) IS 'ends a run without a scan if the source''s counters have not moved; false if they have';
+COMMENT ON FUNCTION tablesync.skip_scan(regclass, jsonb, bigint, bigint, timestamptz) IS 'ends a run without a scan if the source''s counters have not moved; false if they have';

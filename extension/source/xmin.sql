@@ -58,7 +58,7 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.find_xmin_table(regclass) IS 'the foreign table through which xmin of a replica''s source is read';
 
-/* Key columns of a replica's foreign table, and xmin under a name that none of them has. */
+/* Columns of a replica's foreign table that are its key or in its filter, and xmin under a name that none of them has. */
 CREATE FUNCTION tablesync.xmin_columns(settings tablesync.all_replicas)
 RETURNS TABLE (name name, type oid, typmod integer, "collation" oid, remote_name text)
 LANGUAGE sql STABLE
@@ -67,9 +67,11 @@ AS $$
     SELECT a.attname, a.atttypid, a.atttypmod, a.attcollation,
            coalesce((SELECT o.option_value FROM pg_options_to_table(a.attfdwoptions) o WHERE o.option_name = 'column_name'), a.attname)
     FROM pg_attribute a
-    WHERE a.attrelid = settings.source AND a.attname = ANY (settings.key_columns) AND NOT a.attisdropped
+    WHERE a.attrelid = settings.source AND NOT a.attisdropped
+      AND a.attname = ANY (settings.key_columns || tablesync.columns_of_expression(settings.filter))
     UNION ALL
-    SELECT 'row_' || repeat('_', (SELECT count(*)::integer FROM unnest(settings.key_columns) k WHERE k ~ '^row_+xmin$')) || 'xmin', 'xid'::regtype, -1, 0, 'xmin'
+    SELECT 'row_' || repeat('_', (SELECT count(*)::integer FROM unnest(settings.key_columns || tablesync.columns_of_expression(settings.filter)) k
+                                  WHERE k ~ '^row_+xmin$')) || 'xmin', 'xid'::regtype, -1, 0, 'xmin'
     ORDER BY 1;
 $$;
 COMMENT ON FUNCTION tablesync.xmin_columns(tablesync.all_replicas) IS 'columns of the foreign table through which xmin of a replica''s source is read';

@@ -63,7 +63,7 @@ WITH scheduled AS (
            CASE WHEN s.schedule IS NULL THEN pg_catalog.format('pg_cron has no active job for schedule "%s"', s.recorded)
                 ELSE pg_catalog.format('schedule "%s" has not started the run of %s', s.schedule, s.expected) END
     FROM scheduled s
-    WHERE s.recorded IS NOT NULL
+    WHERE s.recorded IS NOT NULL AND NOT pg_catalog.pg_is_in_recovery()    -- the primary knows what it has started
       AND (s.schedule IS NULL
            OR (tablesync.is_missed(s.expected) AND s.state NOT IN ('running', 'loading', 'queued')))
     UNION ALL

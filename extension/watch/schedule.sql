@@ -179,6 +179,9 @@ DECLARE
     asking name := coalesce(nullif(current_setting('role'), 'none'), session_user);
     replica_owner oid := (SELECT c.relowner FROM pg_class c WHERE c.oid = replica);
 BEGIN
+    IF home.database IS NULL AND pg_is_in_recovery() THEN    -- pg_cron is loaded at the primary, or is to be after a promotion
+        RETURN recorded;
+    END IF;
     IF recorded IS NULL OR home.database IS NULL THEN
         RETURN NULL;
     END IF;
@@ -392,6 +395,7 @@ AS $$
 DECLARE
     new_job_id bigint := job_id;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_schedule()');
     PERFORM tablesync.check_replica($1);
     IF schedule IS NULL THEN
         RAISE EXCEPTION 'schedule must not be NULL'
@@ -417,6 +421,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_unschedule()');
     PERFORM tablesync.check_replica($1);
     RETURN tablesync.unschedule($1);
 END

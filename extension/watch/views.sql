@@ -30,7 +30,8 @@ SELECT r.run_id,
        END AS proof,
        r.sqlstate,
        CASE WHEN tablesync.owns(r.replica) THEN r.message END AS message,
-       r.pid
+       r.pid,
+       r.source_instant
 FROM tablesync.all_runs r
 CROSS JOIN LATERAL (SELECT CASE WHEN r.status = 'running' THEN tablesync.run_status(r.run_id) ELSE r.status END OFFSET 0) now (status)
 WHERE tablesync.sees(r.replica);
@@ -39,6 +40,7 @@ COMMENT ON VIEW @extschema@.tablesync_runs IS 'one row per run, with what it did
 COMMENT ON COLUMN @extschema@.tablesync_runs.status IS 'running, succeeded, failed, cancelled or crashed';
 COMMENT ON COLUMN @extschema@.tablesync_runs.rows_scanned IS 'rows of the source that the run compared';
 COMMENT ON COLUMN @extschema@.tablesync_runs.source_time IS 'time spent waiting for the source: connections, catalogs, statements, ends of transactions';
+COMMENT ON COLUMN @extschema@.tablesync_runs.source_instant IS 'clock of the source when the run began to read it: what was committed there before is in the replica';
 COMMENT ON COLUMN @extschema@.tablesync_runs.proof IS 'rows and digest of both sides after the run, and whether they are equal';
 
 /* The columns are the values of progress.c, in its order, as what they are. */
@@ -175,7 +177,7 @@ WHERE NOT EXISTS (SELECT FROM tablesync.all_alerts a
 GRANT SELECT ON @extschema@.tablesync_alerts TO PUBLIC;
 COMMENT ON VIEW @extschema@.tablesync_alerts IS 'one row per problem that is not over';
 COMMENT ON COLUMN @extschema@.tablesync_alerts.alert_id IS 'NULL where only this view has noticed: nobody has been told yet';
-COMMENT ON COLUMN @extschema@.tablesync_alerts.kind IS 'run_failed, stale, delete_guard, schema_changed, drift, source_went_back or worker_unavailable';
+COMMENT ON COLUMN @extschema@.tablesync_alerts.kind IS 'run_failed, stale, delete_guard, schema_changed, drift, source_went_back, worker_unavailable or consumer_behind';
 COMMENT ON COLUMN @extschema@.tablesync_alerts.severity IS 'warning: may pass by itself; critical: somebody has to do something';
 
 CREATE VIEW @extschema@.tablesync_alert_history WITH (security_barrier = true) AS

@@ -10,7 +10,7 @@ SELECT has_function('tablesync', 'note_drift', ARRAY['regclass', 'bigint', 'bigi
 -- the table
 SELECT is((SELECT string_agg(attname || ' ' || atttypid::regtype, ', ' ORDER BY attnum)
            FROM pg_attribute WHERE attrelid = 'tablesync.difference'::regclass AND attnum > 0),
-    'run_id bigint, replica regclass, key jsonb, difference text, source jsonb, replica_row jsonb', 'columns of tablesync.difference');
+    'run_id bigint, difference_no bigint, replica regclass, key jsonb, difference text, source jsonb, replica_row jsonb', 'columns of tablesync.difference');
 SELECT is((SELECT relrowsecurity FROM pg_class WHERE oid = 'tablesync.difference'::regclass), true, 'row level security');
 SELECT fk_ok('tablesync', 'all_differences', 'run_id', 'tablesync', 'all_runs', 'run_id');
 SELECT is((SELECT confdeltype FROM pg_constraint WHERE conrelid = 'tablesync.all_differences'::regclass AND contype = 'f'), 'c', 'differences go with their run');
@@ -34,12 +34,12 @@ SELECT lives_ok($$SELECT tablesync_alter('media', verify_fraction => 0)$$, 'none
 -- what it returns; throws_ok() would run it in a subtransaction
 SELECT is((SELECT count(*) FROM tablesync_verify('media')), 0::bigint, 'owner: verifies');
 SELECT isnt((SELECT oldest_proof FROM tablesync_status WHERE replica = 'media'::regclass), NULL, 'all is proved now');
-SELECT throws_ok($$INSERT INTO tablesync.difference SELECT max(run_id), 'media'::regclass, '{"id": 1}', 'different', '{}', '{}' FROM tablesync.run WHERE replica = 'media'::regclass$$, '42501', NULL, 'owner: may not invent any');
+SELECT throws_ok($$INSERT INTO tablesync.difference SELECT max(run_id), 1, 'media'::regclass, '{"id": 1}', 'different', '{}', '{}' FROM tablesync.run WHERE replica = 'media'::regclass$$, '42501', NULL, 'owner: may not invent any');
 RESET ROLE;
-SELECT throws_ok($$INSERT INTO tablesync.difference SELECT max(run_id), 'media'::regclass, '{"id": 1}', 'missing here', '{}', '{}' FROM tablesync.run WHERE replica = 'media'::regclass$$, '23514', NULL, 'what is missing is missing');
+SELECT throws_ok($$INSERT INTO tablesync.difference SELECT max(run_id), 1, 'media'::regclass, '{"id": 1}', 'missing here', '{}', '{}' FROM tablesync.run WHERE replica = 'media'::regclass$$, '23514', NULL, 'what is missing is missing');
 SET ROLE other;
 SELECT is_empty('SELECT * FROM tablesync.difference', 'other: sees nothing');
-SELECT throws_ok($$INSERT INTO tablesync.difference VALUES (1, 'media'::regclass, '{"id": 1}', 'different', '{}', '{}')$$, '42501', NULL, 'other: can''t invent a difference');
+SELECT throws_ok($$INSERT INTO tablesync.difference VALUES (1, 1, 'media'::regclass, '{"id": 1}', 'different', '{}', '{}')$$, '42501', NULL, 'other: can''t invent a difference');
 SET ROLE watcher;
 SELECT is_empty('SELECT * FROM tablesync.difference', 'watcher: sees no rows of others');
 RESET ROLE;

@@ -17,7 +17,7 @@ SELECT is(pg_temp.columns('tablesync_status'),
 SELECT is(pg_temp.columns('tablesync_runs'),
     'run_id bigint, replica regclass, kind text, status text, started_at timestamp with time zone, finished_at timestamp with time zone, '
     'duration interval, rows_scanned bigint, chunks integer, chunks_differing integer, inserted bigint, updated bigint, deleted bigint, '
-    'source_time interval, consistency text, proof jsonb, sqlstate text, message text, pid integer',
+    'source_time interval, consistency text, proof jsonb, sqlstate text, message text, pid integer, source_instant timestamp with time zone',
     'columns of tablesync_runs');
 SELECT is(pg_temp.columns('tablesync_progress'),
     'run_id bigint, replica regclass, phase text, chunks_done bigint, chunks_total bigint, rows_scanned bigint, rows_estimated bigint, '
@@ -53,9 +53,9 @@ SELECT results_eq(
     'status of a replica that has never worked');
 SELECT results_eq(
     $$SELECT kind, status, finished_at > started_at, duration = finished_at - started_at, rows_scanned, chunks, chunks_differing,
-             inserted, updated, deleted, source_time > '0', consistency, sqlstate IS NULL, message IS NULL, pid > 0
+             inserted, updated, deleted, source_time > '0', consistency, sqlstate IS NULL, message IS NULL, pid > 0, source_instant < finished_at
       FROM tablesync_runs WHERE replica = 'media'::regclass ORDER BY run_id LIMIT 1$$,
-    $$VALUES ('load', 'succeeded', true, true, 3::bigint, 1, 0, 3::bigint, 0::bigint, 0::bigint, true, 'snapshot', true, true, true)$$,
+    $$VALUES ('load', 'succeeded', true, true, 3::bigint, 1, 0, 3::bigint, 0::bigint, 0::bigint, true, 'snapshot', true, true, true, true)$$,
     'a first run');
 SELECT results_eq(
     $$SELECT proof->'equal', proof->'source' = proof->'replica', proof->'source'->'rows', proof->'source'->>'digest' ~ '^[0-9a-f]+$',

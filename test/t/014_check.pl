@@ -18,7 +18,7 @@ $source->safe_psql('postgres', q{
 app_sql($target, "SELECT tablesync_add('items', 'src', 'public.items', version_column => 'updated_at')");
 app_sql($target, "SELECT tablesync_add('pairs', 'src', 'public.pairs')");
 
-my $all = 'state owner mapping worker_slots pg_cron connection server session source_table privileges row_security key types '
+my $all = 'state owner mapping worker_slots pg_cron publication connection server session source_table privileges row_security key types '
 	. 'collation shape replica_table statements estimate';
 
 # Names of the checks of a replica that fail.

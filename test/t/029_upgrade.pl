@@ -59,6 +59,8 @@ old(qq{
 	INSERT INTO tablesync.chunk (replica, chunk_no, loaded) VALUES ('loading'::regclass, 0, false);
 	INSERT INTO tablesync.run (replica, kind, status, finished_at, source_rows, replica_rows, source_digest, replica_digest, message)
 		SELECT 'items'::regclass, 'sync', 'succeeded', now(), 900, 900, 1, 1, 'run ' || i FROM generate_series(1, 20) i;
+	INSERT INTO tablesync.difference (run_id, replica, key, difference, source, replica_row)
+		SELECT r.run_id, r.replica, jsonb_build_object('id', i), 'different', '{}', '{}' FROM (SELECT * FROM tablesync.run ORDER BY run_id DESC LIMIT 2) r, generate_series(1, 3) i;
 	INSERT INTO tablesync.alert (replica, kind, severity, message) VALUES ('items'::regclass, 'stale', 'critical', 'old');
 	INSERT INTO tablesync.schedule (replica, schedule) VALUES ('items'::regclass, '0 * * * *')});
 
@@ -139,6 +141,7 @@ is(join("\n", grep { !$fresh{$_} } sort keys %updated), '', 'and nothing is left
 # --- what it was used for ---
 
 is(old(q{SELECT count(*), max(message) FROM tablesync_runs WHERE replica = 'items'::regclass}, 'app'), '20|run 9', 'history');
+is(old(q{SELECT string_agg(d.difference_no || (d.key->>'id'), ' ' ORDER BY d.run_id, d.key->'id') FROM tablesync.difference d}, 'app'), '11 22 33 11 22 33', 'differences, numbered');
 is(old(q{SELECT kind, message FROM tablesync_alerts WHERE replica = 'items'::regclass}, 'app'), 'stale|old', 'alerts');
 is(old(q{SELECT schedule FROM tablesync.schedule}, 'app'), '0 * * * *', 'schedules');
 is(old(q{SELECT freshness IS NULL FROM tablesync.replica WHERE replica = 'items'::regclass}, 'app'), 't', 'a setting that made views fail is reset');
