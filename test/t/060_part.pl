@@ -362,9 +362,9 @@ for my $view (qw(seen kept))
 	like(run_counts($target, $view), qr/^succeeded\|2\d\d\d\|0\|0$/, "$view: load");
 	is_part($view, "SELECT id, born, md5(email) AS email FROM $view WHERE weight > 100", $view);
 	at_source("UPDATE patients SET email = email || 'x' WHERE id % 100 = 1; DELETE FROM patients WHERE id % 500 = 2; REFRESH MATERIALIZED VIEW kept");
-	like(run_counts($target, $view), qr/^succeeded\|0\|2\d\|[45]$/, "$view: changes");
+	like(run_counts($target, $view), qr/^succeeded\|0\|2\d\|[4-6]$/, "$view: changes");
 	is_part($view, "SELECT id, born, md5(email) AS email FROM $view WHERE weight > 100", "$view, after changes");
-	at_source("INSERT INTO patients (id, email, weight) SELECT 500 * i + 2, 'again', 500 FROM generate_series(0, 5) i");
+	at_source("INSERT INTO patients (id, email, weight) SELECT 500 * i + 2, 'again', 500 FROM generate_series(0, 5) i; REFRESH MATERIALIZED VIEW kept");
 }
 
 # --- rights ---
