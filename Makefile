@@ -7,10 +7,10 @@ EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" tablesync.con
 MODULE_big = tablesync
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/*.c extension/*/*.c)))
 PG_CPPFLAGS = -I$(srcdir)/extension -DTSYNC_VERSION='"$(EXTVERSION)"'
-SQL_PARTS = $(addprefix extension/,catalog/catalog.sql catalog/access.sql catalog/history.sql check/publication.sql api/add.sql \
-    api/api.sql verify/verify.sql source/image.sql source/source.sql source/connection.sql source/xmin.sql load/load.sql source/horizon.sql \
-    evolve/dependents.sql evolve/plan.sql evolve/evolve.sql watch/alert.sql watch/schedule.sql api/queue.sql \
-    watch/views.sql watch/totals.sql watch/health.sql check/preflight.sql check/check.sql \
+SQL_PARTS = $(addprefix extension/,catalog/catalog.sql catalog/access.sql catalog/history.sql check/publication.sql api/foreign_name.sql api/add.sql \
+    api/api.sql verify/verify.sql source/image.sql source/source.sql source/key.sql source/view.sql source/part.sql source/connection.sql source/xmin.sql load/load.sql source/horizon.sql \
+    evolve/dependents.sql evolve/plan.sql evolve/evolve.sql evolve/part.sql watch/alert.sql watch/schedule.sql api/queue.sql \
+    watch/views.sql feed/feed.sql feed/value.sql feed/changes.sql feed/consumer.sql watch/totals.sql watch/health.sql check/preflight.sql check/check.sql \
     api/add_schema.sql catalog/rights.sql)
 BUILT_SQL = tablesync--$(EXTVERSION).sql
 UPDATE_SQL = tablesync--0.1.0--$(EXTVERSION).sql
@@ -21,7 +21,7 @@ SHLIB_LINK = $(TSYNC_LDFLAGS)
 EXTRA_CLEAN = $(BUILT_SQL) $(UPDATE_SQL) output_iso tmp_check
 
 # Folders of extension/, from the ground up: each uses only what lies below it.
-FLOORS = query process execute catalog,source,watch,api memory,verify,evolve,check scan,apply load run
+FLOORS = query process execute catalog,source,watch,api memory,verify,evolve,check,feed scan,apply load run
 
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
 REGRESS_OPTS = --load-extension=postgres_fdw
@@ -54,7 +54,7 @@ $(UPDATE_SQL): $(SQL_PARTS) $(SETTINGS) $(wildcard extension/updates/0.1.0--*.sq
 	  grep -v '^CREATE SCHEMA\|^.echo Use' extension/catalog/catalog.sql; cat extension/updates/0.1.0--$(EXTVERSION)-rows.sql; \
 	  cat $(filter-out %/catalog.sql,$(SQL_PARTS)); } | sed 's/^CREATE FUNCTION/CREATE OR REPLACE FUNCTION/' | $(WITH_SETTINGS) >$@
 
-.PHONY: layers lint typedefs format format-check demo test test-assert test-sanitize test-versions test-package dist fuzz fuzz-source bench bench-far bench-impact bench-plot pgspot sql-parts
+.PHONY: layers lint typedefs format format-check demo test test-assert test-sanitize test-versions test-package dist fuzz fuzz-source bench bench-far bench-impact bench-plot bench-feed pgspot sql-parts
 sql-parts:
 	@echo $(SQL_PARTS)
 layers: all
@@ -75,6 +75,8 @@ bench-far:
 	@test/bench/far.sh
 bench-impact:
 	@test/bench/impact.sh
+bench-feed:
+	@test/bench/feed.sh
 bench-plot:
 	@test/bench/sizes.sh
 test:

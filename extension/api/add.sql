@@ -34,7 +34,7 @@ BEGIN
     IF NOT tablesync.is_source_unique(target.server, target.schema_name, target.table_name, attnums) OR cardinality(attnums) IS DISTINCT FROM cardinality(key_columns) THEN
         RAISE EXCEPTION 'columns % are not a key of the source %.%', key_columns, quote_ident(target.schema_name), quote_ident(target.table_name)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-                  DETAIL = 'A key needs a unique index at the source, on NOT NULL columns, that is neither partial nor deferrable.',
+                  DETAIL = tablesync.key_problem(source, shape, key_columns),
                   HINT = CASE WHEN primary_key IS NOT NULL THEN format('The primary key is (%s).', array_to_string(primary_key, ', '))
                          ELSE 'Name all columns of such an index as key_columns.' END;
     END IF;
@@ -43,22 +43,45 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.source_key(regclass, name[]) IS 'the key columns of a source; an error if it has none';
 
-/* Why a relation of the source is not a plain or partitioned table. */
-CREATE FUNCTION tablesync.source_kind_problem(relkind "char", has_children boolean)
+CREATE FUNCTION tablesync.is_view(relkind "char")
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT $1 IN ('v', 'm');
+$$;
+COMMENT ON FUNCTION tablesync.is_view("char") IS 'whether a kind of relation is a view, or a materialized view';
+
+/* Why a relation of the source can't be a source; a view can, where it is said to be one. */
+CREATE FUNCTION tablesync.source_kind_problem(relkind "char", has_children boolean, source_is_view boolean DEFAULT false)
 RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE WHEN relkind = 'v' THEN 'It is a view: rewrites of the tables behind it can''t be noticed.'
+    SELECT CASE WHEN source_is_view AND tablesync.is_view(relkind) THEN NULL
+                WHEN relkind = 'v' THEN 'It is a view: rewrites of the tables behind it can''t be noticed.'
                 WHEN relkind = 'm' THEN 'It is a materialized view.'
                 WHEN relkind = 'f' THEN 'It is a foreign table: one snapshot of it does not exist.'
+                WHEN source_is_view THEN 'It is no view, and the replica is that of a view.'
                 WHEN relkind = 'r' AND has_children THEN 'It has inheritance children: their rows are outside of its primary key.'
                 WHEN relkind NOT IN ('r', 'p') THEN 'It is not a table.' END;
 $$;
-COMMENT ON FUNCTION tablesync.source_kind_problem("char", boolean) IS 'why a kind of relation can''t be replicated exactly; NULL if it can';
+COMMENT ON FUNCTION tablesync.source_kind_problem("char", boolean, boolean) IS 'why a kind of relation can''t be replicated exactly; NULL if it can';
 
-/* Refuse a source that is not a plain or partitioned table. */
-CREATE FUNCTION tablesync.check_source_kind(server oid, schema_name text, table_name text)
+CREATE FUNCTION tablesync.source_kind_hint(relkind "char", source_is_view boolean)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN tablesync.is_view(relkind) THEN 'Replicate the tables behind it; or, if its rows can be told apart by some columns of it, '
+                                                     'add it with key_columns => ''{..}'', source_is_view => true.'
+                WHEN source_is_view AND relkind IN ('r', 'p') THEN 'Add it without source_is_view.'
+                ELSE 'Replicate the tables behind it.' END;
+$$;
+COMMENT ON FUNCTION tablesync.source_kind_hint("char", boolean) IS 'what to do about a kind of relation that can''t be replicated exactly';
+
+/* Refuse a source that is not a plain or partitioned table, or a view that is said to be one. */
+CREATE FUNCTION tablesync.check_source_kind(server oid, schema_name text, table_name text, source_is_view boolean)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -66,12 +89,12 @@ AS $$
 DECLARE
     relation record := tablesync.source_relation(server, schema_name, table_name);
     source_name text := quote_ident(schema_name) || '.' || quote_ident(table_name);
+    problem text := tablesync.source_kind_problem(relation.relkind, relation.has_children, coalesce(source_is_view, false));
 BEGIN
-    IF tablesync.source_kind_problem(relation.relkind, relation.has_children) IS NOT NULL THEN
+    IF problem IS NOT NULL THEN
         RAISE EXCEPTION 'the source % is not a table that can be replicated exactly', source_name
-            USING ERRCODE = 'wrong_object_type',
-                  DETAIL = tablesync.source_kind_problem(relation.relkind, relation.has_children),
-                  HINT = 'Replicate the tables behind it.';
+            USING ERRCODE = 'wrong_object_type', DETAIL = problem,
+                  HINT = tablesync.source_kind_hint(relation.relkind, coalesce(source_is_view, false));
     END IF;
     IF relation.row_security THEN
         RAISE WARNING 'row security is enabled on the source %', source_name
@@ -80,7 +103,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tablesync.check_source_kind(oid, text, text) IS 'an error if a source is not a plain or partitioned table';
+COMMENT ON FUNCTION tablesync.check_source_kind(oid, text, text, boolean) IS 'an error if a source is not of a kind that can be replicated';
 
 /* What to do about a column of which tablesync.source_columns() says that it is a problem. */
 CREATE FUNCTION tablesync.column_hint(problem text)
@@ -109,7 +132,7 @@ $$;
 COMMENT ON FUNCTION tablesync.refuse_column(text, text, text, text) IS 'raises the error for a column that can''t be replicated exactly';
 
 /* Refuse a source that can't be replicated exactly. */
-CREATE FUNCTION tablesync.check_source(source regclass, key_columns name[], version_column name, fingerprint text)
+CREATE FUNCTION tablesync.check_source(source regclass, key_columns name[], version_column name, fingerprint text, shape jsonb)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -131,7 +154,7 @@ BEGIN
                         tablesync.type_problem(c.type, u.key, u.key OR u.hashed)) AS problem,
                CASE WHEN c.problem IS NOT NULL THEN tablesync.column_hint(c.problem)
                     WHEN a.attname IS NULL OR (a.atttypid, a.atttypmod) <> (c.type, c.typmod) OR NOT co.collisdeterministic THEN
-                        'Create the foreign table again with IMPORT FOREIGN SCHEMA, or let tablesync_add(replica, server, source) do it.'
+                        tablesync.recreate_hint(source)
                     WHEN tablesync.type_problem(c.type, false, false) IS NOT NULL THEN NULL    -- not at all
                     WHEN u.key THEN 'Types of keys are smallint, integer, bigint, numeric, uuid, date, timestamp, timestamptz, text, varchar and char.'
                     WHEN fingerprint = 'row' THEN 'Set fingerprint to xmin if the source is a table, or to version if it sets a column on every change, and name that as version_column.'
@@ -142,8 +165,9 @@ BEGIN
            AND c.remote_name = coalesce((SELECT option_value FROM pg_options_to_table(a.attfdwoptions)
                                          WHERE option_name = 'column_name'), a.attname)
         LEFT JOIN pg_collation co ON co.oid = a.attcollation
+        JOIN jsonb_array_elements(shape) s (c) ON s.c->>'remote' = c.remote_name    -- all others are none of our business
         CROSS JOIN LATERAL (SELECT coalesce(a.attname = ANY (key_columns), false),
-                                   fingerprint = 'row' OR coalesce(a.attname = version_column, false)) u (key, hashed)
+                                   s.c->>'hidden' IS NULL AND fingerprint = 'row' OR coalesce(a.attname = version_column, false)) u (key, hashed)
     ) q
     WHERE q.problem IS NOT NULL
     ORDER BY q.attnum LIMIT 1;
@@ -166,7 +190,40 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tablesync.check_source(regclass, name[], name, text) IS 'an error if a source can''t be replicated exactly';
+COMMENT ON FUNCTION tablesync.check_source(regclass, name[], name, text, jsonb) IS 'an error if a source can''t be replicated exactly';
+
+/* May we read the columns that a replica shows or uses? */
+CREATE FUNCTION tablesync.check_readable(settings tablesync.replica)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(settings.source);
+    readable name[];
+BEGIN
+    EXECUTE format('SELECT %s FROM %s LIMIT 0',
+                   (SELECT string_agg(format('%I', s->>'column'), ', ') FROM jsonb_array_elements(settings.shape) s
+                    WHERE tablesync.stands_for(settings.source, s->>'column', s->>'remote')), settings.source);
+EXCEPTION WHEN insufficient_privilege THEN
+    IF NOT has_table_privilege(settings.source, 'SELECT') THEN
+        RAISE;
+    END IF;
+    EXECUTE format('SELECT array_agg(column_name) FROM %s WHERE table_schema = %L AND table_name = %L AND privilege_type = ''SELECT''',
+                   tablesync.source_catalog(target.server, 'column_privileges'), target.schema_name, target.table_name)
+    INTO readable;
+    readable := ARRAY(SELECT (s->>'column')::name FROM jsonb_array_elements(tablesync.source_shape(settings.source)) s
+                      WHERE s->>'remote' = ANY (readable) ORDER BY (s->>'attnum')::integer);
+    IF NOT settings.key_columns <@ readable
+       OR NOT EXISTS (SELECT FROM jsonb_array_elements(settings.shape) s WHERE s->>'column' <> ALL (readable)) THEN    -- it is something else
+        RAISE;
+    END IF;
+    RAISE EXCEPTION 'the source does not let us read every column that is wanted'
+        USING ERRCODE = 'insufficient_privilege', DETAIL = format('It says: %s.', SQLERRM),
+              HINT = format('To replicate what may be read: columns => %L', readable);
+END
+$$;
+COMMENT ON FUNCTION tablesync.check_readable(tablesync.replica) IS 'an error unless all columns that a replica shows or uses may be read';
 
 CREATE FUNCTION tablesync.has_key_index(replica regclass, key_columns name[])
 RETURNS boolean
@@ -183,26 +240,41 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.has_key_index(regclass, name[]) IS 'whether a table has a unique index on the key columns';
 
-/* Refuse an existing table that does not fit its source, column by column. */
-CREATE FUNCTION tablesync.check_existing(replica regclass, source regclass, key_columns name[])
+/* Can a row be inserted without a value for a column?  Then the replica may have it although the source does not. */
+CREATE FUNCTION tablesync.may_be_left_out(relation regclass, attnum smallint)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT NOT (a.attnotnull OR t.typnotnull) OR a.atthasdef OR a.attidentity <> '' OR t.typdefaultbin IS NOT NULL
+    FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+    WHERE a.attrelid = $1 AND a.attnum = $2;
+$$;
+COMMENT ON FUNCTION tablesync.may_be_left_out(regclass, smallint) IS 'whether a row can be inserted without a value for a column';
+
+/* Refuse an existing table that does not fit the shape of its source, column by column; further columns are its own. */
+CREATE FUNCTION tablesync.check_existing(replica regclass, settings tablesync.replica)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     problem text;
+    remedy text;
 BEGIN
     SELECT CASE WHEN c.relkind NOT IN ('r', 'p') THEN 'It is not a table.'
                 WHEN c.relpersistence = 't' THEN 'It is a temporary table: a background worker can''t see it.' END
     INTO problem
     FROM pg_class c WHERE c.oid = replica;
+    SELECT coalesce(p.detail, problem), p.hint INTO problem, remedy FROM tablesync.foreign_table_problem(replica) p;
 
     IF problem IS NULL THEN
         SELECT CASE WHEN r.attname IS NULL THEN format('It has no column %I.', s."column")
-                    WHEN s."column" IS NULL THEN format('Its column %I does not exist in the source.', r.attname)
+                    WHEN s."column" IS NULL THEN
+                        format('Its column %I does not exist in the source, and no row can be inserted without it: it is NOT NULL and has no default.', r.attname)
                     WHEN format_type(r.atttypid, r.atttypmod) <> s.type THEN
                         format('Its column %I has type %s, the source has %s.', r.attname, format_type(r.atttypid, r.atttypmod), s.type)
-                    WHEN r.attnotnull AND NOT s.not_null AND NOT s."column" = ANY (key_columns) THEN
+                    WHEN r.attnotnull AND NOT s.not_null AND NOT s."column" = ANY (settings.key_columns) THEN
                         format('Its column %I is NOT NULL, the source''s is not.', r.attname)
                     WHEN r.attgenerated <> '' THEN format('Its column %I is generated.', r.attname)
                     WHEN r.attidentity = 'a' THEN
@@ -210,51 +282,75 @@ BEGIN
                     WHEN NOT co.collisdeterministic THEN format('The collation of its column %I is not deterministic.', r.attname)
                END
         INTO problem
-        FROM (SELECT * FROM jsonb_to_recordset(tablesync.source_shape(source)) AS s ("column" name, type text, not_null boolean)) s
+        FROM tablesync.columns_of_replica(settings) s
         FULL JOIN (SELECT * FROM pg_attribute WHERE attrelid = replica AND attnum > 0 AND NOT attisdropped) r
             ON r.attname = s."column"
         LEFT JOIN pg_collation co ON co.oid = r.attcollation
-        WHERE r.attname IS NULL OR s."column" IS NULL
-           OR format_type(r.atttypid, r.atttypmod) <> s.type
-           OR (r.attnotnull AND NOT s.not_null AND NOT s."column" = ANY (key_columns))
-           OR r.attgenerated <> '' OR r.attidentity = 'a' OR NOT co.collisdeterministic
+        WHERE r.attname IS NULL
+           OR CASE WHEN s."column" IS NULL THEN NOT tablesync.may_be_left_out(replica, r.attnum)
+                   ELSE format_type(r.atttypid, r.atttypmod) <> s.type
+                        OR (r.attnotnull AND NOT s.not_null AND NOT s."column" = ANY (settings.key_columns))
+                        OR r.attgenerated <> '' OR r.attidentity = 'a' OR NOT co.collisdeterministic END
         ORDER BY r.attnum LIMIT 1;
     END IF;
 
-    IF problem IS NULL AND NOT tablesync.has_key_index(replica, key_columns) THEN
+    IF problem IS NULL AND NOT tablesync.has_key_index(replica, settings.key_columns) THEN
         problem := format('It has no primary key or unique index on (%s).',
-                          (SELECT string_agg(quote_ident(k), ', ') FROM unnest(key_columns) k));
+                          (SELECT string_agg(quote_ident(k), ', ') FROM unnest(settings.key_columns) k));
     END IF;
     IF problem IS NULL THEN
         SELECT format('Its key column %I is not NOT NULL.', r.attname) INTO problem
         FROM pg_attribute r
-        WHERE r.attrelid = replica AND r.attname = ANY (key_columns) AND NOT r.attnotnull LIMIT 1;
+        WHERE r.attrelid = replica AND r.attname = ANY (settings.key_columns) AND NOT r.attnotnull LIMIT 1;
     END IF;
     IF problem IS NOT NULL THEN
-        RAISE EXCEPTION 'table % can''t be the replica of %', replica, source
+        RAISE EXCEPTION 'table % can''t be the replica of %', replica, settings.source
             USING ERRCODE = 'datatype_mismatch', DETAIL = problem,
-                  HINT = 'Change the table, or name one that does not exist: tablesync_add() creates it like the source.';
+                  HINT = coalesce(remedy, 'Change the table, or name one that does not exist: tablesync_add() creates it like the source.');
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tablesync.check_existing(regclass, regclass, name[]) IS 'an error if an existing table can''t hold an exact copy of a source';
+COMMENT ON FUNCTION tablesync.check_existing(regclass, tablesync.replica) IS 'an error if an existing table can''t hold an exact copy of a source';
+
+/*
+ * A type as DDL names it: with its schema, unless that is pg_catalog, and with its
+ * modifier.  The number is the source's, and a function of the type makes text of
+ * it: an error if that is anything else than the name of the type.
+ */
+CREATE FUNCTION tablesync.type_name(type oid, typmod integer)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    name text := format_type(type, typmod);
+BEGIN
+    IF type < 16384 OR to_regtype(name) = type THEN
+        RETURN name;
+    END IF;
+    RAISE EXCEPTION 'type % has no modifier % here', type::regtype, typmod
+        USING ERRCODE = 'undefined_object',
+              DETAIL = format('As text it is %s.', quote_literal(left(name, 200))),
+              HINT = 'Create the type here like at the source.';
+END
+$$;
+COMMENT ON FUNCTION tablesync.type_name(oid, integer) IS 'name of a type with its schema and modifier, for DDL';
 
 /* Definitions of the columns of a source, for CREATE [FOREIGN] TABLE. */
-CREATE FUNCTION tablesync.column_definitions(server oid, schema_name text, table_name text)
+CREATE FUNCTION tablesync.column_definitions(server oid, schema_name text, table_name text, needed name[])
 RETURNS text
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT string_agg(format('%I %s%s%s', c.remote_name,
-                             CASE WHEN c.type >= 16384 THEN format('%s.', (SELECT quote_ident(n.nspname) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = c.type))
-                                  || (SELECT quote_ident(t.typname) FROM pg_type t WHERE t.oid = c.type)
-                                  ELSE format_type(c.type, c.typmod) END,
+                             tablesync.type_name(c.type, c.typmod),
                              CASE WHEN c."collation" IS NOT NULL THEN
                                  format(' COLLATE pg_catalog.%I', (SELECT collname FROM pg_collation WHERE oid = c."collation")) END,
                              CASE WHEN c.not_null THEN ' NOT NULL' END), ', ' ORDER BY c.attnum)
-    FROM tablesync.source_columns(server, schema_name, table_name) c;
+    FROM tablesync.source_columns(server, schema_name, table_name) c
+    WHERE needed IS NULL OR c.remote_name = ANY (needed);
 $$;
-COMMENT ON FUNCTION tablesync.column_definitions(oid, text, text) IS 'column definitions of a source with names, types, collations and NOT NULL, nothing else';
+COMMENT ON FUNCTION tablesync.column_definitions(oid, text, text, name[]) IS 'column definitions of a source, or of some of its columns, with names, types, collations and NOT NULL, nothing else';
 
 CREATE FUNCTION tablesync.check_mapping(role_name name, server oid)
 RETURNS void
@@ -429,6 +525,8 @@ BEGIN
         RAISE EXCEPTION '% is not a foreign table', wanted.source USING ERRCODE = 'wrong_object_type';
     END IF;
     wanted.replica := $1;
+    wanted.source_is_view := coalesce(wanted.source_is_view, false);
+    wanted.feed := coalesce(wanted.feed, false);
     PERFORM tablesync.check_settings(wanted);
     INSERT INTO tablesync.all_replicas (replica, source, shape, source_created, loaded, adopted,
                                         @settings all: {name}@)
@@ -447,9 +545,9 @@ LANGUAGE C VOLATILE
 AS 'MODULE_PATHNAME', 'tsync_door';
 COMMENT ON FUNCTION tablesync.register(regclass, jsonb) IS 'door for tablesync_add()';
 
-/* Add a replica; "home_schema" is where a name without schema is created. */
+/* Add a replica; "home_schema" is where a name without schema is created; "readable": it is known that we may read all of the source. */
 CREATE FUNCTION tablesync.add_replica(replica_name text, existing regclass, home_schema name,
-                                      source regclass, source_created boolean, settings jsonb)
+                                      source regclass, source_created boolean, settings jsonb, readable boolean DEFAULT false)
 RETURNS regclass
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -467,6 +565,9 @@ BEGIN
         RAISE EXCEPTION 'replica and source must not be NULL' USING ERRCODE = 'null_value_not_allowed';
     END IF;
     PERFORM tablesync.check_not_replica(existing);
+    IF existing IS NOT NULL AND NOT tablesync.owns(existing) THEN
+        RAISE EXCEPTION 'must be owner of table %', existing USING ERRCODE = 'insufficient_privilege';
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = t.ftserver
                    JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
                    JOIN pg_proc p ON p.oid = w.fdwhandler
@@ -479,64 +580,59 @@ BEGIN
     PERFORM tablesync.check_mapping(current_user, target.server);
     PERFORM tablesync.prepare_server((SELECT srvname FROM pg_foreign_server WHERE oid = target.server));
     PERFORM tablesync.check_source_server(source);
+    wanted := jsonb_populate_record(NULL::tablesync.replica, settings);
+    wanted.source_is_view := coalesce(wanted.source_is_view, false);
     IF NOT source_created THEN
-        PERFORM tablesync.check_source_kind(target.server, target.schema_name, target.table_name);
+        PERFORM tablesync.check_source_kind(target.server, target.schema_name, target.table_name, wanted.source_is_view);
     END IF;
 
-    wanted := jsonb_populate_record(NULL::tablesync.replica, settings);
     wanted.source := source;
     wanted.source_created := source_created;
-    wanted.shape := tablesync.source_shape(source);
     wanted.drop_columns := coalesce(wanted.drop_columns, false);
-    no_xmin := CASE WHEN coalesce(wanted.fingerprint, 'xmin') = 'xmin' THEN tablesync.xmin_problem(source) END;
+    wanted.feed := coalesce(wanted.feed, false);
+    no_xmin := CASE WHEN coalesce(wanted.fingerprint, 'xmin') = 'xmin' THEN tablesync.xmin_problem(source, readable) END;
     wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN no_xmin IS NULL THEN 'xmin' WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
-    wanted.key_columns := tablesync.source_key(source, wanted.key_columns);
+    wanted.shape := tablesync.source_shape(source);
+    wanted.key_columns := CASE WHEN wanted.source_is_view THEN tablesync.view_key(source, wanted.shape, wanted.key_columns)
+                               ELSE tablesync.source_key(source, wanted.key_columns) END;
     PERFORM tablesync.check_settings(wanted);
+    wanted.shape := tablesync.wanted_shape(wanted, wanted.shape);
+    wanted := tablesync.checked_part(wanted, tablesync.source_shape(source));
+    IF NOT readable THEN
+        PERFORM tablesync.check_readable(wanted);
+    END IF;
     IF wanted.fingerprint = 'xmin' AND no_xmin IS NOT NULL THEN
         PERFORM tablesync.refuse_xmin(source, no_xmin);
     END IF;
-    PERFORM tablesync.check_source(source, wanted.key_columns, wanted.version_column, wanted.fingerprint);
+    PERFORM tablesync.check_source(source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.shape);
 
     IF existing IS NULL THEN
         EXECUTE format('CREATE TABLE %I.%I (%s, PRIMARY KEY (%s))',
                        CASE WHEN cardinality(name_parts) > 1 THEN name_parts[1] ELSE home_schema END,
                        name_parts[cardinality(name_parts)],
-                       (SELECT string_agg(format('%I %s%s%s', a.attname, format_type(a.atttypid, a.atttypmod),
-                                                 CASE WHEN a.attcollation <> t.typcollation THEN
-                                                     format(' COLLATE pg_catalog.%I', co.collname) END,
-                                                 CASE WHEN (s.c->>'not_null')::boolean THEN ' NOT NULL' END),
-                                          ', ' ORDER BY s.n)
-                        FROM jsonb_array_elements(wanted.shape) WITH ORDINALITY s (c, n)
-                        JOIN pg_attribute a ON a.attrelid = source AND a.attname = s.c->>'column'
-                        JOIN pg_type t ON t.oid = a.atttypid
-                        LEFT JOIN pg_collation co ON co.oid = a.attcollation),
+                       (SELECT string_agg(c.definition, ', ' ORDER BY c.ordinality, c."column") FROM tablesync.columns_of_replica(wanted) c),
                        (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(wanted.key_columns) WITH ORDINALITY u (k, n)));
         wanted.replica := format('%I.%I', CASE WHEN cardinality(name_parts) > 1 THEN name_parts[1] ELSE home_schema END,
                                  name_parts[cardinality(name_parts)])::regclass;
     ELSE
         wanted.replica := existing;
-        IF NOT tablesync.owns(existing) THEN
-            RAISE EXCEPTION 'must be owner of table %', existing USING ERRCODE = 'insufficient_privilege';
-        END IF;
-        PERFORM tablesync.check_existing(existing, source, wanted.key_columns);
+        PERFORM tablesync.check_existing(existing, wanted);
         EXECUTE format('SELECT EXISTS (SELECT FROM %s)', existing) INTO has_rows;
-        IF has_rows AND wanted.fingerprint <> 'xmin' AND EXISTS (SELECT FROM pg_attribute a
-                                WHERE a.attrelid = existing AND a.attnum > 0 AND NOT a.attisdropped
-                                  AND tablesync.type_problem(a.atttypid, false, true) IS NOT NULL) THEN
+        IF has_rows AND wanted.fingerprint <> 'xmin' AND EXISTS (SELECT FROM tablesync.columns_of_replica(wanted) c
+                                JOIN pg_attribute a ON a.attrelid = existing AND a.attname = c."column"
+                                WHERE tablesync.type_problem(a.atttypid, false, true) IS NOT NULL) THEN
             RAISE EXCEPTION 'the rows of table % can''t be compared with its source', existing
                 USING ERRCODE = 'feature_not_supported',
                       DETAIL = (SELECT format('Column %I: %s.', a.attname, tablesync.type_problem(a.atttypid, false, true))
-                                FROM pg_attribute a
-                                WHERE a.attrelid = existing AND a.attnum > 0 AND NOT a.attisdropped
-                                  AND tablesync.type_problem(a.atttypid, false, true) IS NOT NULL LIMIT 1),
+                                FROM tablesync.columns_of_replica(wanted) c
+                                JOIN pg_attribute a ON a.attrelid = existing AND a.attname = c."column"
+                                WHERE tablesync.type_problem(a.atttypid, false, true) IS NOT NULL LIMIT 1),
                       HINT = format('TRUNCATE %s; the first run loads it again.', existing);
         END IF;
     END IF;
     PERFORM tablesync.check_permanent(wanted.replica);
     PERFORM tablesync.check_owner_access((SELECT relowner FROM pg_class WHERE oid = wanted.replica), source);
     PERFORM tablesync.set_source_options(source);
-    EXECUTE format('SELECT * FROM %s LIMIT 1', source);   -- may we read every column?
-
     wanted.shape := tablesync.with_numbers(wanted.shape, wanted.replica, source);
     wanted.loaded := has_rows;
     wanted.adopted := has_rows;
@@ -549,6 +645,10 @@ BEGIN
     EXECUTE format('ALTER TRIGGER tablesync_note_write ON %s DEPENDS ON EXTENSION tablesync', wanted.replica);
     EXECUTE format('COMMENT ON TRIGGER tablesync_note_write ON %s IS %L', wanted.replica,
                    'tells tablesync that somebody else than a run has written to the replica');
+
+    IF wanted.feed THEN
+        PERFORM tablesync.begin_feed(wanted.replica);
+    END IF;
 
     IF wanted.version_column IS NULL THEN
         SELECT c->>'column' INTO suggestion
@@ -570,10 +670,11 @@ BEGIN
     RETURN wanted.replica;
 END
 $$;
-COMMENT ON FUNCTION tablesync.add_replica(text, regclass, name, regclass, boolean, jsonb) IS 'checks a source, creates or checks the replica, and registers it';
+COMMENT ON FUNCTION tablesync.add_replica(text, regclass, name, regclass, boolean, jsonb, boolean) IS 'checks a source, creates or checks the replica, and registers it';
 
-/* Create the foreign table for a source next to its replica. */
-CREATE FUNCTION tablesync.create_source(replica_name text, existing regclass, home_schema name, server name, source_name text)
+/* Create the foreign table for a source next to its replica; "avoid" are names that are not to be taken. */
+CREATE FUNCTION tablesync.create_source(replica_name text, existing regclass, home_schema name, server name, source_name text,
+                                        settings jsonb, avoid text[] DEFAULT '{}')
 RETURNS regclass
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -583,9 +684,10 @@ DECLARE
     source_parts text[] := parse_ident(source_name);
     server_oid oid := (SELECT oid FROM pg_foreign_server WHERE srvname = server);
     foreign_schema text := CASE WHEN cardinality(replica_parts) > 1 THEN replica_parts[1] ELSE home_schema END;
-    foreign_name text := replica_parts[cardinality(replica_parts)];
+    wanted tablesync.replica := jsonb_populate_record(NULL::tablesync.replica, settings);
+    needed name[];
     misfit record;
-    leftover regclass;
+    chosen record;
 BEGIN
     PERFORM tablesync.check_primary('tablesync_add()');
     IF replica_name IS NULL OR server IS NULL OR source_name IS NULL THEN
@@ -601,39 +703,34 @@ BEGIN
         RAISE EXCEPTION 'source "%" is not of the form schema.table', source_name
             USING ERRCODE = 'invalid_name', HINT = 'For example ''public.media''.';
     END IF;
-    WHILE octet_length(foreign_name) > 56 LOOP
-        foreign_name := left(foreign_name, -1);
-    END LOOP;
-    foreign_name := foreign_name || '_source';
     PERFORM tablesync.check_mapping(current_user, server_oid);
     PERFORM tablesync.prepare_server(server);
-    PERFORM tablesync.check_source_kind(server_oid, source_parts[1], source_parts[2]);
+    PERFORM tablesync.check_source_kind(server_oid, source_parts[1], source_parts[2], coalesce(wanted.source_is_view, false));
+    IF wanted.key_columns IS NULL THEN
+        wanted.key_columns := ARRAY(SELECT c.remote_name FROM tablesync.source_columns(server_oid, source_parts[1], source_parts[2]) c
+                                    WHERE c.key_position IS NOT NULL);
+    END IF;
+    needed := tablesync.needed_columns(wanted);
     SELECT c.remote_name, c.problem INTO misfit
     FROM tablesync.source_columns(server_oid, source_parts[1], source_parts[2]) c
-    WHERE c.problem IS NOT NULL ORDER BY c.attnum LIMIT 1;
+    WHERE c.problem IS NOT NULL AND (needed IS NULL OR c.remote_name = ANY (needed)) ORDER BY c.attnum LIMIT 1;
     IF FOUND THEN
         PERFORM tablesync.refuse_column(quote_ident(misfit.remote_name), source_name, misfit.problem,
                                         tablesync.column_hint(misfit.problem));
     END IF;
-    -- left over from a replica that was dropped
-    leftover := to_regclass(format('%I.%I', foreign_schema, foreign_name));
-    IF leftover IS NOT NULL THEN
-        IF NOT EXISTS (SELECT FROM tablesync.source_target(leftover) t
-                       WHERE t.server = server_oid AND t.schema_name = source_parts[1] AND t.table_name = source_parts[2]) THEN
-            RAISE EXCEPTION 'relation % already exists', leftover
-                USING ERRCODE = 'duplicate_table', DETAIL = format('It is not a foreign table over %s of server "%s".', source_name, server),
-                      HINT = 'Create a foreign table of another name with IMPORT FOREIGN SCHEMA, and use tablesync_add(replica, foreign_table).';
-        END IF;
-        RETURN leftover;
+    SELECT * INTO chosen
+    FROM tablesync.choose_foreign_name(replica_parts[cardinality(replica_parts)], foreign_schema, server_oid, source_parts[1], source_parts[2], avoid);
+    IF chosen.leftover IS NOT NULL THEN    -- from a replica that was dropped
+        RETURN chosen.leftover;
     END IF;
     EXECUTE format('CREATE FOREIGN TABLE %I.%I (%s) SERVER %I OPTIONS (schema_name %L, table_name %L, fetch_size ''3000'')',
-                   foreign_schema, foreign_name,
-                   tablesync.column_definitions(server_oid, source_parts[1], source_parts[2]),
+                   foreign_schema, chosen.name,
+                   tablesync.column_definitions(server_oid, source_parts[1], source_parts[2], needed),
                    server, source_parts[1], source_parts[2]);
-    RETURN format('%I.%I', foreign_schema, foreign_name)::regclass;
+    RETURN format('%I.%I', foreign_schema, chosen.name)::regclass;
 END
 $$;
-COMMENT ON FUNCTION tablesync.create_source(text, regclass, name, name, text) IS 'creates the foreign table <replica>_source over a table of a server';
+COMMENT ON FUNCTION tablesync.create_source(text, regclass, name, name, text, jsonb, text[]) IS 'creates the foreign table <replica>_source over a table of a server';
 
 CREATE FUNCTION @extschema@.tablesync_add(
     replica text,
@@ -658,7 +755,9 @@ RETURNS regclass
 LANGUAGE sql
 BEGIN ATOMIC
     SELECT tablesync.add_replica(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(),
-        tablesync.create_source(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(), server, source), true,
+        tablesync.create_source(replica, pg_catalog.to_regclass(replica), pg_catalog.current_schema(), server, source,
+            pg_catalog.jsonb_build_object(
+                @settings add: '{name}', {name}@)), true,
         pg_catalog.jsonb_build_object(
             @settings add: '{name}', {name}@));
 END;

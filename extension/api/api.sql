@@ -102,18 +102,26 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    current tablesync.replica;
     changed tablesync.replica;
     no_xmin text;
+    part jsonb;
 BEGIN
     PERFORM tablesync.check_primary('tablesync_alter()');
     PERFORM tablesync.check_replica($1);
-    SELECT * INTO changed FROM tablesync.replica t WHERE t.replica = $1;
+    SELECT * INTO current FROM tablesync.replica t WHERE t.replica = $1;
+    changed := current;
     -- NULL leaves a setting as it is
     IF version_column IS NOT NULL AND changed.fingerprint = 'row' THEN
         changed.fingerprint := 'version';    -- unless another one is named as well
     END IF;
     @settings alter: changed.{name} := coalesce({name}, changed.{name});@
     @settings alter off: changed.{name} := nullif(changed.{name}, {off});@
+    IF (changed.columns, changed.filter, changed.expressions) IS DISTINCT FROM (current.columns, current.filter, current.expressions) THEN
+        PERFORM tablesync.check_settings(changed);
+        part := tablesync.change_part(current, changed);
+        changed := jsonb_populate_record(NULL::tablesync.replica, part->'settings');
+    END IF;
     PERFORM tablesync.check_settings(changed);
     IF version_column IS NOT NULL OR fingerprint IS NOT NULL THEN
         PERFORM tablesync.check_comparable(changed);
@@ -124,12 +132,21 @@ BEGIN
     IF no_xmin IS NOT NULL THEN
         PERFORM tablesync.refuse_xmin(changed.source, no_xmin);
     END IF;
+    -- before the row of the replica is locked: APPLY locks in this order
+    IF feed THEN
+        PERFORM tablesync.begin_feed($1);
+    ELSIF NOT feed THEN
+        PERFORM tablesync.end_feed($1);
+    END IF;
     PERFORM tablesync.alter($1, to_jsonb(changed));
+    IF part IS NOT NULL THEN
+        PERFORM tablesync.take_part($1, changed.shape, part->'steps');
+    END IF;
     RETURN QUERY SELECT * FROM tablesync.replica t WHERE t.replica = $1;
 END
 $$;
 COMMENT ON FUNCTION @extschema@.tablesync_alter(regclass, @settings alter: {type}@)
-    IS 'changes settings of a replica; NULL leaves one as it is, 0 ends trust_counters_for, an empty text leaves a sync_group';
+    IS 'changes settings of a replica; NULL leaves one as it is, 0 ends trust_counters_for and keep_changes, an empty text leaves a sync_group or a filter, {} means all columns or no expressions';
 
 CREATE FUNCTION tablesync.record_forget(replica regclass)
 RETURNS void
@@ -183,6 +200,7 @@ BEGIN
         PERFORM tablesync.abandon_bulk_load($1);
     END IF;
     SELECT * INTO settings FROM tablesync.replica t WHERE t.replica = $1;
+    PERFORM tablesync.drop_feed(settings, drop_replica);
     PERFORM tablesync.forget($1);
     EXECUTE format('DROP TRIGGER IF EXISTS tablesync_note_write ON %s', $1);
     IF settings.source_created AND tablesync.may_be_dropped(settings.source, $1) THEN
@@ -193,7 +211,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION @extschema@.tablesync_remove(regclass, boolean) IS 'forgets a replica and its history; its rows stay unless drop_replica is true';
+COMMENT ON FUNCTION @extschema@.tablesync_remove(regclass, boolean) IS 'forgets a replica and its history; its rows and its feed stay unless drop_replica is true';
 
 CREATE FUNCTION @extschema@.tablesync_run(replica regclass DEFAULT NULL, wait boolean DEFAULT true, force boolean DEFAULT false)
 RETURNS TABLE (replica regclass, run_id bigint, status text, rows bigint, inserted bigint, updated bigint, deleted bigint,

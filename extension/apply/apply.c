@@ -43,6 +43,7 @@ finish_run(TsyncApply *apply)
 	foreach(lc, apply->chunks)
 		record->differing += ((TsyncChunk *) lfirst(lc))->differs;
 	record->reappeared = apply->stage->reappeared.count;
+	record->outside = apply->stage->outside;
 	/* rows that were left as they were are not proved in all columns */
 	record->adopted &= record->reappeared > 0;
 	record->differences = apply->verify->differences;

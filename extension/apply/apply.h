@@ -15,6 +15,9 @@
 #include "source/source.h"
 #include "verify/verify.h"
 
+/* A run that brings more rows because of a new shape writes one to the feed, which says to start again. */
+#define TSYNC_MAX_FED_REPAIRS 100000
+
 /* What APPLY is to do for one run, and what comes of it. */
 typedef struct TsyncApply
 {
@@ -41,6 +44,9 @@ extern void tsync_end_without_apply(TsyncApply *apply);
 /* in merge.c */
 extern bool tsync_is_proved(TsyncApply *apply);
 extern bool tsync_merge(TsyncApply *apply);
+
+/* in replace.c */
+extern TsyncDigest tsync_replace_rows(TsyncApply *apply);
 
 /* in guard.c */
 extern void tsync_check_guards(TsyncTable *table, TsyncSource *source, TsyncStage *stage, List *chunks,

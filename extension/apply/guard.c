@@ -39,7 +39,7 @@
 static void
 check_delete_guard(TsyncTable *table, TsyncStage *stage, List *chunks, double max_delete_fraction)
 {
-	int64		deletes = stage->deleted.count;
+	int64		deletes = stage->deleted.count - stage->outside;
 	int64		rows = tsync_add_up_replica(chunks).rows;
 
 	if (deletes < GUARD_MIN_DELETES || deletes <= rows * max_delete_fraction)

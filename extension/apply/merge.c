@@ -12,6 +12,7 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/tables.h"
 #include "execute/execute.h"
+#include "feed/feed.h"
 #include "memory/memory.h"
 #include "miscadmin.h"
 #include "process/process.h"
@@ -69,13 +70,11 @@ expect_rows(TsyncTable *table, const char *verb, int64 expected, int64 actual)
 static TsyncDigest
 update_rows(TsyncApply *apply)
 {
-	TsyncTable *table = apply->table;
 	InPlace		rows = {.apply = apply};
 
 	if (tsync_try_inside(update_in_place, &rows, tsync_is_uniqueness_violation, NULL))
 		return rows.changed;
-	tsync_modify(table, tsync_sql_delete(table, TSYNC_UPDATED, NULL, apply->fingerprint));
-	return tsync_modify(table, tsync_sql_insert(table, TSYNC_UPDATED, apply->fingerprint));
+	return tsync_replace_rows(apply);
 }
 
 /* Are the rows of a row set in the replica, byte by byte? */
@@ -211,6 +210,33 @@ announce(TsyncApply *apply)
 }
 
 /*
+ * Write to the feed what will be merged.  What others have written here it does not
+ * show, nor that they have already done what the source did.  Where many rows are
+ * brought that the source has not changed now, as new columns do, all of them in the
+ * feed would be of no use.
+ */
+static void
+feed_changes(TsyncApply *apply, TsyncFeed *feed)
+{
+	TsyncRecord *record = apply->record;
+
+	feed->starts_again |= record->drifted > 0 || (record->adopted && tsync_staged_rows(apply->stage) > TSYNC_MAX_FED_REPAIRS);
+	tsync_write_feed(apply->table, feed, apply->stage, record->source.rows, record->run_id);
+}
+
+/* Write to the feed that the replica has changed otherwise, although this run changes nothing. */
+static void
+start_feed_again(TsyncApply *apply)
+{
+	TsyncFeed	feed;
+
+	lock_replica(apply->table);
+	tsync_open_feed(apply->table, &feed);
+	if (feed.on)
+		feed_changes(apply, &feed);
+}
+
+/*
  * Merge the stage of one run, in a transaction of the caller; false when somebody
  * else has written to the replica since SCAN looked at it.
  */
@@ -219,6 +245,7 @@ tsync_merge(TsyncApply *apply)
 {
 	TsyncStage *stage = apply->stage;
 	TsyncRecord *record = apply->record;
+	TsyncFeed	feed = tsync_look_at_feed(apply->table);
 
 	Assert(IsTransactionState());
 	Assert(stage->reappeared.count <= stage->deleted.count);
@@ -228,6 +255,8 @@ tsync_merge(TsyncApply *apply)
 	if (tsync_staged_rows(stage) == 0)
 	{
 		announce(apply);
+		if (feed.starts_again)
+			start_feed_again(apply);
 		return true;
 	}
 	/* with the lock nobody can write any more: what was written before has left a note */
@@ -241,6 +270,9 @@ tsync_merge(TsyncApply *apply)
 	announce(apply);
 	/* before the merge, which makes both sides equal */
 	tsync_record_differences(apply->table, apply->verify, apply->chunks, record->run_id);
+	tsync_open_feed(apply->table, &feed);
+	if (feed.on)
+		feed_changes(apply, &feed);
 	merge_stage(apply);
 	tsync_advance_watermark(apply->table, TSYNC_INSERTED, TSYNC_UPDATED);
 	tsync_unregister_stage(stage);

@@ -60,15 +60,21 @@ CREATE TABLE tablesync.replica (
     memory_at timestamptz,
     source_changes bigint,
     watermark text,
+    filtered_by text,
     scan_rate double precision,
     counters jsonb,
     counters_at timestamptz,
     consecutive_failures integer NOT NULL DEFAULT 0 CHECK (consecutive_failures >= 0),
     retry_after timestamptz,
+    feed_table regclass,
+    feed_position bigint NOT NULL DEFAULT 0,
+    feed_pruned bigint NOT NULL DEFAULT 0,
+    feed_starts_again boolean NOT NULL DEFAULT false,
     home text NOT NULL DEFAULT tablesync.home(),
     added_at timestamptz NOT NULL DEFAULT now(),
     CHECK (fingerprint <> 'version' OR version_column IS NOT NULL),
-    CHECK (NOT (loaded AND load_position IS NOT NULL))
+    CHECK (NOT (loaded AND load_position IS NOT NULL)),
+    CHECK (feed_pruned >= 0 AND feed_pruned <= feed_position)
 ) PARTITION BY HASH (replica);
 CREATE TABLE tablesync.all_replicas PARTITION OF tablesync.replica FOR VALUES WITH (MODULUS 1, REMAINDER 0);
 COMMENT ON TABLE tablesync.replica IS 'one row per replica: its source, its settings (change them with tablesync_alter) and its state';
@@ -94,11 +100,16 @@ COMMENT ON COLUMN tablesync.replica.memory_epoch IS 'when the source''s statisti
 COMMENT ON COLUMN tablesync.replica.memory_at IS 'when memory_horizon was read';
 COMMENT ON COLUMN tablesync.replica.source_changes IS 'rows that the source had ever inserted, updated and deleted, by its counters, before the last complete scan: a hint where to look';
 COMMENT ON COLUMN tablesync.replica.watermark IS 'versions below it were there before the last changes: a hint where to look, never proof';
+COMMENT ON COLUMN tablesync.replica.filtered_by IS 'filter of the last run that has succeeded';
 COMMENT ON COLUMN tablesync.replica.scan_rate IS 'rows per second that the source digested in the last runs';
 COMMENT ON COLUMN tablesync.replica.counters IS 'the source''s statistics counters before the last complete scan';
 COMMENT ON COLUMN tablesync.replica.counters_at IS 'when that scan began';
 COMMENT ON COLUMN tablesync.replica.consecutive_failures IS 'runs that have failed since the last success';
 COMMENT ON COLUMN tablesync.replica.retry_after IS 'scheduled runs wait until then; NULL when the last run was fine';
+COMMENT ON COLUMN tablesync.replica.feed_table IS 'the table that changes are written to; it stays known when the feed is switched off';
+COMMENT ON COLUMN tablesync.replica.feed_position IS 'position of the newest change in the feed';
+COMMENT ON COLUMN tablesync.replica.feed_pruned IS 'changes up to this position are not kept any more';
+COMMENT ON COLUMN tablesync.replica.feed_starts_again IS 'true when the replica has changed in ways that the feed does not show: the next success writes one row that says so';
 COMMENT ON COLUMN tablesync.replica.home IS 'tablesync.home() of the database the replica was added or last resumed in';
 COMMENT ON COLUMN tablesync.replica.added_at IS 'when the replica was added';
 
@@ -220,7 +231,7 @@ CREATE TABLE tablesync.alert (
     alert_id bigint PRIMARY KEY DEFAULT nextval('tablesync.alert_alert_id_seq'),
     replica regclass NOT NULL,
     kind text NOT NULL CHECK (kind IN ('run_failed', 'stale', 'delete_guard', 'schema_changed', 'drift',
-                                       'source_went_back', 'worker_unavailable')),
+                                       'source_went_back', 'worker_unavailable', 'consumer_behind')),
     severity text NOT NULL CHECK (severity IN ('warning', 'critical')),
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
     last_seen timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -334,6 +345,48 @@ COMMENT ON COLUMN tablesync.difference.difference IS 'different, missing here, m
 COMMENT ON COLUMN tablesync.difference.source IS 'the whole row at the source, NULL where it has none';
 COMMENT ON COLUMN tablesync.difference.replica_row IS 'the whole row of the replica before a repair, NULL where it had none';
 
+CREATE TABLE tablesync.fed_run (
+    replica regclass NOT NULL,
+    last_position bigint NOT NULL,
+    first_position bigint NOT NULL CHECK (first_position > 0),
+    run_id bigint,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    source_time timestamptz,
+    PRIMARY KEY (replica, last_position),
+    CHECK (first_position <= last_position)
+) PARTITION BY HASH (replica);
+CREATE TABLE tablesync.all_fed_runs PARTITION OF tablesync.fed_run FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+ALTER TABLE tablesync.all_fed_runs ADD FOREIGN KEY (replica) REFERENCES tablesync.all_replicas ON DELETE CASCADE;
+COMMENT ON TABLE tablesync.fed_run IS 'one row per run that has written to a feed, as long as its changes are kept';
+COMMENT ON TABLE tablesync.all_fed_runs IS 'the rows of tablesync.fed_run, of all roles';
+COMMENT ON COLUMN tablesync.fed_run.replica IS 'the local table';
+COMMENT ON COLUMN tablesync.fed_run.last_position IS 'position of its last change';
+COMMENT ON COLUMN tablesync.fed_run.first_position IS 'position of its first change';
+COMMENT ON COLUMN tablesync.fed_run.run_id IS 'the run; NULL where tablesync_alter has begun the feed';
+COMMENT ON COLUMN tablesync.fed_run.applied_at IS 'when the changes came into the replica';
+COMMENT ON COLUMN tablesync.fed_run.source_time IS 'when the source was as the run has made the replica';
+
+CREATE TABLE tablesync.consumer (
+    role regrole NOT NULL,
+    consumer text NOT NULL CHECK (consumer <> '' AND length(consumer) <= 200),
+    replica regclass NOT NULL,
+    "position" bigint NOT NULL CHECK ("position" >= 0),
+    added_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    committed_at timestamptz,
+    PRIMARY KEY (role, consumer)
+) PARTITION BY HASH (role);
+CREATE TABLE tablesync.all_consumers PARTITION OF tablesync.consumer FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+ALTER TABLE tablesync.all_consumers ADD FOREIGN KEY (replica) REFERENCES tablesync.all_replicas ON DELETE CASCADE;
+CREATE INDEX consumer_of_replica ON tablesync.all_consumers (replica);
+COMMENT ON TABLE tablesync.consumer IS 'one row per consumer of a feed: how far it has come; read it through the view tablesync_consumers';
+COMMENT ON TABLE tablesync.all_consumers IS 'the rows of tablesync.consumer, of all roles';
+COMMENT ON COLUMN tablesync.consumer.role IS 'the role that has added it; names of consumers are each role''s own';
+COMMENT ON COLUMN tablesync.consumer.consumer IS 'its name';
+COMMENT ON COLUMN tablesync.consumer.replica IS 'the replica whose feed it reads';
+COMMENT ON COLUMN tablesync.consumer."position" IS 'the last change that it has committed';
+COMMENT ON COLUMN tablesync.consumer.added_at IS 'when it was added';
+COMMENT ON COLUMN tablesync.consumer.committed_at IS 'when it has last committed; NULL is never';
+
 /* The contents of these tables belong into a dump. */
 SELECT pg_catalog.pg_extension_config_dump('tablesync.all_replicas', '');
 SELECT pg_catalog.pg_extension_config_dump('tablesync.all_runs', '');
@@ -346,4 +399,6 @@ SELECT pg_catalog.pg_extension_config_dump('tablesync.all_schema_changes', '');
 SELECT pg_catalog.pg_extension_config_dump('tablesync.schema_log_log_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('tablesync.all_totals', '');
 SELECT pg_catalog.pg_extension_config_dump('tablesync.all_differences', '');
+SELECT pg_catalog.pg_extension_config_dump('tablesync.all_fed_runs', '');
+SELECT pg_catalog.pg_extension_config_dump('tablesync.all_consumers', '');
 

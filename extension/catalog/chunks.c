@@ -34,7 +34,7 @@
  * They are stale when the replica was written to by others (whose notes are
  * consumed here), was rewritten, or may have been written to without a note.
  * Returns whether from now on no write to the replica goes unnoticed; "written":
- * and whether others have written to it.
+ * and whether others have written to it, which the feed can't show.
  */
 bool
 tsync_open_memory(Oid relid, const char *key, bool *written)
@@ -48,7 +48,8 @@ tsync_open_memory(Oid relid, const char *key, bool *written)
 				 " now AS (SELECT pg_relation_filenode($1::regclass) AS file, EXISTS (SELECT FROM stray) AS written,"
 				 "  tablesync.is_watched($1::regclass) AS watched,"
 				 "  $2 || tablesync.memory_columns($1::regclass) AS key)"
-				 " UPDATE tablesync.all_replicas t SET memory_key = coalesce(now.key, t.memory_key), memory_file = now.file"
+				 " UPDATE tablesync.all_replicas t SET memory_key = coalesce(now.key, t.memory_key), memory_file = now.file,"
+				 "  feed_starts_again = t.feed_starts_again OR now.written"
 				 " FROM now, tablesync.replica old WHERE t.replica = $1::regclass AND old.replica = t.replica"
 				 " RETURNING old.memory_key IS DISTINCT FROM coalesce(now.key, old.memory_key),"
 				 " now.written OR NOT now.watched OR now.file IS NULL OR old.memory_file IS DISTINCT FROM now.file,"

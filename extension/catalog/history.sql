@@ -161,9 +161,16 @@ BEGIN
     WHERE d.classid = 'pg_class'::regclass
       AND d.objsubid = 0
       AND r.replica = d.objid::regclass;
+    -- as is a feed without its table
+    UPDATE tablesync.all_replicas r
+    SET feed = false, feed_table = NULL
+    FROM pg_event_trigger_dropped_objects() d
+    WHERE d.classid = 'pg_class'::regclass
+      AND d.objsubid = 0
+      AND r.feed_table = d.objid::regclass;
 END
 $$;
-COMMENT ON FUNCTION tablesync.forget_dropped() IS 'event trigger: removes settings and history of dropped replicas';
+COMMENT ON FUNCTION tablesync.forget_dropped() IS 'event trigger: removes settings and history of dropped replicas, and ends feeds whose table was dropped';
 REVOKE ALL ON FUNCTION tablesync.forget_dropped() FROM PUBLIC;
 CREATE EVENT TRIGGER tablesync_forget_dropped ON sql_drop
     EXECUTE FUNCTION tablesync.forget_dropped();

@@ -41,6 +41,45 @@ check_column(TsyncTable *table, const char *problem)
 			 errhint("Undo the change, or remove the replica with tablesync_remove() and add it again.")));
 }
 
+/* A column by its name; NULL if there is none. */
+static TsyncColumn *
+find_column(TsyncTable *table, const char *name)
+{
+	for (int i = 0; i < table->ncolumns; i++)
+		if (strcmp(table->columns[i].name, name) == 0)
+			return &table->columns[i];
+	return NULL;
+}
+
+/*
+ * Read which part of the source the replica is a copy of.  An expression that
+ * does not fit the foreign table any more is an error.
+ */
+static void
+read_part(TsyncTable *table)
+{
+	table->filter = NULL;
+	tsync_catalog_execute_oid("SELECT column_name, expression, type::pg_catalog.int8, is_constant"
+							  " FROM tablesync.part_of_source($1::regclass)", table->relid);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		char	   *name = tsync_result_text(i, 1);
+		TsyncColumn *column = name ? find_column(table, name) : NULL;
+
+		if (name == NULL)
+			table->filter = tsync_result_text(i, 2);
+		else if (column == NULL || column->type != (Oid) tsync_result_int64(i, 3) || tsync_is_key(table, column))
+			check_column(table, psprintf("Column %s does not have the type of its expression.", quote_identifier(name)));
+		else
+		{
+			column->expression = tsync_result_text(i, 2);
+			column->constant = tsync_result_bool(i, 4);
+		}
+	}
+	SPI_freetuptable(SPI_tuptable);
+	table->source_rows = tsync_part_sql(table, table->source_sql);
+}
+
 /* Read the columns that both sides have in common, and the keys among them. */
 void
 tsync_read_columns(TsyncReplica *replica)
@@ -93,6 +132,8 @@ tsync_read_columns(TsyncReplica *replica)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the version column of replica %s does not exist", table->label),
 				 errhint("SELECT tablesync_alter(%s, fingerprint => 'row');", quote_literal_cstr(table->label))));
+	if (replica->settings.part)
+		read_part(table);
 	table->fingerprint_column = "fingerprint";
 	for (int i = 0; i < table->nkeys; i++)
 		if (strcmp(table->keys[i]->name, table->fingerprint_column) == 0)
@@ -111,13 +152,16 @@ take_settings(TsyncSettings *settings)
 {
 	settings->all_columns = tsync_result_bool(0, tsync_result_column("all_columns"));
 	settings->by_xmin = tsync_result_bool(0, tsync_result_column("by_xmin"));
+	settings->part = tsync_result_bool(0, tsync_result_column("part"));
 	settings->consistency = tsync_result_text(0, tsync_result_column("consistency"));
 	settings->chunk_rows = (int) tsync_result_int64(0, tsync_result_column("chunk_rows"));
 	settings->workers = (int) tsync_result_int64(0, tsync_result_column("workers"));
 	settings->max_source_load = tsync_result_double(0, tsync_result_column("max_source_load"));
 	settings->max_delete_fraction = tsync_result_double(0, tsync_result_column("max_delete_fraction"));
 	settings->verify_fraction = tsync_result_double(0, tsync_result_column("verify_fraction"));
+	settings->feed = tsync_result_bool(0, tsync_result_column("feed"));
 	settings->trust_counters = tsync_result_text(0, tsync_result_column("trust_counters_for")) != NULL;
+	settings->source_is_view = tsync_result_bool(0, tsync_result_column("source_is_view"));
 }
 
 /* Likewise what runs have left behind. */
@@ -139,6 +183,7 @@ take_state(TsyncState *state)
 	state->source_changes = tsync_result_text(0, tsync_result_column("source_changes")) == NULL ? -1
 		: tsync_result_int64(0, tsync_result_column("source_changes"));
 	state->last_was_quiet = tsync_result_bool(0, tsync_result_column("last_was_quiet"));
+	state->filter_changed = tsync_result_bool(0, tsync_result_column("filter_changed"));
 	state->refetching = strcmp(tsync_result_text(0, tsync_result_column("refetch")), "{}") != 0;
 	state->source_version = (int) tsync_result_int64(0, tsync_result_column("source_version"));
 }
@@ -177,7 +222,8 @@ tsync_read_replica(Oid relid)
 
 	if (tsync_record_oid("SELECT t.*, t.source::oid::int8 AS source_oid,"
 						 " (SELECT f.ftserver::int8 FROM pg_foreign_table f WHERE f.ftrelid = t.source) AS server_oid, t.fingerprint = 'row' OR (t.adopted AND t.fingerprint <> 'xmin') AS all_columns,"
-						 " t.fingerprint = 'xmin' AS by_xmin, t.memory_at > clock_timestamp() - interval '1 day' AS horizon_is_recent,"
+						 " t.fingerprint = 'xmin' AS by_xmin, num_nonnulls(t.filter, t.expressions) > 0 AS part,"
+						 " t.loaded AND t.filter IS DISTINCT FROM t.filtered_by AS filter_changed, t.memory_at > clock_timestamp() - interval '1 day' AS horizon_is_recent,"
 						 " (SELECT r.inserted + r.updated + r.deleted = 0 FROM tablesync.all_runs r WHERE r.replica = t.replica"
 						 "  AND r.status = 'succeeded' AND r.kind <> 'verify' ORDER BY r.run_id DESC LIMIT 1) AS last_was_quiet,"
 						 " c.relforcerowsecurity,"
@@ -199,7 +245,7 @@ tsync_read_replica(Oid relid)
 	row_security_forced = tsync_result_bool(0, tsync_result_column("relforcerowsecurity"));
 	SPI_freetuptable(SPI_tuptable);
 	check_relations(table, row_security_forced);
-	table->source_sql = tsync_relation_label(table->source);
+	table->source_sql = table->source_rows = tsync_relation_label(table->source);
 	return replica;
 }
 
@@ -366,7 +412,7 @@ tsync_finish_load(TsyncReplica *replica, bool adopted)
 							   table->columns[i].quoted),
 					 errhint("TRUNCATE %s, and run again.", table->replica_sql)));
 	tsync_record("UPDATE tablesync.all_replicas SET loaded = true, load_position = NULL, memory_horizon = NULL,"
-				 " adopted = adopted OR $2 WHERE replica = $1::regclass",
+				 " feed_starts_again = true, adopted = adopted OR $2 WHERE replica = $1::regclass",
 				 2, types, values, NULL);
 	tsync_commit();
 	replica->settings.all_columns |= adopted && !replica->settings.by_xmin;

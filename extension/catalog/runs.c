@@ -78,9 +78,13 @@ run_message(TsyncRecord *record, char *null_flag)
 	else if (record->drifted_rows > 0)
 		appendStringInfo(&buf, "; " INT64_FORMAT " rows had drifted from the source unnoticed and were repaired, see tablesync.difference",
 						 record->drifted_rows);
+	if (record->of_view)
+		appendStringInfoString(&buf, "; the source is a view: had the tables behind it been rewritten meanwhile, it would show only in rows that seem to be gone, which are looked up again");
 	if (record->reappeared > 0)
 		appendStringInfo(&buf, "; " INT64_FORMAT " rows were deleted and inserted again at the source during the run; the next run takes them over",
 						 record->reappeared);
+	if (record->outside > 0)
+		appendStringInfo(&buf, "; " INT64_FORMAT " rows were removed because they are outside of the new filter", record->outside);
 	if (record->drifted > 0)
 		appendStringInfo(&buf, "; somebody else had changed the replica in %d of %d chunks; it was repaired",
 						 record->drifted, record->chunks);
@@ -128,7 +132,7 @@ save_lessons(TsyncRecord *record)
 	/* with the digests: of what has changed since, the next run asks by this transaction id */
 	tsync_record("UPDATE tablesync.all_replicas SET scan_rate = nullif($2, 0), watermark = $3,"
 				 " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = $6,"
-				 " memory_horizon = nullif($7, 0), memory_epoch = $8, memory_at = clock_timestamp(), source_changes = nullif($9, -1), look_key = $10"
+				 " memory_horizon = nullif($7, 0), memory_epoch = $8, memory_at = clock_timestamp(), source_changes = nullif($9, -1), look_key = $10, filtered_by = filter"
 				 " WHERE replica = $1::regclass", lengthof(types), types, values, nulls);
 }
 

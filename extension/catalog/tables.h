@@ -17,6 +17,7 @@ typedef struct TsyncSettings
 {
 	bool		all_columns;	/* fingerprint = 'row', or no version can be trusted */
 	bool		by_xmin;		/* fingerprint = 'xmin' */
+	bool		part;			/* there is a filter, or there are computed columns */
 	const char *consistency;
 	int			chunk_rows;		/* 0: by the speed of the source */
 	int			workers;		/* processes that a load may use */
@@ -24,6 +25,8 @@ typedef struct TsyncSettings
 	double		max_delete_fraction;
 	double		verify_fraction;	/* of the chunks that each run verifies */
 	bool		trust_counters;
+	bool		source_is_view;
+	bool		feed;
 } TsyncSettings;
 
 /* What runs have left behind. */
@@ -45,6 +48,7 @@ typedef struct TsyncState
 	int64		source_changes; /* rows that the source had ever changed then, -1: unknown */
 	bool		last_was_quiet; /* the last run that scanned has found nothing */
 	bool		refetching;		/* columns are to be fetched for all rows */
+	bool		filter_changed; /* since the last success */
 	int			source_version; /* server_version_num of the source when it was last read; 0: nobody knows */
 } TsyncState;
 
@@ -121,6 +125,7 @@ typedef struct TsyncRecord
 	int64		updated;
 	int64		deleted;
 	int64		reappeared;
+	int64		outside;		/* deleted because of a new filter */
 	int64		waited;			/* microseconds, for the source */
 	bool		snapshot;		/* one for the whole scan */
 	bool		snapshot_expired;	/* it took too long */
@@ -141,6 +146,7 @@ typedef struct TsyncRecord
 	const char *counters;
 	TimestampTz counters_at;
 	bool		adopted;		/* still */
+	bool		of_view;		/* whose rewrites do not show */
 	bool		by_xmin;		/* the digests are of that fingerprint */
 	bool		by_value;		/* but rows had to be compared by value */
 	int			written_anew;	/* chunks of which most rows were written anew */

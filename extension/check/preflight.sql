@@ -5,7 +5,7 @@
  * found, perhaps with a hint, or raises what is wrong.  check.sql performs
  * them: the first few in the caller's session, those that need the source in
  * a worker like that of a run.  None of them writes, none reads rows of the
- * source.
+ * source, but for those of a view that have no key.
  */
 
 CREATE FUNCTION tablesync.ask_source(query text)
@@ -296,13 +296,14 @@ AS $$
 DECLARE
     target record := tablesync.source_target(settings.source);
     relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
-    problem text := tablesync.source_kind_problem(relation.relkind, relation.has_children);
+    problem text := tablesync.source_kind_problem(relation.relkind, relation.has_children, settings.source_is_view);
 BEGIN
     IF problem IS NOT NULL THEN
-        PERFORM tablesync.fail_check(problem, 'Replicate the tables behind it.');
+        PERFORM tablesync.fail_check(problem, tablesync.source_kind_hint(relation.relkind, settings.source_is_view));
     END IF;
-    detail := format('%I.%I is a %stable', target.schema_name, target.table_name,
-                     CASE relation.relkind WHEN 'p' THEN 'partitioned ' ELSE '' END);
+    detail := format('%I.%I is a %s', target.schema_name, target.table_name,
+                     CASE relation.relkind WHEN 'p' THEN 'partitioned table' WHEN 'm' THEN 'materialized view'
+                         WHEN 'v' THEN 'view: rewrites of the tables behind it do not show, but for the second look at rows that seem to be gone' ELSE 'table' END);
 END
 $$;
 COMMENT ON FUNCTION tablesync.preflight_source_table(tablesync.replica) IS 'check: is there such a table at the source?';
@@ -316,7 +317,7 @@ AS $$
 BEGIN
     PERFORM tablesync.ask_source(format('SELECT %s%s FROM %s LIMIT 0',
         CASE WHEN settings.fingerprint = 'xmin' THEN 'ctid, ' END,    -- a system column, too
-        (SELECT string_agg(quote_ident(c.column_name), ', ') FROM tablesync.replica_columns(settings.replica) c), settings.source));
+        (SELECT string_agg(format('%I', c->>'column'), ', ') FROM jsonb_array_elements(settings.shape) c), settings.source));
 END
 $$;
 COMMENT ON FUNCTION tablesync.read_nothing(tablesync.replica) IS 'an error unless the owner may read all columns and all rows of the source';
@@ -334,8 +335,10 @@ BEGIN
 EXCEPTION
     WHEN insufficient_privilege THEN
         PERFORM tablesync.fail_check('the source says: ' || SQLERRM,
-            format('At the source: GRANT USAGE ON SCHEMA %1$I TO %3$s; GRANT SELECT ON %1$I.%2$I TO %3$s;',
-                   target.schema_name, target.table_name, role_name));
+            format('At the source: GRANT USAGE ON SCHEMA %1$I TO %3$s; GRANT SELECT%4$s ON %1$I.%2$I TO %3$s;',
+                   target.schema_name, target.table_name, role_name,
+                   CASE WHEN settings.columns IS NOT NULL AND settings.fingerprint <> 'xmin' THEN
+                       (SELECT format(' (%s)', string_agg(format('%I', c->>'remote'), ', ' ORDER BY (c->>'attnum')::integer)) FROM jsonb_array_elements(settings.shape) c) END));
 END
 $$;
 COMMENT ON FUNCTION tablesync.preflight_privileges(tablesync.replica) IS 'check: may we read the whole source?';
@@ -349,7 +352,10 @@ DECLARE
     relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
 BEGIN
     detail := 'off at the source';
-    IF relation.row_security THEN
+    IF tablesync.is_view(relation.relkind) THEN
+        PERFORM tablesync.read_nothing(settings);
+        detail := 'a view may have policies behind it; none hides rows from us';
+    ELSIF relation.row_security THEN
         PERFORM tablesync.read_nothing(settings);
         detail := 'on at the source, but no policy hides rows from us';
     END IF;
@@ -374,6 +380,13 @@ DECLARE
     attnums integer[];
     index_name text;
 BEGIN
+    IF settings.source_is_view THEN
+        PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, settings.replica);
+        detail := format('(%s), %s; no row has NULL there', key_list,
+                         CASE WHEN tablesync.has_view_index(settings.source, tablesync.source_shape(settings.source), settings.key_columns) THEN 'by a unique index'
+                              ELSE 'which no index proves: two rows with the same one end a run with an error' END);
+        RETURN;
+    END IF;
     PERFORM tablesync.source_key(settings.source, settings.key_columns);
     SELECT array_agg((s.c->>'attnum')::integer ORDER BY k.n) INTO attnums
     FROM unnest(settings.key_columns) WITH ORDINALITY k (name, n)
@@ -396,8 +409,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM tablesync.check_source(settings.source, settings.key_columns, settings.version_column,
-                                   CASE WHEN settings.adopted AND settings.fingerprint <> 'xmin' THEN 'row' ELSE settings.fingerprint END);
-    detail := format('%s columns, each of the same type on both sides; compared by %s', jsonb_array_length(settings.shape),
+                                   CASE WHEN settings.adopted AND settings.fingerprint <> 'xmin' THEN 'row' ELSE settings.fingerprint END,
+                                   tablesync.wanted_shape(settings, tablesync.source_shape(settings.source)));
+    detail := format('%s columns, each of the same type on both sides; compared by %s', (SELECT count(*) FROM tablesync.replica_columns(settings.replica)),
                      CASE WHEN settings.adopted THEN 'all columns, until a run has succeeded'
                           WHEN settings.fingerprint = 'row' THEN 'all columns'
                           WHEN settings.fingerprint = 'xmin' THEN 'key and xmin'
@@ -418,7 +432,8 @@ BEGIN
     SELECT string_agg(quote_ident(c.remote_name), ', ' ORDER BY c.attnum) INTO fuzzy
     FROM tablesync.source_columns(target.server, target.schema_name, target.table_name) c
     LEFT JOIN pg_attribute a ON a.attrelid = settings.replica AND a.attname = c.remote_name AND NOT a.attisdropped
-    WHERE c.problem LIKE 'its collation %'
+    WHERE EXISTS (SELECT FROM jsonb_array_elements(settings.shape) s WHERE s->>'remote' = c.remote_name)
+      AND c.problem LIKE 'its collation %'
        OR EXISTS (SELECT FROM pg_collation co WHERE co.oid = a.attcollation AND NOT co.collisdeterministic);
     IF fuzzy IS NOT NULL THEN
         PERFORM tablesync.fail_check(format('the collation of column %s is not deterministic: different values count as equal', fuzzy),
@@ -445,7 +460,7 @@ DECLARE
 BEGIN
     SELECT string_agg(s.detail, '; ') AS all_of_them, string_agg(s.problem, '; ') AS problems, string_agg(DISTINCT s.hint, ' ') AS hints
     INTO changes
-    FROM tablesync.plan_evolution(settings, tablesync.source_shape(settings.source)) s;
+    FROM tablesync.plan_evolution(settings, tablesync.wanted_shape(settings, tablesync.source_shape(settings.source))) s;
     IF settings.on_schema_change = 'apply' AND changes.problems IS NOT NULL THEN
         PERFORM tablesync.fail_check(changes.problems, changes.hints);
     ELSIF settings.on_schema_change = 'pause' AND changes.all_of_them IS NOT NULL THEN
@@ -523,7 +538,8 @@ DECLARE
     rows_compared_per_second CONSTANT double precision := 1000000;
     rows_loaded_per_second CONSTANT double precision := 250000;
     target record := tablesync.source_target(settings.source);
-    row_count double precision := (tablesync.source_relation(target.server, target.schema_name, target.table_name)).estimated_rows;
+    relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
+    row_count double precision := coalesce(nullif(relation.estimated_rows, 0), (SELECT sum(c.rows) FROM tablesync.chunk c WHERE c.replica = settings.replica), 0);
     width integer := tablesync.row_width(settings);
     past record;
 BEGIN
@@ -539,9 +555,10 @@ BEGIN
         RETURN;
     END IF;
     IF row_count = 0 THEN
-        hint := format('The source has no statistics of it. There: ANALYZE %I.%I;', target.schema_name, target.table_name);
+        hint := CASE WHEN relation.relkind = 'v' THEN 'A view has no statistics: how many rows it has the first run tells.'
+                     ELSE format('The source has no statistics of it. There: ANALYZE %I.%I;', target.schema_name, target.table_name) END;
     END IF;
-    detail := format('about %s rows; ', row_count::bigint);
+    detail := format('about %s rows%s; ', row_count::bigint, CASE WHEN settings.filter IS NOT NULL THEN ' without the filter' ELSE '' END);
     IF NOT settings.loaded THEN
         detail := detail || format('the load transfers about %s in %s s; ',
                                    pg_size_pretty((row_count * width)::bigint), round((row_count / rows_loaded_per_second)::numeric, 2));

@@ -76,7 +76,7 @@ BEGIN
     END IF;
     IF settings.fingerprint = 'xmin'
        OR (hashed AND NOT EXISTS (SELECT FROM jsonb_array_elements(new_shape) c
-                                  WHERE tablesync.type_problem((c->>'type_oid')::oid, false, true) IS NOT NULL)) THEN
+                                  WHERE c->>'hidden' IS NULL AND tablesync.type_problem((c->>'type_oid')::oid, false, true) IS NOT NULL)) THEN
         UPDATE tablesync.all_replicas t SET adopted = true WHERE t.replica = settings.replica;
     ELSE
         UPDATE tablesync.all_replicas t
@@ -99,6 +99,7 @@ DECLARE
     view jsonb;
     views jsonb[] := '{}';
     retyped name[];
+    names jsonb := tablesync.column_names(settings.replica);
 BEGIN
     IF EXISTS (SELECT FROM unnest(steps) s WHERE cardinality(s.statements) + cardinality(coalesce(s.unless_used, '{}')) > 0) THEN
         EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', settings.replica);
@@ -116,6 +117,7 @@ BEGIN
     FOR n IN 1 .. cardinality(steps) LOOP
         steps[n] := tablesync.drop_unless_used(steps[n]);
     END LOOP;
+    PERFORM tablesync.rename_feed_columns(settings, names);
     RETURN steps;
 END
 $$;
@@ -220,6 +222,8 @@ DECLARE
     settings tablesync.all_replicas;
     done tablesync.schema_step[] := ARRAY(SELECT s FROM jsonb_populate_recordset(NULL::tablesync.schema_step, steps) s);
     renamed jsonb;
+    old_names name[];
+    new_names name[];
 BEGIN
     PERFORM tablesync.log_steps($1, run_id, done, paused);
     IF paused THEN
@@ -233,13 +237,15 @@ BEGIN
         UPDATE tablesync.all_replicas t SET watermark = NULL WHERE t.replica = $1;
         UPDATE tablesync.all_runs r SET newest_version = NULL WHERE r.replica = $1 AND r.newest_version IS NOT NULL;
     END IF;
-    SELECT coalesce(jsonb_object_agg(m.before->>'column', m.after->>'column'), '{}') INTO renamed
+    SELECT coalesce(jsonb_object_agg(m.before->>'column', m.after->>'column'), '{}'),
+           array_agg(m.before->>'column'), array_agg(m.after->>'column') INTO renamed, old_names, new_names
     FROM tablesync.match_columns(settings.shape, new_shape) m
     WHERE m.before IS NOT NULL AND m.after IS NOT NULL;
     UPDATE tablesync.all_replicas t
     SET shape = new_shape,
         key_columns = ARRAY(SELECT coalesce(renamed->>k.k::text, k.k)::name FROM unnest(t.key_columns) WITH ORDINALITY k (k, n) ORDER BY k.n),
         version_column = renamed->>t.version_column::text,
+        (columns, filter, expressions) = (SELECT p.columns, p.filter, p.expressions FROM tablesync.renamed_part(t, old_names, new_names) p),
         refetch = ARRAY(SELECT (renamed->>k.k::text)::name FROM unnest(t.refetch) k (k) WHERE renamed ? k.k::text)
     WHERE t.replica = $1;
     IF EXISTS (SELECT FROM unnest(done) s WHERE cardinality(s.statements) > 0) THEN    -- our own DDL is no stranger's write
@@ -301,13 +307,13 @@ BEGIN
     END IF;
     tables_are_others := regexp_replace(settings.identity, ':[^ ]*', '', 'g') <> regexp_replace(files, ':[^ ]*', '', 'g');
     IF NOT EXISTS (SELECT FROM jsonb_array_elements(settings.shape) c
-                   WHERE tablesync.type_problem((c->>'type_oid')::oid, false, true) IS NOT NULL)
+                   WHERE c->>'hidden' IS NULL AND tablesync.type_problem((c->>'type_oid')::oid, false, true) IS NOT NULL)
        AND NOT (settings.on_schema_change = 'ignore' AND tablesync.lags_behind(settings.source, settings.shape)) THEN
         UPDATE tablesync.all_replicas t SET adopted = true WHERE t.replica = $1;
     ELSIF tables_are_others OR expressions_are_others THEN    -- a mere rewrite is not worth fetching all
         UPDATE tablesync.all_replicas t
-        SET refetch = ARRAY(SELECT (c->>'column')::name FROM jsonb_array_elements(t.shape) c
-                            WHERE c->>'column' <> ALL (t.key_columns || t.version_column))
+        SET refetch = ARRAY(SELECT c.column_name FROM tablesync.replica_columns(t.replica) c
+                            WHERE c.column_name <> ALL (t.key_columns || t.version_column))
         WHERE t.replica = $1;
     END IF;
     RETURN true;
@@ -320,6 +326,6 @@ RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    UPDATE tablesync.all_replicas t SET refetch = '{}' WHERE t.replica = $1;
+    UPDATE tablesync.all_replicas t SET refetch = '{}', feed_starts_again = true WHERE t.replica = $1;
 $$;
 COMMENT ON FUNCTION tablesync.finish_refetch(regclass) IS 'notes that the columns in tablesync.replica.refetch have been fetched for all rows';

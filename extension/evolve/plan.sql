@@ -150,10 +150,11 @@ DECLARE
     -- a column of that name may be about to move away
     free_here boolean := tablesync.is_moved(settings.replica, new->>'column', moves);
     free_there boolean := tablesync.is_moved(settings.source, new->>'column', moves);
-    mine record := tablesync.local_column(settings.replica, CASE WHEN NOT free_here THEN new->>'column' END);
+    mine record := tablesync.local_column(settings.replica, CASE WHEN NOT free_here AND new->>'hidden' IS NULL THEN new->>'column' END);
     on_source text[] := tablesync.foreign_column_statements(settings.source, new, free_there);
     step tablesync.schema_step;
-    misfit text := coalesce(new->>'problem', tablesync.type_problem((new->>'type_oid')::oid, false, settings.fingerprint = 'row'));
+    misfit text := coalesce(new->>'problem', tablesync.type_problem((new->>'type_oid')::oid, false, settings.fingerprint = 'row'),
+                            CASE WHEN settings.expressions IS NOT NULL THEN tablesync.grouping_problem((new->>'type_oid')::oid) END);
 BEGIN
     step.change := 'added';
     step.column_name := new->>'column';
@@ -168,6 +169,8 @@ BEGIN
                  WHEN tablesync.type_problem((new->>'type_oid')::oid, false, false) IS NULL AND new->>'problem' IS NULL THEN
                      'With tablesync_alter(), set fingerprint to xmin if the source is a table, or to version if it sets a column on every change, and name that as version_column. Then resume.' END,
             format('To leave new columns out: SELECT tablesync_alter(%L, on_schema_change => ''ignore'', enabled => true);', settings.replica));
+    ELSIF new->>'hidden' IS NOT NULL THEN
+        NULL;    -- only the foreign table needs it
     ELSIF mine.type IS NULL THEN
         step.statements := format('ALTER TABLE %s ADD COLUMN %I %s%s', settings.replica, new->>'column', new->>'type',
                                   ' COLLATE pg_catalog.' || quote_ident(new->>'collation')) || on_source;
@@ -276,7 +279,7 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT jsonb_agg(jsonb_build_object(
-               'local', (SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = $2 AND a.attname = c.c->>'column' AND a.attnum > 0 AND NOT a.attisdropped),
+               'local', (SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = $2 AND a.attname = c.c->>'column' AND a.attnum > 0 AND NOT a.attisdropped AND c.c->>'hidden' IS NULL),
                'foreign', (SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = $3 AND a.attname = c.c->>'column' AND a.attnum > 0 AND NOT a.attisdropped))
                || c.c ORDER BY c.n)
     FROM jsonb_array_elements(shape) WITH ORDINALITY c (c, n);
@@ -404,7 +407,12 @@ BEGIN
     step.fill := false;
     SELECT n INTO may_be FROM jsonb_array_elements(added) n
     WHERE n->>'type' = old->>'type' AND n->'table' <> old->'table' LIMIT 1;
-    IF old->>'column' = ANY (settings.key_columns) THEN
+    IF old->>'column' = ANY (tablesync.columns_of_expression(settings.filter)
+                             || ARRAY(SELECT unnest(tablesync.columns_of_expression(e.value)) FROM jsonb_each_text(settings.expressions) e)) THEN
+        step.problem := format('column %I was dropped, which the filter or an expression needs', old->>'remote');
+        step.hint := format('Change the settings: SELECT tablesync_alter(%L, filter => .., expressions => ..); %s',
+                            settings.replica, tablesync.by_hand(settings.replica, '{}'));
+    ELSIF old->>'column' = ANY (settings.key_columns) THEN
         step.problem := format('key column %I was dropped', old->>'remote');
         step.hint := tablesync.add_again(settings.replica);
     ELSIF settings.fingerprint = 'version' AND old->>'column' = settings.version_column THEN
@@ -466,9 +474,9 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    mine record := tablesync.local_column(settings.replica, new->>'column');
+    mine record := tablesync.local_column(settings.replica, CASE WHEN new->>'hidden' IS NULL THEN new->>'column' END);
     is_key boolean := old->>'column' = ANY (settings.key_columns);
-    is_hashed boolean := settings.fingerprint = 'row' OR settings.adopted
+    is_hashed boolean := new->>'hidden' IS NULL AND (settings.fingerprint = 'row' OR settings.adopted)
                          OR coalesce(old->>'column' = ANY (settings.key_columns || settings.version_column), false);
     alike boolean := mine.type_oid = (new->>'type_oid')::oid
                      OR (mine.type_oid IN ('text'::regtype, 'varchar'::regtype) AND (new->>'type_oid')::oid IN ('text'::regtype, 'varchar'::regtype));
@@ -599,7 +607,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    mine record := tablesync.local_column(settings.replica, new->>'column');
+    mine record := tablesync.local_column(settings.replica, CASE WHEN new->>'hidden' IS NULL THEN new->>'column' END);
     step tablesync.schema_step;
 BEGIN
     step.column_name := new->>'column';

@@ -36,6 +36,7 @@ typedef struct TsyncStage
 	TsyncRowSet updated;		/* whole rows */
 	TsyncRowSet deleted;		/* keys */
 	TsyncRowSet reappeared;		/* keys in "deleted" that CONFIRM found again */
+	int64		outside;		/* keys in "deleted" whose rows are still at the source, outside of a new filter */
 } TsyncStage;
 
 /* How much a stage held. */

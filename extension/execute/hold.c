@@ -38,6 +38,7 @@ static bool armed = false;
 static Oid	expected_replica;
 static Oid	expected_source;
 static Oid	expected_xmin;
+static Oid	expected_feed;
 
 static void
 refuse_replaced(TsyncTable *table, const char *relation, const char *change)
@@ -93,10 +94,13 @@ tsync_hold(TsyncTable *table, TsyncSide side)
 		/* triggers and expressions run with our rights: they must be the owner's */
 		if (tsync_owner_of(table->relid) != GetSessionUserId())
 			refuse_replaced(table, table->replica_sql, "was given to another owner");
+		if (OidIsValid(table->feed))
+			hold(table, table->feed, table->feed_sql);
 	}
 	expected_replica = table->relid;
 	expected_source = table->source;
 	expected_xmin = table->xmin_table;
+	expected_feed = table->feed;
 	armed = true;
 }
 
@@ -105,7 +109,7 @@ static bool
 is_expected(Oid relid)
 {
 	/* partitions that the plan reads are locked already, others do not matter */
-	return relid == expected_replica || relid == expected_source || relid == expected_xmin ||
+	return relid == expected_replica || relid == expected_source || relid == expected_xmin || relid == expected_feed ||
 		list_member_oid(find_all_inheritors(expected_replica, NoLock, NULL), relid);
 }
 

@@ -37,6 +37,7 @@ tsync_stage_clear(TsyncStage *stage)
 	tsync_rowset_clear(&stage->updated);
 	tsync_rowset_clear(&stage->deleted);
 	tsync_rowset_clear(&stage->reappeared);
+	stage->outside = 0;
 }
 
 /* Let statements of this transaction see the stage. */

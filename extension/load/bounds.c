@@ -37,6 +37,9 @@
 /* Sampled rows in all: the statement has 300 kB then. */
 #define MAX_SAMPLES 20000
 
+/* Rows that are looked at to see how many are within a filter. */
+#define FILTER_SAMPLES 2000
+
 /* Bounds from the statistics of the first key column; NULL if they say nothing. */
 static char **
 bounds_by_statistics(TsyncLoad *load, int64 range_rows, int *nbounds)
@@ -133,7 +136,8 @@ bounds_by_sample(TsyncLoad *load, int64 range_rows, int *nbounds)
 	int64		blocks = blocks_of_source(load);
 	double		rows_per_block = load->source->estimate / load->source->blocks;
 	int			nranges = (int) Min(rows_per_block * blocks / range_rows + 1, MAX_SAMPLES / MIN_SAMPLES_PER_RANGE);
-	int			nsamples = Min(nranges * SAMPLES_PER_RANGE, MAX_SAMPLES);
+	int			nsamples = ranged->filter != NULL ? MAX_SAMPLES : Min(nranges * SAMPLES_PER_RANGE, MAX_SAMPLES);
+	double		share;
 	Sample		sample = {0};
 
 	if (tsync_select(ranged, TSYNC_SOURCE, tsync_sql_sample(ranged, blocks, (int64) rows_per_block, nsamples), NULL) != 1)
@@ -141,9 +145,36 @@ bounds_by_sample(TsyncLoad *load, int64 range_rows, int *nbounds)
 	for (int i = 0; i < ranged->nrange; i++)
 		take_column(ranged, &sample, i, nsamples);
 	SPI_freetuptable(SPI_tuptable);
-	/* as much as is missing of the sample is missing of the table */
-	nranges = (int) Min(rows_per_block * blocks * sample.count / nsamples / range_rows + 1, sample.count / MIN_SAMPLES_PER_RANGE);
+	/* as much as is missing of the sample is missing of the table; but what is outside of a filter has to be read, too */
+	share = ranged->filter != NULL ? 1.0 : (double) sample.count / nsamples;
+	nranges = (int) Min(rows_per_block * blocks * share / range_rows + 1, sample.count / MIN_SAMPLES_PER_RANGE);
 	return choose_bounds(ranged, &sample, nranges, nbounds);
+}
+
+/* A look at how many rows are within a filter. */
+static void
+count_sample(void *arg)
+{
+	TsyncLoad  *load = arg;
+	double		rows_per_block = load->source->estimate / load->source->blocks;
+	Sample		sample = {0};
+
+	tsync_begin();
+	if (tsync_select(load->table, TSYNC_SOURCE,
+					 tsync_sql_sample(load->table, load->source->blocks, (int64) rows_per_block, FILTER_SAMPLES), NULL) == 1)
+		take_column(load->table, &sample, 0, FILTER_SAMPLES);
+	load->expected_rows = load->source->estimate * sample.count / FILTER_SAMPLES;
+	tsync_commit();
+}
+
+/* How many rows will a load bring?  Where there is a filter, by a sample; 0 if nobody knows. */
+double
+tsync_expect_rows(TsyncLoad *load)
+{
+	load->expected_rows = load->table->filter == NULL ? load->source->estimate : 0;
+	if (load->table->filter != NULL && load->source->blocks > 0)
+		tsync_insist(count_sample, load);
+	return load->expected_rows;
 }
 
 /*

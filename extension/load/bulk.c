@@ -22,7 +22,6 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/tables.h"
-#include "commands/trigger.h"
 #include "execute/execute.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
@@ -92,8 +91,6 @@ write_range(TsyncLoad *load, TsyncRange *range, Relation rel)
 {
 	TsyncHeapWriter *writer;
 
-	/* bytes go into the heap as they come: what the statement returns must be what the table has */
-	tsync_check_desc(tsync_row_desc(load->table), RelationGetDescr(rel));
 	writer = tsync_heap_open(load->table, load->fingerprint, rel);
 	read_range(load->ranged, range, tsync_heap_write, writer);
 	return tsync_heap_close(writer);
@@ -134,22 +131,14 @@ is_plain(TsyncTable *table, Relation rel)
 	TupleDesc	desc = RelationGetDescr(rel);
 	TriggerDesc *triggers = rel->trigdesc;
 
-	if (desc->natts != table->ncolumns || tsync_has_live_index(rel) || rel->rd_rules != NULL ||
+	if (tsync_has_live_index(rel) || rel->rd_rules != NULL ||
 		rel->rd_rel->relispartition || rel->rd_rel->relhassubclass ||
 		(desc->constr != NULL && desc->constr->num_check > 0) ||
 		(triggers != NULL && (triggers->numtriggers > 1 || triggers->trig_insert_before_row ||
 							  triggers->trig_insert_after_row || triggers->trig_insert_before_statement)))
 		return false;
-	for (int i = 0; i < desc->natts; i++)
-	{
-		Form_pg_attribute attribute = TupleDescAttr(desc, i);
-
-		if (strcmp(NameStr(attribute->attname), table->columns[i].name) != 0 ||
-			attribute->atttypid != table->columns[i].type || attribute->atttypmod != table->columns[i].typmod ||
-			attribute->attisdropped || attribute->attgenerated != '\0')
-			return false;
-	}
-	return true;
+	/* bytes go into the heap as they come: what the statement returns must be what the table has */
+	return tsync_has_columns(table, rel);
 }
 
 /*

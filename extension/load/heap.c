@@ -33,6 +33,7 @@ struct TsyncHeapWriter
 	TsyncDigest digest;			/* of the rows so far */
 	ExprState  *fingerprint;
 	ExprContext *econtext;
+	TsyncOwnColumns *own;		/* NULL: the replica has only the source's columns */
 	MemoryContext insert_context;
 };
 
@@ -74,6 +75,7 @@ tsync_heap_open(TsyncTable *table, TsyncFingerprint fingerprint, Relation rel)
 	/* by xmin there is nothing here that it could be made of: rows are counted only */
 	writer->fingerprint = fingerprint.xmin ? NULL : prepare_fingerprint(table, fingerprint);
 	writer->econtext = CreateStandaloneExprContext();
+	writer->own = tsync_open_own_columns(table, rel);
 	writer->bistate = GetBulkInsertState();
 	writer->cid = GetCurrentCommandId(true);
 	writer->insert_context = AllocSetContextCreate(CurrentMemoryContext, "tablesync bulk insert",
@@ -107,6 +109,7 @@ tsync_heap_close(TsyncHeapWriter *writer)
 	FreeBulkInsertState(writer->bistate);
 	table_finish_bulk_insert(writer->rel, 0);
 	FreeExprContext(writer->econtext, true);
+	tsync_close_own_columns(writer->own);
 	MemoryContextDelete(writer->insert_context);
 	return writer->digest;
 }
@@ -146,6 +149,7 @@ tsync_heap_write(TupleTableSlot *slot, void *arg)
 {
 	TsyncHeapWriter *writer = arg;
 
+	slot = tsync_complete_row(writer->own, slot);
 	check_not_null(writer->rel, slot);
 	add_to_digest(writer, slot);
 	if (writer->nused == writer->ncreated)

@@ -216,7 +216,7 @@ tsync_load(TsyncLoad *load)
 
 	Assert(!IsTransactionState());
 	Assert(!load->replica->state.loaded);
-	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) load->source->estimate);
+	tsync_progress_phase(TSYNC_PHASE_LOAD, 0, (int64) tsync_expect_rows(load));
 	if (!adopted && !tsync_bulk_load(load))
 		adopted = !tsync_try(load_pages, load, tsync_is_uniqueness_violation, NULL);
 	load->fresh &= !adopted;

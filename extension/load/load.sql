@@ -63,7 +63,7 @@ BEGIN
     IF first_key->>'type' NOT IN ('smallint', 'integer', 'bigint') THEN
         RETURN histogram[2:cardinality(histogram) - 1];
     END IF;
-    EXECUTE format('SELECT min(%1$I), max(%1$I) FROM %2$s', first_key->>'column', settings.source) INTO smallest, largest;
+    EXECUTE format('SELECT min(%1$I), max(%1$I) FROM %2$s%3$s', first_key->>'column', settings.source, ' WHERE ' || settings.filter) INTO smallest, largest;
     IF smallest IS NULL OR largest = smallest THEN
         RETURN NULL;
     END IF;
@@ -118,13 +118,13 @@ AS $$
                        WHERE i.indrelid = c.oid
                          AND (NOT i.indisvalid    -- a foreign key of others looks rows up by it
                               OR EXISTS (SELECT FROM pg_depend d WHERE d.deptype = 'n' AND d.refobjid IN (x.oid, (SELECT k.oid FROM pg_constraint k WHERE k.conindid = x.oid)))))
+       AND NOT EXISTS (SELECT FROM tablesync.replica_columns($1) s
+                       LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = s.column_name AND NOT a.attisdropped
+                       WHERE a.attname IS NULL OR a.attgenerated <> '')
        AND NOT (current_setting('wal_level') = 'logical'
                 AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique
                             AND NOT ARRAY(SELECT a.attname FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey)) @> t.key_columns)
                 AND EXISTS (SELECT FROM tablesync.published_as(c.oid)))
-       AND ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 ORDER BY a.attnum)
-         = ARRAY(SELECT s.c->>'column' FROM jsonb_array_elements(t.shape) WITH ORDINALITY s (c, n) ORDER BY s.n)
-       AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND (a.attisdropped OR a.attgenerated <> ''))
     FROM tablesync.replica t JOIN pg_class c ON c.oid = t.replica
     WHERE t.replica = $1;
 $$;

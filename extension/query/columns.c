@@ -57,9 +57,9 @@ tsync_in_source_order(TsyncTable *table)
  * compared like those of the replica.
  */
 static void
-init_attribute(TupleDesc desc, int number, TsyncColumn *column)
+init_attribute(TupleDesc desc, int number, TsyncColumn *column, int32 typmod)
 {
-	TupleDescInitEntry(desc, number, column->name, column->type, column->typmod, 0);
+	TupleDescInitEntry(desc, number, column->name, column->type, typmod, 0);
 	if (OidIsValid(column->bytewise_collation))
 		TupleDescInitEntryCollation(desc, number, column->bytewise_collation);
 }
@@ -71,17 +71,18 @@ tsync_key_desc(TsyncTable *table, int extra)
 	TupleDesc	desc = CreateTemplateTupleDesc(table->nkeys + extra);
 
 	for (int i = 0; i < table->nkeys; i++)
-		init_attribute(desc, i + 1, table->keys[i]);
+		init_attribute(desc, i + 1, table->keys[i], table->keys[i]->typmod);
 	return desc;
 }
 
-/* Descriptor of whole rows. */
+/* Descriptor of whole rows; an aggregate that stands for a column has no modifier. */
 TupleDesc
 tsync_row_desc(TsyncTable *table)
 {
 	TupleDesc	desc = CreateTemplateTupleDesc(table->ncolumns);
+	bool		computed = tsync_is_computed(table);
 
 	for (int i = 0; i < table->ncolumns; i++)
-		init_attribute(desc, i + 1, &table->columns[i]);
+		init_attribute(desc, i + 1, &table->columns[i], computed ? -1 : table->columns[i].typmod);
 	return desc;
 }

@@ -92,7 +92,7 @@ tsync_append_bucket_filter(StringInfo buf, TsyncTable *table, TsyncBucketing *bu
 static const char *
 fingerprinted(TsyncTable *table, TsyncSide side, TsyncFingerprint fingerprint)
 {
-	return side == TSYNC_SOURCE && fingerprint.xmin ? table->xmin_sql : tsync_relation_sql(table, side);
+	return side == TSYNC_SOURCE && fingerprint.xmin ? table->xmin_rows : tsync_relation_sql(table, side);
 }
 
 /* Append the sum of fingerprints; by xmin the replica's rows have none. */
@@ -269,7 +269,7 @@ tsync_sql_list_source(TsyncTable *table, TsyncRange *range, TsyncBucketing *buck
 	}
 	else
 		appendStringInfo(&buf, ", %s", table->version->quoted);
-	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_rows);
 	tsync_append_range(&buf, table, range);
 	tsync_append_bucket_filter(&buf, table, bucketing, buckets, fingerprint);
 	if (fingerprint.all_columns)

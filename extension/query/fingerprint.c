@@ -96,7 +96,13 @@ tsync_sql_memory_key(TsyncTable *table, TsyncFingerprint fingerprint)
 	appendStringInfoString(&buf, " of ");
 	tsync_append_keys(&buf, table, 0, table->nkeys, "");
 	for (int i = 0; fingerprint.all_columns && i < table->ncolumns; i++)
+	{
 		appendStringInfo(&buf, ", %s %u", table->columns[i].quoted, table->columns[i].type);
+		if (table->columns[i].expression != NULL)
+			appendStringInfo(&buf, " as %s", table->columns[i].expression);
+	}
+	if (table->filter != NULL)
+		appendStringInfo(&buf, " where %s", table->filter);
 	if (tsync_hint(table, fingerprint) == TSYNC_HINT_MOMENT)
 		appendStringInfoString(&buf, " with moments");
 	return buf.data;

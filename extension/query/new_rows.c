@@ -17,7 +17,7 @@ begin_keys(StringInfo buf, TsyncTable *table)
 	initStringInfo(buf);
 	appendStringInfoString(buf, "SELECT ");
 	tsync_append_keys(buf, table, 0, table->nkeys, "");
-	appendStringInfo(buf, " FROM %s WHERE ", table->xmin_sql);
+	appendStringInfo(buf, " FROM %s WHERE ", table->xmin_rows);
 }
 
 /* Keys of the new rows in some buckets of a chunk; NIL stands for all buckets. */

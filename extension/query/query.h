@@ -26,6 +26,8 @@ typedef struct TsyncColumn
 	bool		opaque;			/* no hash is the same at both ends */
 	bool		refetch;		/* to be fetched for all rows, see evolve.c */
 	Oid			bytewise_collation; /* ours, of text that both sides sort by its bytes */
+	const char *expression;		/* by which the source computes it, SQL text; NULL: it is a column there */
+	bool		constant;		/* that expression has no column */
 } TsyncColumn;
 
 /*
@@ -48,6 +50,8 @@ typedef struct TsyncTable
 	const char *label;			/* schema.table, for messages */
 	const char *replica_sql;	/* quoted and qualified */
 	const char *source_sql;
+	const char *filter;			/* condition for the source's rows, SQL text over its columns; NULL: there is none */
+	const char *source_rows;	/* what statements read: source_sql, or a subquery with filter and computed columns */
 	int			ncolumns;
 	TsyncColumn *columns;
 	int			nkeys;
@@ -58,7 +62,10 @@ typedef struct TsyncTable
 	bool		wide;			/* rows have no useful upper bound in bytes */
 	Oid			xmin_table;		/* foreign table over the source with key and xmin; invalid: there is none */
 	const char *xmin_sql;		/* quoted and qualified */
+	const char *xmin_rows;		/* like source_rows */
 	const char *xmin_column;	/* quoted */
+	Oid			feed;			/* table that the changes of this transaction are written to; invalid: none */
+	const char *feed_sql;		/* quoted and qualified */
 	TsyncHorizon horizon;
 	int64		seek_keys;		/* more keys are looked for in a scan, not by the source's index; 0: never */
 	const char *watermark;		/* of the version column, NULL: unknown; moves on with the rows applied */
@@ -99,6 +106,7 @@ typedef struct TsyncRange
 #define TSYNC_UPDATED "tsync_updated"
 #define TSYNC_DELETED "tsync_deleted"
 #define TSYNC_REAPPEARED "tsync_reappeared"
+#define TSYNC_KEPT "tsync_kept" /* keys of rows, and what the replica has besides the source's columns */
 #define TSYNC_TOUCHED "tsync_touched"	/* keys of rows that somebody has changed here */
 #define TSYNC_NEW "tsync_new"	/* keys of rows that the source has written since the last success */
 #define TSYNC_OPAQUE "tsync_opaque" /* columns without a hash of a chunk's source rows */
@@ -223,6 +231,13 @@ extern TsyncTable *tsync_in_source_order(TsyncTable *table);
 extern TupleDesc tsync_key_desc(TsyncTable *table, int extra);
 extern TupleDesc tsync_row_desc(TsyncTable *table);
 
+/* in part.c */
+extern const char *tsync_part_sql(TsyncTable *table, const char *relation);
+extern bool tsync_is_computed(TsyncTable *table);
+extern void tsync_append_source_columns(StringInfo buf, TsyncTable *table);
+extern void tsync_append_source_column(StringInfo buf, TsyncTable *table, TsyncColumn *column);
+extern void tsync_append_grouping(StringInfo buf, TsyncTable *table);
+
 /* in text.c */
 extern char *tsync_relation_label(Oid relid);
 extern const char *tsync_relation_sql(TsyncTable *table, TsyncSide side);
@@ -286,6 +301,7 @@ extern char *tsync_sql_bytes_of_keys(TsyncTable *table, List *keys);
 extern char *tsync_sql_bytes_of_page(TsyncTable *table, char **after, char **last);
 extern char *tsync_sql_bytes_of_range(TsyncTable *table, TsyncRange *range);
 extern char *tsync_sql_find_keys(TsyncTable *table, List *keys);
+extern char *tsync_sql_count_keys(TsyncTable *table, List *keys);
 extern char *tsync_sql_page(TsyncTable *table, char **after, int prefix, bool keys_only, int64 limit);
 extern char *tsync_sql_boundary_here(TsyncTable *table, TsyncRange *range, int64 rows);
 extern char *tsync_sql_boundary(TsyncTable *table, TsyncRange *range, int prefix, int64 rows);
@@ -294,8 +310,17 @@ extern char *tsync_sql_sample(TsyncTable *table, int64 blocks, int64 rows_per_bl
 
 /* in write.c */
 extern char *tsync_sql_insert(TsyncTable *table, const char *from, TsyncFingerprint fingerprint);
+extern char *tsync_sql_keep_columns(TsyncTable *table, List *own, const char *from);
+extern char *tsync_sql_insert_kept(TsyncTable *table, List *own, const char *from, TsyncFingerprint fingerprint);
 extern char *tsync_sql_update(TsyncTable *table, const char *from, TsyncFingerprint fingerprint);
 extern char *tsync_sql_delete(TsyncTable *table, const char *keys, const char *except, TsyncFingerprint fingerprint);
+
+/* in feed.c */
+extern const char *tsync_feed_name(const char *name);
+extern char *tsync_sql_feed_deleted(TsyncTable *table, const char *keys, const char *except, int64 position, int64 run_id);
+extern char *tsync_sql_feed_before(TsyncTable *table, const char *rows, int64 position, int64 run_id);
+extern char *tsync_sql_feed_rows(TsyncTable *table, const char *rows, char op, int64 position, int64 run_id);
+extern char *tsync_sql_feed_start(TsyncTable *table, int64 position, int64 run_id);
 
 /* in version.c */
 extern bool tsync_has_order(TsyncColumn *version);

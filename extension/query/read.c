@@ -38,9 +38,10 @@ tsync_sql_range(TsyncTable *table, TsyncRange *range)
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_columns(&buf, table, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	tsync_append_source_columns(&buf, table);
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_rows);
 	tsync_append_range(&buf, table, range);
+	tsync_append_grouping(&buf, table);
 	return buf.data;
 }
 
@@ -53,7 +54,7 @@ tsync_sql_keys_of_range(TsyncTable *table, TsyncRange *range)
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	tsync_append_keys(&buf, table, 0, table->nkeys, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_rows);
 	tsync_append_range(&buf, table, range);
 	return buf.data;
 }
@@ -70,7 +71,7 @@ tsync_sql_large_value(TsyncTable *table, char **bound, int elements)
 
 	initStringInfo(&buf);
 	appendStringInfo(&buf, "SELECT pg_catalog.array_fill(0, ARRAY[(%d OPERATOR(pg_catalog.+) pg_catalog.count(*))::pg_catalog.int4])"
-					 " FROM %s WHERE ", elements, table->source_sql);
+					 " FROM %s WHERE ", elements, table->source_rows);
 	tsync_append_range(&buf, table, &nothing);
 	return buf.data;
 }
@@ -83,9 +84,11 @@ tsync_sql_fetch(TsyncTable *table, List *keys)
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
-	tsync_append_columns(&buf, table, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	tsync_append_source_columns(&buf, table);
+	appendStringInfo(&buf, " FROM %s WHERE (", table->source_rows);
 	tsync_append_key_list(&buf, table, keys);
+	appendStringInfoChar(&buf, ')');
+	tsync_append_grouping(&buf, table);
 	return buf.data;
 }
 
@@ -110,7 +113,7 @@ append_bytes(StringInfo buf, TsyncTable *table)
 		appendStringInfo(buf, " OPERATOR(pg_catalog.+) CASE WHEN %s IS NULL THEN 0 ELSE %s END",
 						 table->columns[i].quoted, size.data);
 	}
-	appendStringInfo(buf, ") FROM %s WHERE ", table->source_sql);
+	appendStringInfo(buf, ") FROM %s WHERE ", table->source_rows);
 	return known;
 }
 
@@ -167,7 +170,19 @@ tsync_sql_find_keys(TsyncTable *table, List *keys)
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	tsync_append_keys(&buf, table, 0, table->nkeys, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_rows);
+	tsync_append_key_list(&buf, table, keys);
+	return buf.data;
+}
+
+/* (rows, 0) of a list of keys that the source has, whatever the filter. */
+char *
+tsync_sql_count_keys(TsyncTable *table, List *keys)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "SELECT pg_catalog.count(*), pg_catalog.sum(0::pg_catalog.int8) FROM %s WHERE ", table->source_sql);
 	tsync_append_key_list(&buf, table, keys);
 	return buf.data;
 }
@@ -188,13 +203,15 @@ tsync_sql_page(TsyncTable *table, char **after, int prefix, bool keys_only, int6
 	if (keys_only)
 		tsync_append_keys(&buf, table, 0, table->nkeys, "");
 	else
-		tsync_append_columns(&buf, table, "");
-	appendStringInfo(&buf, " FROM %s", table->source_sql);
+		tsync_append_source_columns(&buf, table);
+	appendStringInfo(&buf, " FROM %s", table->source_rows);
 	for (int i = 0; after && i <= prefix; i++)
 	{
 		appendStringInfoString(&buf, i == 0 ? " WHERE " : " AND ");
 		tsync_append_comparison(&buf, table->keys[i], i < prefix ? "=" : ">", after[i]);
 	}
+	if (!keys_only)
+		tsync_append_grouping(&buf, table);
 	appendStringInfoString(&buf, " ORDER BY ");
 	tsync_append_keys(&buf, table, prefix, table->nkeys, "");
 	appendStringInfo(&buf, " LIMIT " INT64_FORMAT, limit);
@@ -257,7 +274,7 @@ tsync_sql_boundary(TsyncTable *table, TsyncRange *range, int prefix, int64 rows)
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	tsync_append_keys(&buf, table, 0, table->nrange, "");
-	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_rows);
 	for (int i = 0; range->lower && i <= prefix; i++)
 	{
 		tsync_append_comparison(&buf, table->keys[i], i < prefix ? "=" : ">", range->lower[i]);
@@ -294,7 +311,7 @@ tsync_sql_sample(TsyncTable *table, int64 blocks, int64 rows_per_block, int samp
 		tsync_append_keys(&buf, table, 0, table->nkeys, "");
 		appendStringInfoChar(&buf, ')');
 	}
-	appendStringInfo(&buf, " FROM %s WHERE ctid OPERATOR(pg_catalog.=) ANY ('{", table->source_sql);
+	appendStringInfo(&buf, " FROM %s WHERE ctid OPERATOR(pg_catalog.=) ANY ('{", table->source_rows);
 	for (int i = 0; i < samples; i++)
 		appendStringInfo(&buf, "%s\"(" INT64_FORMAT "," INT64_FORMAT ")\"", i > 0 ? "," : "",
 						 (int64) ((double) blocks * i / samples), i % Max(rows_per_block, 1) + 1);

@@ -361,7 +361,7 @@ tsync_sql_hashes(TsyncTable *table, List *keys, int source_version)
 			tsync_append_column_hash(&buf, &table->columns[i], "0", "0", source_version);
 			appendStringInfoChar(&buf, ')');
 		}
-	appendStringInfo(&buf, " FROM %s WHERE (", table->source_sql);
+	appendStringInfo(&buf, " FROM %s WHERE (", table->source_rows);
 	tsync_append_key_list(&buf, table, keys);
 	appendStringInfoString(&buf, ") GROUP BY ");
 	tsync_append_keys(&buf, table, 0, table->nkeys, "");
@@ -461,10 +461,15 @@ tsync_sql_list_opaque(TsyncTable *table, TsyncRange *range)
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	tsync_append_keys(&buf, table, 0, table->nkeys, "");
-	appendStringInfoString(&buf, ", ");
-	append_opaque(&buf, table, ", ", "$");
-	appendStringInfo(&buf, " FROM %s WHERE ", table->source_sql);
+	for (int i = 0; i < table->ncolumns; i++)
+		if (table->columns[i].opaque)
+		{
+			appendStringInfoString(&buf, ", ");
+			tsync_append_source_column(&buf, table, &table->columns[i]);
+		}
+	appendStringInfo(&buf, " FROM %s WHERE ", table->source_rows);
 	tsync_append_range(&buf, table, range);
+	tsync_append_grouping(&buf, table);
 	return buf.data;
 }
 

@@ -36,7 +36,7 @@ tsync_relation_label(Oid relid)
 const char *
 tsync_relation_sql(TsyncTable *table, TsyncSide side)
 {
-	return side == TSYNC_SOURCE ? table->source_sql : table->replica_sql;
+	return side == TSYNC_SOURCE ? table->source_rows : table->replica_sql;
 }
 
 /* Append the columns, separated by commas, each with a prefix such as "s.". */

@@ -47,6 +47,50 @@ tsync_sql_insert(TsyncTable *table, const char *from, TsyncFingerprint fingerpri
 	return buf.data;
 }
 
+/* Append further columns of the replica, quoted already. */
+static void
+append_own(StringInfo buf, List *own, const char *prefix)
+{
+	ListCell   *lc;
+
+	foreach(lc, own)
+		appendStringInfo(buf, ", %s%s", prefix, (char *) lfirst(lc));
+}
+
+/* Keys of the replica's rows that are in a row set, and their own columns. */
+char *
+tsync_sql_keep_columns(TsyncTable *table, List *own, const char *from)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_keys(&buf, table, 0, table->nkeys, "r.");
+	append_own(&buf, own, "r.");
+	appendStringInfo(&buf, " FROM %s r JOIN %s s ON ", table->replica_sql, from);
+	tsync_append_keys_equal(&buf, table, "s.", "r.");
+	return buf.data;
+}
+
+/* Insert rows again whose own columns were kept. */
+char *
+tsync_sql_insert_kept(TsyncTable *table, List *own, const char *from, TsyncFingerprint fingerprint)
+{
+	StringInfoData buf;
+
+	begin_counted(&buf);
+	appendStringInfo(&buf, "INSERT INTO %s (", table->replica_sql);
+	tsync_append_columns(&buf, table, "");
+	append_own(&buf, own, "");
+	appendStringInfoString(&buf, ") OVERRIDING SYSTEM VALUE SELECT ");
+	tsync_append_columns(&buf, table, "s.");
+	append_own(&buf, own, "k.");
+	appendStringInfo(&buf, " FROM %s s JOIN %s k ON ", from, TSYNC_KEPT);
+	tsync_append_keys_equal(&buf, table, "k.", "s.");
+	end_counted(&buf, table, fingerprint);
+	return buf.data;
+}
+
 /* The rows to come have other column names, for RETURNING means the replica's. */
 char *
 tsync_sql_update(TsyncTable *table, const char *from, TsyncFingerprint fingerprint)

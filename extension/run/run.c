@@ -212,6 +212,7 @@ prepare_record(TsyncRun *run)
 	record->counters = run->source.counters;
 	record->counters_at = run->source.counters_at;
 	record->adopted = replica->state.adopted;
+	record->of_view = replica->settings.source_is_view && !tsync_has_files(&run->source);
 	record->by_xmin = run->scan.fingerprint.xmin;
 	record->by_value = run->scan.by_value;
 	record->written_anew = run->scan.written_anew;

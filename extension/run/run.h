@@ -27,6 +27,7 @@ typedef struct TsyncRun
 	bool		grouped;		/* its snapshot must be that of other runs, too */
 	bool		skipped;		/* the source has not moved */
 	bool		paused;			/* by this run, because of the new shape */
+	bool		key_asked;		/* it was looked whether the key of a view is one */
 	bool		surprised;		/* the source is not, or was not, as we took it to be */
 	int64		waited_before;	/* tsync_waited_elsewhere when it began; -1: another run counts that */
 	TsyncReplica *replica;		/* NULL until it is read; another one after each look */

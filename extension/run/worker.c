@@ -24,6 +24,7 @@
 #include "check/check.h"
 #include "evolve/evolve.h"
 #include "execute/execute.h"
+#include "feed/feed.h"
 #include "load/load.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -115,6 +116,8 @@ check_guards(List *runs)
 	{
 		TsyncRun   *run = lfirst(lc);
 
+		if (run->replica->state.filter_changed)
+			tsync_count_outside(&run->replica->table, run->stage);
 		if (!run->verify.whole || run->verify.repair)
 			tsync_check_guards(&run->replica->table, &run->source, run->stage, run->scan.chunks,
 							   run->replica->settings.max_delete_fraction, run->force);
@@ -241,14 +244,60 @@ attempt_runs(List *runs, bool last)
 	return attempt.done;
 }
 
+/*
+ * Runs have come to nothing: an error if that is because two rows of a view have
+ * the same key.  Nothing proves that key but a run that succeeds.  Asked once.
+ */
+static void
+check_view_keys(void *arg)
+{
+	ListCell   *lc;
+
+	foreach(lc, (List *) arg)
+	{
+		TsyncRun   *run = lfirst(lc);
+
+		if (run->key_asked || run->replica == NULL || !run->replica->settings.source_is_view)
+			continue;
+		run->key_asked = true;
+		tsync_begin_in(CurrentMemoryContext);
+		tsync_check_view_key(&run->replica->table);
+		tsync_commit();
+	}
+}
+
+/* The run has failed already: whatever comes of looking why is only an answer. */
+static bool
+is_an_answer(ErrorData *edata, void *arg)
+{
+	return true;
+}
+
+/* What has ended runs: the key of a view, where that explains an error, else the error itself. */
+static ErrorData *
+explain_by_view_key(List *runs, ErrorData *edata)
+{
+	ErrorData  *found = NULL;
+
+	if (!tsync_is_about_shape(edata) && edata->sqlerrcode != ERRCODE_T_R_SERIALIZATION_FAILURE)
+		return edata;
+	if (!tsync_try(check_view_keys, runs, is_an_answer, &found) &&
+		ERRCODE_TO_CATEGORY(found->sqlerrcode) == ERRCODE_TO_CATEGORY(ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION))
+		return found;
+	return edata;
+}
+
 /* The story of a run, or of a group. */
 static void
 perform_runs(List *runs)
 {
 	tsync_forget_interruptions();
 	for (int i = 1; i <= ATTEMPTS; i++)
+	{
 		if (attempt_runs(runs, i == ATTEMPTS))
 			return;
+		check_view_keys(runs);
+	}
 	tsync_give_up(tsync_applies_of(runs), ATTEMPTS);
 }
 
@@ -346,6 +395,7 @@ run_in_envelope(List *runs)
 	/* while we can still be cancelled: this asks the source again */
 	if (edata != NULL && !tsync_is_cancelled() && !tsync_source_is_silent())
 	{
+		edata = explain_by_view_key(runs, edata);
 		tsync_name_timeout(edata);
 		tsync_name_interruption(edata);
 		tsync_explain_error(edata);
@@ -377,6 +427,8 @@ tsync_perform(TsyncStart *start, bool from_queue)
 
 		/* in transactions of its own: what goes wrong here changes nothing about the run */
 		tsync_settle_run(run->run_id);
+		if (run->replica != NULL && run->replica->settings.feed)
+			tsync_settle_feed(run->replica_oid, run->run_id);
 		tsync_prune_runs(run->replica_oid);
 	}
 	return true;

@@ -15,6 +15,47 @@
 #include "query/query.h"
 #include "scan/scan.h"
 
+/* Count those of some keys that the source has, whatever the filter. */
+static void
+count_keys(TsyncTable *table, List *keys, void *arg)
+{
+	int64	   *count = arg;
+
+	*count += tsync_select_digest(table, TSYNC_SOURCE, tsync_sql_count_keys(table, keys)).rows;
+	tsync_source_goes_on();
+}
+
+typedef struct Outside
+{
+	TsyncTable *table;
+	TsyncStage *stage;
+} Outside;
+
+static void
+count_outside(void *arg)
+{
+	Outside    *outside = arg;
+
+	outside->stage->outside = 0;
+	tsync_begin();
+	tsync_for_keys(outside->table, TSYNC_SOURCE, &outside->stage->deleted, count_keys, &outside->stage->outside);
+	tsync_commit();
+}
+
+/*
+ * How many of the rows to be deleted are still at the source, and only outside of
+ * a filter that has changed?  These are meant to go.
+ */
+void
+tsync_count_outside(TsyncTable *table, TsyncStage *stage)
+{
+	Outside		outside = {.table = table,.stage = stage};
+
+	Assert(!IsTransactionState());
+	if (stage->deleted.count > 0)
+		tsync_insist(count_outside, &outside);
+}
+
 /* A second look, and how far it has come. */
 typedef struct SecondLook
 {

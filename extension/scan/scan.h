@@ -112,5 +112,6 @@ extern bool tsync_resolve(TsyncResolver *resolver, TsyncChunk *chunk, TsyncBucke
 
 /* in confirm.c */
 extern void tsync_confirm(TsyncTable *table, TsyncStage *stage);
+extern void tsync_count_outside(TsyncTable *table, TsyncStage *stage);
 
 #endif							/* TABLESYNC_SCAN_H */

@@ -121,6 +121,23 @@ tsync_read_layout(TsyncTable *table, TsyncSource *source)
 	SPI_freetuptable(SPI_tuptable);
 }
 
+/* Does the source itself have files?  A view has none; its identity begins with its OID and that of its file (image.sql). */
+bool
+tsync_has_files(TsyncSource *source)
+{
+	const char *file = source->identity ? strchr(source->identity, ':') : NULL;
+
+	return file == NULL || strtoul(file + 1, NULL, 10) != 0;
+}
+
+/* An error if the source is a view whose rows do not have different keys. */
+void
+tsync_check_view_key(TsyncTable *table)
+{
+	ask("SELECT tablesync.check_view_key($1::regclass)", table->relid);
+	SPI_freetuptable(SPI_tuptable);
+}
+
 /*
  * The source's statistics counters, where the user trusts them.  They are read
  * in an earlier transaction than the rows of the scan that they are remembered

@@ -107,6 +107,8 @@ extern void tsync_read_source(TsyncTable *table, TsyncSource *source, bool horiz
 extern char *tsync_source_identity(TsyncTable *table, TsyncSource *source);
 extern void tsync_read_time(TsyncTable *table, TsyncSource *source);
 extern void tsync_read_layout(TsyncTable *table, TsyncSource *source);
+extern bool tsync_has_files(TsyncSource *source);
+extern void tsync_check_view_key(TsyncTable *table);
 extern void tsync_read_counters(TsyncTable *table, TsyncSource *source);
 extern bool tsync_source_unmoved(TsyncTable *table, TsyncSource *source, TsyncMessage message, int64 waited);
 

@@ -31,6 +31,8 @@ AS $$
         ('pg_database', 'datname text, datcollate text, datlocprovider "char"'),
         ('information_schema_catalog_name', 'catalog_name text'),
         ('pg_db_role_setting', 'setconfig text'),
+        ('table_privileges', 'table_schema text, table_name text, grantee text, privilege_type text'),
+        ('enabled_roles', 'role_name text'),
         ('column_privileges', 'table_schema text, table_name text, column_name text, privilege_type text'),
         ('pg_settings', 'name text, setting text, reset_val text'),
         ('pg_stats', 'schemaname text, tablename text, attname text, inherited boolean, correlation real, histogram_bounds text'),
@@ -359,6 +361,17 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.source_counters(regclass) IS 'statistics counters of a source, with what else must not have moved for them to mean anything';
 
+/* Names of array types say little: they make way for others. */
+CREATE FUNCTION tablesync.is_array_of(type oid, element oid)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (SELECT FROM pg_type t JOIN pg_type e ON e.oid = t.typelem
+                   WHERE t.oid = type AND (element IS NULL OR e.oid = element OR e.typtype = 'd'));
+$$;
+COMMENT ON FUNCTION tablesync.is_array_of(oid, oid) IS 'whether a type is that of arrays of an element type, or of a domain';
+
 /* The local type for a column of the source, or why there is none. */
 CREATE FUNCTION tablesync.local_type(server oid, remote_type oid, remote_typmod integer, image tablesync.source_image,
     OUT type oid, OUT typmod integer, OUT problem text, OUT labels text[])
@@ -367,6 +380,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     remote record;
+    element oid;
     depth integer := 0;
 BEGIN
     type := remote_type;
@@ -399,15 +413,19 @@ BEGIN
             CONTINUE;
         END IF;
         type := to_regtype(format('%I.%I', remote.nspname, remote.typname));
+        IF remote.typelem <> 0 THEN
+            SELECT e.problem, e.labels, e.type INTO problem, labels, element FROM tablesync.local_type(server, remote.typelem, -1, image) e;
+            IF remote.typname LIKE '\_%' AND NOT tablesync.is_array_of(type, element) THEN    -- which has got another name here
+                type := (SELECT nullif(t.typarray, 0) FROM pg_type t WHERE t.oid = element);
+            END IF;
+        END IF;
         IF type IS NULL THEN
-            problem := format('type %I.%I does not exist here', remote.nspname, remote.typname);
+            problem := coalesce(problem, format('type %I.%I does not exist here', remote.nspname, remote.typname));
         ELSIF remote.typtype = 'e' THEN
             labels := remote.labels;
             IF labels IS DISTINCT FROM ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = type ORDER BY enumsortorder) THEN
                 problem := format('type %I.%I has other labels here', remote.nspname, remote.typname);
             END IF;
-        ELSIF remote.typelem <> 0 THEN
-            SELECT e.problem, e.labels INTO problem, labels FROM tablesync.local_type(server, remote.typelem, -1, image) e;
         END IF;
         RETURN;
     END LOOP;
@@ -438,7 +456,7 @@ COMMENT ON FUNCTION tablesync.is_bytewise(oid) IS 'whether text of a collation i
  * Does the source's database sort text by its bytes, where a column has no
  * collation of its own?  Then we can sort it alike, whatever its version is.
  */
-CREATE FUNCTION tablesync.source_sorts_bytes(server oid)
+CREATE FUNCTION tablesync.ask_sorting(server oid)
 RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -456,7 +474,13 @@ BEGIN
     RETURN coalesce(sorts_bytes, false);
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_sorts_bytes(oid) IS 'whether the default collation of a source''s database is the order of bytes';
+COMMENT ON FUNCTION tablesync.ask_sorting(oid) IS 'asks whether the default collation of a source''s database is the order of bytes';
+
+CREATE FUNCTION tablesync.source_sorts_bytes(server oid)
+RETURNS boolean
+LANGUAGE C STRICT
+AS 'MODULE_PATHNAME', 'tsync_source_sorts_bytes';
+COMMENT ON FUNCTION tablesync.source_sorts_bytes(oid) IS 'whether the default collation of a source''s database is the order of bytes, asked once in a transaction';
 
 /* Columns of a source table as the source's catalogs have them. */
 CREATE FUNCTION tablesync.source_columns(server oid, schema_name text, table_name text)
@@ -611,27 +635,33 @@ RETURNS TABLE (column_name name, type bigint, typmod integer, nullable boolean, 
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+    -- those of the source, and then those that it computes
     SELECT s."column",
            r.atttypid::bigint,
            r.atttypmod,
            NOT (s.not_null AND r.attnotnull),
            array_position(t.key_columns, s."column"),
            s."column" = t.version_column,
-           CASE WHEN f.attname IS NULL THEN format('Foreign table %s has no column %I.', t.source, s."column")
+           CASE WHEN f.attname IS NULL AND NOT s.computed THEN format('Foreign table %s has no column %I.', t.source, s."column")
                 WHEN r.attname IS NULL THEN format('Table %s has no column %I.', t.replica, s."column")
-                WHEN (r.atttypid, r.atttypmod) <> (f.atttypid, f.atttypmod) THEN
+                WHEN (r.atttypid, r.atttypmod) <> (f.atttypid, f.atttypmod) AND NOT s.computed THEN
                     format('Column %I has type %s in %s and type %s in foreign table %s.', s."column",
                            format_type(r.atttypid, r.atttypmod), t.replica,
                            format_type(f.atttypid, f.atttypmod), t.source)
            END,
            s."column" = ANY (t.refetch),
-           regexp_replace(s.type, '\([^)]*\)', '') <> regexp_replace(format_type(f.atttypid, f.atttypmod), '\([^)]*\)', '')
+           NOT s.computed AND regexp_replace(s.type, '\([^)]*\)', '') <> regexp_replace(format_type(f.atttypid, f.atttypmod), '\([^)]*\)', '')
                AND NOT (f.atttypid IN ('text'::regtype, 'varchar'::regtype) AND s.type ~ '^(text|character varying)(\(\d+\))?$'),
            CASE WHEN s.bytewise AND tablesync.is_bytewise(r.attcollation) THEN r.attcollation::bigint END
     FROM tablesync.replica t
-    CROSS JOIN LATERAL ROWS FROM (
-        jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean, type text, bytewise boolean)
-    ) WITH ORDINALITY AS s ("column", not_null, type, bytewise, ordinality)
+    CROSS JOIN LATERAL (
+        SELECT c."column", c.not_null, c.type, c.bytewise, c.ordinality, false AS computed
+        FROM ROWS FROM (jsonb_to_recordset(t.shape) AS ("column" name, not_null boolean, type text, bytewise boolean, hidden boolean))
+            WITH ORDINALITY AS c ("column", not_null, type, bytewise, hidden, ordinality)
+        WHERE c.hidden IS NOT TRUE
+        UNION ALL
+        SELECT e::name, false, NULL, NULL, 10000 + row_number() OVER (ORDER BY e), true FROM jsonb_object_keys(t.expressions) e
+    ) s
     -- LIMIT: looked up one by one, where a join would read all of pg_attribute
     LEFT JOIN LATERAL (SELECT * FROM pg_attribute a WHERE a.attrelid = t.source AND a.attname = s."column" AND NOT a.attisdropped LIMIT 1) f ON true
     LEFT JOIN LATERAL (SELECT * FROM pg_attribute a WHERE a.attrelid = t.replica AND a.attname = s."column" AND NOT a.attisdropped LIMIT 1) r ON true
@@ -820,6 +850,9 @@ BEGIN
              FROM pg_attribute a WHERE a.attrelid = settings.source AND a.attnum > 0)));
     END IF;
     IF look_key = settings.look_key THEN
+        IF settings.source_is_view THEN
+            PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, $1);
+        END IF;
         server_version := image.server_version::integer;
         estimated_rows := image.estimated_rows;
         divided := image.relkind <> 'r';
@@ -832,15 +865,17 @@ BEGIN
     relation := tablesync.source_relation(target.server, target.schema_name, target.table_name);
     estimated_rows := relation.estimated_rows;
     new_shape := tablesync.source_shape(settings.source);
-    problem := tablesync.source_kind_problem(relation.relkind, relation.has_children);
-    IF problem IS NOT NULL AND NOT (relation.relkind IN ('v', 'm', 'f') AND settings.shape->0->'table' IS DISTINCT FROM new_shape->0->'table') THEN
-        PERFORM tablesync.refuse_source($1, problem, format('Undo it at the source; or replicate the tables behind it, and SELECT tablesync_remove(%L);', $1));
+    problem := tablesync.source_kind_problem(relation.relkind, relation.has_children, settings.source_is_view);
+    IF problem IS NOT NULL AND (settings.source_is_view OR NOT (relation.relkind IN ('v', 'm', 'f') AND settings.shape->0->'table' IS DISTINCT FROM new_shape->0->'table')) THEN
+        PERFORM tablesync.refuse_source($1, problem, CASE WHEN settings.source_is_view THEN format('SELECT tablesync_remove(%L); and add it again without source_is_view.', $1)
+            ELSE format('Undo it at the source; or replicate the tables behind it, and SELECT tablesync_remove(%L);', $1) END);
     END IF;
-    IF NOT tablesync.has_source_key(settings.source, new_shape, settings.key_columns) THEN
+    IF NOT settings.source_is_view AND NOT tablesync.has_source_key(settings.source, new_shape, settings.key_columns) THEN
         PERFORM tablesync.refuse_source($1, format('No valid unique index of the source is on (%s) any more, so two rows may have the same key.',
                                                    array_to_string(settings.key_columns, ', ')),
                                         'Ask for the index, or for a primary key, at the source; or remove the replica, and add it again with another key.');
     END IF;
+    new_shape := tablesync.wanted_shape(settings, new_shape);
     unreadable := tablesync.unreadable_columns(settings.source, settings.shape, new_shape);
     new_shape := (SELECT jsonb_agg(c.c ORDER BY c.n) FROM jsonb_array_elements(new_shape) WITH ORDINALITY c (c, n)
                   WHERE (c.c->>'remote' = ANY (unreadable)) IS NOT TRUE);
@@ -850,6 +885,9 @@ BEGIN
     IF tablesync.shape_core(new_shape) = tablesync.shape_core(settings.shape)
        AND (settings.on_schema_change = 'ignore' OR NOT tablesync.lags_behind(settings.source, new_shape)) THEN
         new_shape := NULL;
+    END IF;
+    IF settings.source_is_view AND new_shape IS NULL THEN    -- else its columns may not be found yet
+        PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, $1);
     END IF;
     identity := tablesync.source_identity(settings.source);
     divided := relation.relkind <> 'r' OR relation.has_children;

@@ -54,6 +54,7 @@ tsync_prepare_xmin(TsyncTable *table)
 	if (tsync_result_bool(0, 3))
 		tie_to_replica(table->xmin_table, table->relid, (Oid) tsync_result_int64(0, 4));
 	table->xmin_sql = tsync_relation_label(table->xmin_table);
+	table->xmin_rows = tsync_part_sql(table, table->xmin_sql);
 	tsync_commit();
 }
 
@@ -88,5 +89,6 @@ tsync_find_xmin(TsyncTable *table)
 	table->xmin_table = (Oid) tsync_result_int64(0, 1);
 	table->xmin_column = quote_identifier(tsync_result_text(0, 2));
 	table->xmin_sql = tsync_relation_label(table->xmin_table);
+	table->xmin_rows = tsync_part_sql(table, table->xmin_sql);
 	return true;
 }

@@ -53,7 +53,7 @@ prepare_opaque(TsyncTable *table, TsyncVerify *verify)
 		TsyncColumn *column = &table->columns[i];
 
 		if (column->opaque)
-			TupleDescInitEntry(desc, ++attnum, column->name, column->type, column->typmod, 0);
+			TupleDescInitEntry(desc, ++attnum, column->name, column->type, tsync_is_computed(table) ? -1 : column->typmod, 0);
 	}
 	tsync_rowset_init(&verify->opaque, TSYNC_OPAQUE, desc);
 }

@@ -137,6 +137,7 @@ DECLARE
                         WHEN 'stale' THEN format('no successful run within %s', (SELECT t.freshness FROM tablesync.all_replicas t WHERE t.replica = alert.replica))
                         WHEN 'drift' THEN 'differences from the source that no change there explains'
                         WHEN 'worker_unavailable' THEN 'no background worker was available'
+                        WHEN 'consumer_behind' THEN 'a consumer of the feed has fallen behind'
                         ELSE tablesync.public_message(alert.sqlstate) END;
 BEGIN
     PERFORM pg_notify('tablesync', (tablesync.alert_payload(alert, 'alert_' || event) - 'hint'
@@ -270,7 +271,7 @@ AS $$
 BEGIN
     PERFORM tablesync.close_alert(a.replica, a.kind)
     FROM tablesync.all_alerts a
-    WHERE a.replica = $1 AND a.closed_at IS NULL AND a.kind <> 'drift'
+    WHERE a.replica = $1 AND a.closed_at IS NULL AND a.kind NOT IN ('drift', 'consumer_behind')
     ORDER BY a.alert_id;
     UPDATE tablesync.all_replicas t SET consecutive_failures = 0, retry_after = NULL
     WHERE t.replica = $1 AND (t.consecutive_failures > 0 OR t.retry_after IS NOT NULL);
@@ -371,7 +372,7 @@ AS $$
      FROM tablesync.all_alerts a
      CROSS JOIN LATERAL (SELECT r.run_id, r.status FROM tablesync.all_runs r
                          WHERE r.replica = a.replica AND r.kind <> 'verify' ORDER BY r.run_id DESC LIMIT 1) l
-     WHERE a.replica = $1 AND a.closed_at IS NULL AND a.kind <> 'drift' AND l.status = 'succeeded' AND a.run_id < l.run_id)
+     WHERE a.replica = $1 AND a.closed_at IS NULL AND a.kind NOT IN ('drift', 'consumer_behind') AND l.status = 'succeeded' AND a.run_id < l.run_id)
     UNION ALL
     SELECT 'open', NULL
     FROM tablesync.condition c

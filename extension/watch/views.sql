@@ -177,7 +177,7 @@ WHERE NOT EXISTS (SELECT FROM tablesync.all_alerts a
 GRANT SELECT ON @extschema@.tablesync_alerts TO PUBLIC;
 COMMENT ON VIEW @extschema@.tablesync_alerts IS 'one row per problem that is not over';
 COMMENT ON COLUMN @extschema@.tablesync_alerts.alert_id IS 'NULL where only this view has noticed: nobody has been told yet';
-COMMENT ON COLUMN @extschema@.tablesync_alerts.kind IS 'run_failed, stale, delete_guard, schema_changed, drift, source_went_back or worker_unavailable';
+COMMENT ON COLUMN @extschema@.tablesync_alerts.kind IS 'run_failed, stale, delete_guard, schema_changed, drift, source_went_back, worker_unavailable or consumer_behind';
 COMMENT ON COLUMN @extschema@.tablesync_alerts.severity IS 'warning: may pass by itself; critical: somebody has to do something';
 
 CREATE VIEW @extschema@.tablesync_alert_history WITH (security_barrier = true) AS

@@ -14,9 +14,9 @@ CREATE FUNCTION pg_temp.arguments(name name, types text) RETURNS text LANGUAGE s
       AND oidvectortypes(p.proargtypes) LIKE types || '%';
 $$;
 
-SELECT has_function('public', 'tablesync_add', ARRAY['text', 'regclass', 'name[]', 'name', 'text', 'text', 'integer', 'double precision', 'double precision', 'text', 'boolean', 'interval', 'integer', 'boolean', 'interval', 'text', 'double precision']);
-SELECT has_function('public', 'tablesync_add', ARRAY['text', 'name', 'text', 'name[]', 'name', 'text', 'text', 'integer', 'double precision', 'double precision', 'text', 'boolean', 'interval', 'integer', 'boolean', 'interval', 'text', 'double precision']);
-SELECT has_function('public', 'tablesync_alter', ARRAY['regclass', 'name', 'text', 'text', 'integer', 'double precision', 'double precision', 'text', 'boolean', 'interval', 'integer', 'boolean', 'interval', 'text', 'double precision']);
+SELECT has_function('public', 'tablesync_add', ARRAY['text', 'regclass', 'name[]', 'name', 'text', 'text', 'integer', 'double precision', 'double precision', 'text', 'boolean', 'interval', 'integer', 'boolean', 'interval', 'text', 'double precision', 'name[]', 'text', 'jsonb', 'boolean', 'boolean', 'interval']);
+SELECT has_function('public', 'tablesync_add', ARRAY['text', 'name', 'text', 'name[]', 'name', 'text', 'text', 'integer', 'double precision', 'double precision', 'text', 'boolean', 'interval', 'integer', 'boolean', 'interval', 'text', 'double precision', 'name[]', 'text', 'jsonb', 'boolean', 'boolean', 'interval']);
+SELECT has_function('public', 'tablesync_alter', ARRAY['regclass', 'name', 'text', 'text', 'integer', 'double precision', 'double precision', 'text', 'boolean', 'interval', 'integer', 'boolean', 'interval', 'text', 'double precision', 'name[]', 'text', 'jsonb', 'boolean', 'interval']);
 SELECT has_function('public', 'tablesync_remove', ARRAY['regclass', 'boolean']);
 SELECT has_function('public', 'tablesync_run', ARRAY['regclass', 'boolean', 'boolean']);
 SELECT has_function('public', 'tablesync_wait', ARRAY['bigint', 'interval']);
@@ -30,7 +30,9 @@ SELECT is(pg_temp.arguments('tablesync_add', 'text, regclass'),
     'max_source_load double precision DEFAULT 1.0, max_delete_fraction double precision DEFAULT 0.2, '
     'on_schema_change text DEFAULT ''apply''::text, drop_columns boolean DEFAULT false, freshness interval DEFAULT NULL::interval, workers integer DEFAULT 2, '
     'enabled boolean DEFAULT true, trust_counters_for interval DEFAULT NULL::interval, sync_group text DEFAULT NULL::text, '
-    'verify_fraction double precision DEFAULT NULL::double precision',
+    'verify_fraction double precision DEFAULT NULL::double precision, columns name[] DEFAULT NULL::name[], '
+    'filter text DEFAULT NULL::text, expressions jsonb DEFAULT NULL::jsonb, source_is_view boolean DEFAULT false, '
+    'feed boolean DEFAULT false, keep_changes interval DEFAULT NULL::interval',
     'arguments of tablesync_add from a foreign table');
 SELECT is(pg_temp.arguments('tablesync_add', 'text, name'),
     'replica text, server name, source text, key_columns name[] DEFAULT NULL::name[], version_column name DEFAULT NULL::name, '
@@ -38,7 +40,9 @@ SELECT is(pg_temp.arguments('tablesync_add', 'text, name'),
     'max_source_load double precision DEFAULT 1.0, max_delete_fraction double precision DEFAULT 0.2, '
     'on_schema_change text DEFAULT ''apply''::text, drop_columns boolean DEFAULT false, freshness interval DEFAULT NULL::interval, workers integer DEFAULT 2, '
     'enabled boolean DEFAULT true, trust_counters_for interval DEFAULT NULL::interval, sync_group text DEFAULT NULL::text, '
-    'verify_fraction double precision DEFAULT NULL::double precision',
+    'verify_fraction double precision DEFAULT NULL::double precision, columns name[] DEFAULT NULL::name[], '
+    'filter text DEFAULT NULL::text, expressions jsonb DEFAULT NULL::jsonb, source_is_view boolean DEFAULT false, '
+    'feed boolean DEFAULT false, keep_changes interval DEFAULT NULL::interval',
     'arguments of tablesync_add from server and name');
 SELECT is(pg_temp.arguments('tablesync_alter', ''),
     'replica regclass, version_column name DEFAULT NULL::name, fingerprint text DEFAULT NULL::text, '
@@ -46,14 +50,16 @@ SELECT is(pg_temp.arguments('tablesync_alter', ''),
     'max_source_load double precision DEFAULT NULL::double precision, max_delete_fraction double precision DEFAULT NULL::double precision, '
     'on_schema_change text DEFAULT NULL::text, drop_columns boolean DEFAULT NULL::boolean, freshness interval DEFAULT NULL::interval, workers integer DEFAULT NULL::integer, '
     'enabled boolean DEFAULT NULL::boolean, trust_counters_for interval DEFAULT NULL::interval, sync_group text DEFAULT NULL::text, '
-    'verify_fraction double precision DEFAULT NULL::double precision',
+    'verify_fraction double precision DEFAULT NULL::double precision, columns name[] DEFAULT NULL::name[], '
+    'filter text DEFAULT NULL::text, expressions jsonb DEFAULT NULL::jsonb, '
+    'feed boolean DEFAULT NULL::boolean, keep_changes interval DEFAULT NULL::interval',
     'arguments of tablesync_alter: nothing changes by default');
 SELECT is(pg_temp.arguments('tablesync_remove', ''), 'replica regclass, drop_replica boolean DEFAULT false', 'arguments of tablesync_remove');
 SELECT is(pg_temp.arguments('tablesync_run', ''), 'replica regclass DEFAULT NULL::regclass, wait boolean DEFAULT true, force boolean DEFAULT false', 'arguments of tablesync_run');
 SELECT is(pg_temp.arguments('tablesync_wait', ''), 'run_id bigint, timeout interval DEFAULT NULL::interval', 'arguments of tablesync_wait');
 
-SELECT function_returns('public', 'tablesync_add', ARRAY['text', 'regclass', 'name[]', 'name', 'text', 'text', 'integer', 'double precision', 'double precision', 'text', 'boolean', 'interval', 'integer', 'boolean', 'interval', 'text', 'double precision'], 'regclass');
-SELECT function_returns('public', 'tablesync_add', ARRAY['text', 'name', 'text', 'name[]', 'name', 'text', 'text', 'integer', 'double precision', 'double precision', 'text', 'boolean', 'interval', 'integer', 'boolean', 'interval', 'text', 'double precision'], 'regclass');
+SELECT function_returns('public', 'tablesync_add', ARRAY['text', 'regclass', 'name[]', 'name', 'text', 'text', 'integer', 'double precision', 'double precision', 'text', 'boolean', 'interval', 'integer', 'boolean', 'interval', 'text', 'double precision', 'name[]', 'text', 'jsonb', 'boolean', 'boolean', 'interval'], 'regclass');
+SELECT function_returns('public', 'tablesync_add', ARRAY['text', 'name', 'text', 'name[]', 'name', 'text', 'text', 'integer', 'double precision', 'double precision', 'text', 'boolean', 'interval', 'integer', 'boolean', 'interval', 'text', 'double precision', 'name[]', 'text', 'jsonb', 'boolean', 'boolean', 'interval'], 'regclass');
 SELECT is(pg_get_function_result('tablesync_alter'::regproc), 'SETOF tablesync.replica', 'tablesync_alter returns the settings');
 SELECT is(pg_get_function_result('tablesync_run'::regproc),
     'TABLE(replica regclass, run_id bigint, status text, rows bigint, inserted bigint, updated bigint, deleted bigint, duration interval, message text)',

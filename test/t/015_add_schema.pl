@@ -120,7 +120,7 @@ is(add(q{'shop', 'mine', only_tables => '{customers,secret,no_key,events,"Order 
 shop."Order ""lines"""||f|mine."Order ""lines""" is the replica of something else: shop.secret of server "src"
 shop.customers||f|table mine.customers exists and has rows; if a run may replace them, use tablesync_add()
 shop.events||f|table mine.events can't be the replica of mine.events_source: It is not a table.
-shop.no_key||f|table mine.no_key can't be the replica of mine.no_key_source: Its column other does not exist in the source.
+shop.no_key||f|table mine.no_key can't be the replica of mine.no_key_source: It has no column id.
 shop.secret|mine.secret|t|
 ROWS
 app_sql($target, 'SELECT tablesync_run()');

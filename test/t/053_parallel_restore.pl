@@ -13,6 +13,7 @@ $source->safe_psql('postgres', q{
 	CREATE TABLE items (id integer PRIMARY KEY, note text);
 	INSERT INTO items SELECT i, 'n' || i FROM generate_series(1, 3000) i});
 app_sql($target, "SELECT tablesync_add('r$_', 'src', 'public.items')") for 1 .. 6;
+app_sql($target, q{SELECT FROM tablesync_alter('r4', feed => true); SELECT tablesync_consumer_add('reader', 'r4')});
 app_sql($target, 'SELECT status FROM tablesync_run()') for 1 .. 2;
 app_sql($target, q{UPDATE r1 SET note = 'by hand' WHERE id <= 100; ALTER TABLE r2 ADD CHECK (id <> 5000)});
 app_sql($target, q{SELECT count(*) FROM tablesync_verify('r1')});
