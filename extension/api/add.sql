@@ -215,7 +215,7 @@ EXCEPTION WHEN insufficient_privilege THEN
     readable := ARRAY(SELECT (s->>'column')::name FROM jsonb_array_elements(tablesync.source_shape(settings.source)) s
                       WHERE s->>'remote' = ANY (readable) ORDER BY (s->>'attnum')::integer);
     IF NOT settings.key_columns <@ readable
-       OR NOT EXISTS (SELECT FROM jsonb_array_elements(settings.shape) s WHERE s->>'column' <> ALL (readable)) THEN    -- it is something else
+       OR NOT EXISTS (SELECT FROM jsonb_array_elements(settings.shape) s WHERE s->>'column' <> ALL (readable)) THEN    -- it is not a matter of columns
         RAISE;
     END IF;
     RAISE EXCEPTION 'the source does not let us read every column that is wanted'
@@ -603,6 +603,9 @@ BEGIN
     END IF;
     IF wanted.fingerprint = 'xmin' AND no_xmin IS NOT NULL THEN
         PERFORM tablesync.refuse_xmin(source, no_xmin);
+    END IF;
+    IF wanted.source_is_view THEN
+        PERFORM tablesync.check_view(wanted);
     END IF;
     PERFORM tablesync.check_source(source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.shape);
 

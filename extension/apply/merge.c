@@ -221,6 +221,7 @@ feed_changes(TsyncApply *apply, TsyncFeed *feed)
 	TsyncRecord *record = apply->record;
 
 	feed->starts_again |= record->drifted > 0 || (record->adopted && tsync_staged_rows(apply->stage) > TSYNC_MAX_FED_REPAIRS);
+	feed->source_instant = record->source_instant;
 	tsync_write_feed(apply->table, feed, apply->stage, record->source.rows, record->run_id);
 }
 

@@ -8,7 +8,7 @@ DECLARE
         source_target,source_image,source_images,source_image_statement,files_of,image_identity,key_attnums,is_source_unique,newest_xid,oldest_xid,source_relation,source_catalog,prepare_server,source_identity,source_layout,source_counters,is_array_of,local_type,
         is_bytewise,ask_sorting,source_sorts_bytes,source_columns,type_problem,source_shape,shape_core,lags_behind,known_shape,replica_columns,check_source_server,
         check_source_session,is_pooled,pooler_hint,catalog_hint,option_changes,connection_hint,open_source,xmin_problem,refuse_xmin,find_xmin_table,has_source_key,unreadable_columns,refuse_source,source_catalog_columns,xid_precedes,source_time,
-        source_key,index_problem,key_problem,is_view,null_condition,refuse_view_key,check_null_keys,check_different_keys,check_view_key,has_view_index,
+        source_key,index_problem,key_problem,is_view,null_condition,refuse_view_key,check_null_keys,check_different_keys,check_view_key,check_view,rows_of_part,has_view_index,
         only_unique_index,view_key,source_kind_problem,source_kind_hint,check_source_kind,column_hint,refuse_column,check_source,has_key_index,check_existing,may_be_left_out,check_readable,check_parts,
         columns_of_expression,rename_in_expression,check_expression,keep_runs_away,used_columns,needed_columns,wanted_shape,computed_columns,part_of_source,
         columns_of_replica,check_computed_there,grouping_problem,check_columns,check_computed,checked_part,

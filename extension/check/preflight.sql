@@ -381,7 +381,7 @@ DECLARE
     index_name text;
 BEGIN
     IF settings.source_is_view THEN
-        PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, settings.replica);
+        PERFORM tablesync.check_null_keys(settings);
         detail := format('(%s), %s; no row has NULL there', key_list,
                          CASE WHEN tablesync.has_view_index(settings.source, tablesync.source_shape(settings.source), settings.key_columns) THEN 'by a unique index'
                               ELSE 'which no index proves: two rows with the same one end a run with an error' END);

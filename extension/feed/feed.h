@@ -10,6 +10,7 @@
 
 #include "tablesync.h"
 
+#include "datatype/timestamp.h"
 #include "execute/execute.h"
 
 /* Where a run writes what it changes. */
@@ -19,6 +20,7 @@ typedef struct TsyncFeed
 	bool		starts_again;	/* the replica has changed otherwise: one row says so */
 	Oid			relid;
 	int64		position;		/* of the last change */
+	TimestampTz source_instant; /* what was committed there before is in the replica; 0: unknown */
 } TsyncFeed;
 
 /* in write.c */

@@ -284,21 +284,18 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.end_feed(regclass) IS 'what tablesync_alter does before it switches a feed off';
 
-/*
- * When the source was as a run has made the replica.  A run that has a snapshot
- * of the source takes it after it has begun.
- */
+/* When the source was as a run has made the replica.  A run takes its snapshot of the source after it has begun. */
 CREATE FUNCTION tablesync.source_time_of(run_id bigint)
 RETURNS timestamptz
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT r.started_at FROM tablesync.all_runs r WHERE r.run_id = $1;
+    SELECT coalesce(r.source_instant, r.started_at) FROM tablesync.all_runs r WHERE r.run_id = $1;
 $$;
 COMMENT ON FUNCTION tablesync.source_time_of(bigint) IS 'the instant of the source that a run brings';
 
-/* What a run has written, in its transaction. */
-CREATE FUNCTION tablesync.finish_feed(replica regclass, run_id bigint, last_position bigint)
+/* What a run has written, in its transaction; its own row does not have the source's clock yet, which may not be known. */
+CREATE FUNCTION tablesync.finish_feed(replica regclass, run_id bigint, last_position bigint, source_instant timestamptz)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -309,10 +306,10 @@ BEGIN
     SELECT t.feed_position INTO before FROM tablesync.all_replicas t WHERE t.replica = $1 FOR NO KEY UPDATE;
     UPDATE tablesync.all_replicas t SET feed_position = $3, feed_starts_again = false WHERE t.replica = $1;
     INSERT INTO tablesync.all_fed_runs (replica, first_position, last_position, run_id, source_time)
-    VALUES ($1, before + 1, $3, $2, tablesync.source_time_of($2));
+    VALUES ($1, before + 1, $3, $2, coalesce($4, tablesync.source_time_of($2)));
 END
 $$;
-COMMENT ON FUNCTION tablesync.finish_feed(regclass, bigint, bigint) IS 'notes up to which position a run has written to the feed';
+COMMENT ON FUNCTION tablesync.finish_feed(regclass, bigint, bigint, timestamptz) IS 'notes up to which position a run has written to the feed';
 
 /*
  * Up to where changes may go now, in one transaction: what is older than

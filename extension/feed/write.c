@@ -25,6 +25,7 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/timestamp.h"
 
 /* A scan of a table reads so many rows while one is looked up by its key. */
 #define MIN_ROWS_PER_LOOKUP 20	/* 14,400 of a million rows: 24 to 41 ms by index, 64 in a hash join, 76 to 106 in a
@@ -139,10 +140,12 @@ feed_rows(TsyncTable *table, const char *sql, int64 expected)
 static void
 finish_feed(TsyncTable *table, TsyncFeed *feed, int64 run_id)
 {
-	Oid			types[] = {OIDOID, INT8OID, INT8OID};
-	Datum		values[] = {ObjectIdGetDatum(table->relid), Int64GetDatum(run_id), Int64GetDatum(feed->position)};
+	Oid			types[] = {OIDOID, INT8OID, INT8OID, TIMESTAMPTZOID};
+	Datum		values[] = {ObjectIdGetDatum(table->relid), Int64GetDatum(run_id), Int64GetDatum(feed->position),
+	TimestampTzGetDatum(feed->source_instant)};
 
-	tsync_record("SELECT tablesync.finish_feed($1::regclass, $2, $3)", lengthof(types), types, values, NULL);
+	tsync_record("SELECT tablesync.finish_feed($1::regclass, $2, $3, $4)", lengthof(types), types, values,
+				 feed->source_instant == 0 ? "   n" : NULL);
 	SPI_freetuptable(SPI_tuptable);
 }
 

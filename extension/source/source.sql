@@ -851,7 +851,7 @@ BEGIN
     END IF;
     IF look_key = settings.look_key THEN
         IF settings.source_is_view THEN
-            PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, $1);
+            PERFORM tablesync.check_null_keys(settings);
         END IF;
         server_version := image.server_version::integer;
         estimated_rows := image.estimated_rows;
@@ -887,7 +887,7 @@ BEGIN
         new_shape := NULL;
     END IF;
     IF settings.source_is_view AND new_shape IS NULL THEN    -- else its columns may not be found yet
-        PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, $1);
+        PERFORM tablesync.check_null_keys(settings);
     END IF;
     identity := tablesync.source_identity(settings.source);
     divided := relation.relkind <> 'r' OR relation.has_children;

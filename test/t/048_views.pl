@@ -150,6 +150,21 @@ is(app_sql($target, q{SELECT kind, message FROM tablesync_alerts WHERE replica =
 at_source(q{DELETE FROM base WHERE note = 'same'});
 is(run_counts($target, 'twice'), 'succeeded|0|99|0', 'mended');
 
+# --- a part of a view: its key has to be one among the rows of the part only ---
+
+at_source(q{CREATE TABLE states (id integer, state text, n integer); CREATE VIEW current AS SELECT * FROM states;
+	INSERT INTO states SELECT i, s, i FROM generate_series(1, 200) i, unnest('{old,older,new}'::text[]) s; INSERT INTO states VALUES (NULL, 'old', 0)});
+like(error_of(q{SELECT tablesync_add('part', 'src', 'public.current', key_columns => '{id}', source_is_view => true)}), qr/2350[25]/, 'the whole view has no such key');
+app_sql($target, q{SELECT tablesync_add('part', 'src', 'public.current', key_columns => '{id}', source_is_view => true, filter => $$state = 'new'$$)});
+is(run_counts($target, 'part'), 'succeeded|200|0|0', 'a part of it has');
+at_source(q{INSERT INTO states VALUES (1, 'old', 9), (NULL, 'older', 1); UPDATE states SET n = 0 WHERE id = 5; UPDATE states SET state = 'old' WHERE id = 6});
+is(run_counts($target, 'part'), 'succeeded|0|1|1', 'what is outside of it does not matter');
+is(app_sql($target, q{SELECT string_agg(check_name || ': ' || detail, ' ') FROM tablesync_check('part') WHERE NOT ok}), '', 'nothing to complain of');
+at_source(q{INSERT INTO states VALUES (7, 'new', 9)});
+like(error_of(q{SELECT tablesync_run('part')}), qr/23505: rows of the source public\.current have the same key.*\(id\), and how many rows have them: \(7,2\)/s, 'the same key in it');
+at_source(q{DELETE FROM states WHERE id = 7 AND n = 9; INSERT INTO states VALUES (NULL, 'new', 9)});
+like(error_of(q{SELECT tablesync_run('part')}), qr/23502: a row of the source public\.current has no key/, 'no key in it');
+
 # --- the view is replaced, or made anew ---
 
 at_source(q{CREATE OR REPLACE VIEW open_orders AS SELECT id, customer, total, note, updated_at, id * 2 AS twice FROM orders WHERE id % 2 = 0});

@@ -121,7 +121,7 @@ my ($seconds, $port) = (time, $source->port);
 my $envelope = app_sql($target, q{SELECT value - 'after' FROM tablesync_envelopes('v') WHERE value->>'op' = 'c'});
 like($envelope, qr/^\{"op": "c", "ts_ms": \d{13}, "before": null, "source": \{"db": "postgres", "lsn": 2, "name": "src", "txId": 2, "table": "v", "ts_ms": \d{13}, "schema": "public", "version": "0.2.0", "snapshot": "false", "connector": "tablesync"\}, "transaction": \{"id": "2", "total_order": 1, "data_collection_order": 1\}\}$/, 'all of it');
 is(app_sql($target, q{SELECT key FROM tablesync_envelopes('v')}), "\n{\"id\": 1}", 'keys');
-is(app_sql($target, q{SELECT e.value->>'ts_ms' = trunc(extract(epoch FROM f.applied_at) * 1000)::text AND e.value->'source'->>'ts_ms' = trunc(extract(epoch FROM r.started_at) * 1000)::text
+is(app_sql($target, q{SELECT e.value->>'ts_ms' = trunc(extract(epoch FROM f.applied_at) * 1000)::text AND e.value->'source'->>'ts_ms' = trunc(extract(epoch FROM r.source_instant) * 1000)::text AND r.source_instant > r.started_at - interval '1 s'
 	FROM tablesync_envelopes('v') e, tablesync.fed_run f, tablesync_runs r WHERE e.value->>'op' = 'c' AND f.run_id = 2 AND r.run_id = 2}), 't', 'when it was applied, and the source\'s time');
 $source->safe_psql('postgres', q{INSERT INTO d VALUES (1, 'epoch'), (2, 'epoch')});
 app_sql($target, q{SELECT tablesync_add('d', 'src', 'public.d', feed => true); SELECT tablesync_run('d')});

@@ -58,7 +58,7 @@ is(as('reader', q{SELECT count(*) FROM tablesync_as_of('a.t', now())}), 5, 'as t
 is(as('reader', "SELECT count(*) FROM $_"), 0, "and sees nothing in $_") for qw(tablesync.fed_run tablesync.consumer tablesync.replica);
 refused('reader', "SELECT * FROM $_", 42501) for qw(tablesync.all_fed_runs tablesync.all_consumers);
 refused('reader', q{INSERT INTO tablesync.consumer (role, consumer, replica, position) VALUES ('reader', 'x', 'a.t', 0)}, 42501);
-refused('reader', $_, 42501) for q{SELECT tablesync.record_commit_consumer('a'::regrole, 'x', 1)}, q{SELECT tablesync.prune_feed('a.t', 3)}, q{SELECT tablesync.finish_feed('a.t', 1, 99)},
+refused('reader', $_, 42501) for q{SELECT tablesync.record_commit_consumer('a'::regrole, 'x', 1)}, q{SELECT tablesync.prune_feed('a.t', 3)}, q{SELECT tablesync.finish_feed('a.t', 1, 99, now())},
 	q{SELECT tablesync.describe_feed('a.t', 0, NULL)}, q{SELECT tablesync.settle_feed('a.t', 1)}, q{SELECT tablesync.start_feed('a.t', 'a.t_changes')}, q{SELECT tablesync.begin_feed('a.t')},
 	q{SELECT tablesync_alter('a.t', feed => false)};
 
@@ -116,21 +116,20 @@ as('a', q{
 	SELECT tablesync_alter('a.t', feed => true);
 	CREATE FUNCTION a.rise() RETURNS boolean LANGUAGE plpgsql AS $$BEGIN EXECUTE 'ALTER ROLE a SUPERUSER'; RETURN true; END$$;
 	GRANT SELECT ON ALL TABLES IN SCHEMA a TO PUBLIC});
-my $feed = as('a', q{SELECT feed_table FROM tablesync.replica});
-# until PostgreSQL 15 an empty table can be made a view
-my $columns = as('a', qq{SELECT string_agg(format('NULL::%s AS %I', format_type(atttypid, atttypmod), attname), ', ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = '$feed'::regclass AND attnum > 0});
-my ($rc) = $target->psql('postgres', qq{BEGIN; TRUNCATE $feed; ALTER TABLE $feed DROP CONSTRAINT IF EXISTS t_changes_pkey; ALTER TABLE $feed ALTER position DROP NOT NULL, ALTER op DROP NOT NULL;
-	CREATE RULE "_RETURN" AS ON SELECT TO $feed DO INSTEAD SELECT $columns WHERE a.rise(); COMMIT}, extra_params => [ '-U', 'a' ]);
+# until PostgreSQL 15 a table that is empty and has no index can be made a view
+as('a', q{CREATE TABLE a.trap ("position" bigint, run_id bigint, op "char", id integer, v text); GRANT SELECT ON a.trap TO PUBLIC; SELECT tablesync.start_feed('a.t', 'a.trap')});
+my ($rc) = $target->psql('postgres', q{CREATE RULE "_RETURN" AS ON SELECT TO a.trap DO INSTEAD SELECT NULL::bigint AS "position", NULL::bigint AS run_id, NULL::"char" AS op, NULL::integer AS id, NULL::text AS v WHERE a.rise()},
+	extra_params => [ '-U', 'a' ]);
 SKIP:
 {
-	skip 'a table can not be made a view', 6 if $rc != 0 || as('a', "SELECT relkind FROM pg_class WHERE oid = '$feed'::regclass") ne 'v';
+	skip 'a table can not be made a view', 5 if $rc != 0;
 	refused('postgres', $_, 42809) for q{SELECT * FROM tablesync_changes('a.t')}, q{SELECT * FROM tablesync_envelopes('a.t')}, q{SELECT * FROM tablesync_as_of('a.t', now())}, q{SELECT tablesync_consumer_add('mine', 'a.t')};
 	refused('a', q{SELECT tablesync_alter('a.t', feed => false); SELECT tablesync_alter('a.t', feed => true)}, 55000);
-	as('a', "DROP VIEW $feed");
 }
-as('a', q{SELECT tablesync_alter('a.t', feed => true)});
+as('a', $rc == 0 ? 'DROP VIEW a.trap' : 'DROP TABLE a.trap');
+as('a', q{DROP TABLE a.t_changes; SELECT tablesync_alter('a.t', feed => true)});
 # policies, rules and triggers on the feed
-$feed = as('a', q{SELECT feed_table FROM tablesync.replica});
+my $feed = as('a', q{SELECT feed_table FROM tablesync.replica});
 as('a', qq{CREATE FUNCTION a.rise_too() RETURNS trigger LANGUAGE plpgsql AS \$\$BEGIN EXECUTE 'ALTER ROLE a SUPERUSER'; RETURN NEW; END\$\$;
 	CREATE TRIGGER rise BEFORE INSERT OR DELETE ON $feed FOR EACH ROW EXECUTE FUNCTION a.rise_too()});
 $source->safe_psql('postgres', q{UPDATE t SET v = 'z' WHERE id = 4});

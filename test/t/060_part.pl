@@ -353,6 +353,20 @@ is_part('part.orders', 'SELECT * FROM orders WHERE id % 2 = 0', 'some rows');
 is_part('part.patients', 'SELECT id, born, md5(email) AS email FROM patients', 'computed');
 like(app_fails($target, "SELECT tablesync_add_schema('src', 'public', 'part', columns => '[\"id\"]')"), qr/22023.*HINT:  It must be an object with a value for each table by its name: \{"customers": \["id", "name"\]\}/s, 'bad input');
 
+# --- a part of a view ---
+at_source(q{CREATE VIEW seen AS SELECT id, email, born, weight FROM patients WHERE id > 0;
+	CREATE MATERIALIZED VIEW kept AS SELECT * FROM seen; CREATE UNIQUE INDEX ON kept (id)});
+for my $view (qw(seen kept))
+{
+	app_sql($target, qq{SELECT tablesync_add('$view', 'src', 'public.$view', key_columns => '{id}', source_is_view => true, columns => '{id,born}', filter => 'weight > 100', expressions => '{"email": "md5(email)"}')});
+	like(run_counts($target, $view), qr/^succeeded\|2\d\d\d\|0\|0$/, "$view: load");
+	is_part($view, "SELECT id, born, md5(email) AS email FROM $view WHERE weight > 100", $view);
+	at_source("UPDATE patients SET email = email || 'x' WHERE id % 100 = 1; DELETE FROM patients WHERE id % 500 = 2; REFRESH MATERIALIZED VIEW kept");
+	like(run_counts($target, $view), qr/^succeeded\|0\|2\d\|[45]$/, "$view: changes");
+	is_part($view, "SELECT id, born, md5(email) AS email FROM $view WHERE weight > 100", "$view, after changes");
+	at_source("INSERT INTO patients (id, email, weight) SELECT 500 * i + 2, 'again', 500 FROM generate_series(0, 5) i");
+}
+
 # --- rights ---
 $target->safe_psql('postgres', 'CREATE ROLE other LOGIN');
 for my $sql ("tablesync_alter('labels', filter => 'number = 1')", "tablesync.keep_runs_away('labels')", "tablesync.check_expression('mine', 'number', 'x')",
