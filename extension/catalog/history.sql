@@ -105,7 +105,8 @@ COMMENT ON FUNCTION tablesync.is_watched(regclass) IS 'whether every write to a 
  * parallel pg_restore brings the rows of an extension's tables in any order.
  * (A dump says that they depend on each other, but pg_restore has the entries of
  * data depend on nothing but their tables.)  So what a superuser brings by COPY is
- * taken as it comes, and has its replica when the restore is over.
+ * taken as it comes, and has its replica when the restore is over.  (pg_upgrade
+ * makes the keys anew, and they check again: more than that is not lost by it.)
  */
 CREATE FUNCTION tablesync.check_belonging()
 RETURNS trigger

@@ -75,7 +75,7 @@ append_time(StringInfo buf, const char *name, TimestampTz time)
 static void
 log_nothing(void)
 {
-	char		nothing = 0;		/* a record without data is for XLOG_SWITCH only */
+	char		nothing = 0;	/* a record without data is for XLOG_SWITCH only */
 
 	XLogBeginInsert();
 	XLogRegisterData(&nothing, sizeof(nothing));
