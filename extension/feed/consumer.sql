@@ -69,6 +69,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_consumer_add()');
     PERFORM tablesync.feed_of($2, $3, NULL);    -- is there one, is it readable, and has it such a position?
     RETURN tablesync.add_consumer($1, $2, $3);
 END
@@ -99,6 +100,7 @@ RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
+    SELECT tablesync.check_primary('tablesync_consumer_remove()');
     SELECT tablesync.remove_consumer($1);
 $$;
 COMMENT ON FUNCTION @extschema@.tablesync_consumer_remove(text) IS 'removes a consumer; the owner of a replica may remove those of its feed';
@@ -149,8 +151,10 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    held jsonb := tablesync.hold_consumer($1);
+    held jsonb;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_fetch()');
+    held := tablesync.hold_consumer($1);
     RETURN QUERY SELECT * FROM tablesync.fetch_envelopes((held->>'replica')::oid::regclass, (held->>'position')::bigint, $2);
 END
 $$;
@@ -194,6 +198,7 @@ RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
+    SELECT tablesync.check_primary('tablesync_commit()');
     SELECT tablesync.commit_consumer($1, $2);
 $$;
 COMMENT ON FUNCTION @extschema@.tablesync_commit(text, bigint) IS 'notes that a consumer has dealt with all changes up to a position';

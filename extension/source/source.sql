@@ -40,7 +40,7 @@ AS $$
         ('pg_stat_database', 'datname text, stats_reset timestamptz'),
         ('pg_stat_activity', 'backend_xid bigint, backend_xmin bigint'),
         ('pg_stat_bgwriter', 'stats_reset timestamptz'),
-        ('pg_cursors', 'creation_time timestamptz');
+        ('pg_cursors', 'is_holdable boolean, creation_time timestamptz');
 $$;
 COMMENT ON FUNCTION tablesync.source_catalog_columns() IS 'names and columns of the foreign tables over a source''s catalogs';
 

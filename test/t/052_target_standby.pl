@@ -77,6 +77,7 @@ for my $call (
 	q{tablesync_pause('items')}, q{tablesync_resume('items')}, q{tablesync_alter('items', workers => 3)}, q{tablesync_remove('items')},
 	q{tablesync_schedule('items', '* * * * *')}, q{tablesync_unschedule('items')},
 	q{tablesync_add('more', 'src', 'public.items')}, q{tablesync_add('more', 'items_source')}, q{tablesync_add_schema('src', 'public', 'public')},
+	q{tablesync_consumer_add('c', 'items')}, q{tablesync_consumer_remove('c')}, q{tablesync_fetch('c')}, q{tablesync_commit('c', 1)},
 	q{tablesync.run_scheduled('items')})
 {
 	my ($name) = $call =~ /^([\w.]+)/;
