@@ -94,6 +94,6 @@ SELECT count(*) FROM item_changes;
 SELECT tablesync_add('item', 'loopback', 'src.item', feed => true);
 
 DROP TABLE item, item_changes;
-DROP EXTENSION tablesync CASCADE;
-DROP EXTENSION postgres_fdw CASCADE;
+DROP EXTENSION tablesync;
+DROP SERVER loopback CASCADE;
 DROP SCHEMA src CASCADE;

@@ -214,7 +214,8 @@ EXCEPTION WHEN insufficient_privilege THEN
     INTO readable;
     readable := ARRAY(SELECT (s->>'column')::name FROM jsonb_array_elements(tablesync.source_shape(settings.source)) s
                       WHERE s->>'remote' = ANY (readable) ORDER BY (s->>'attnum')::integer);
-    IF NOT settings.key_columns <@ readable THEN
+    IF NOT settings.key_columns <@ readable
+       OR NOT EXISTS (SELECT FROM jsonb_array_elements(settings.shape) s WHERE s->>'column' <> ALL (readable)) THEN    -- it is not a matter of columns
         RAISE;
     END IF;
     RAISE EXCEPTION 'the source does not let us read every column that is wanted'
@@ -544,9 +545,9 @@ LANGUAGE C VOLATILE
 AS 'MODULE_PATHNAME', 'tsync_door';
 COMMENT ON FUNCTION tablesync.register(regclass, jsonb) IS 'door for tablesync_add()';
 
-/* Add a replica; "home_schema" is where a name without schema is created. */
+/* Add a replica; "home_schema" is where a name without schema is created; "readable": it is known that we may read all of the source. */
 CREATE FUNCTION tablesync.add_replica(replica_name text, existing regclass, home_schema name,
-                                      source regclass, source_created boolean, settings jsonb)
+                                      source regclass, source_created boolean, settings jsonb, readable boolean DEFAULT false)
 RETURNS regclass
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -589,7 +590,7 @@ BEGIN
     wanted.source_created := source_created;
     wanted.drop_columns := coalesce(wanted.drop_columns, false);
     wanted.feed := coalesce(wanted.feed, false);
-    no_xmin := CASE WHEN coalesce(wanted.fingerprint, 'xmin') = 'xmin' THEN tablesync.xmin_problem(source) END;
+    no_xmin := CASE WHEN coalesce(wanted.fingerprint, 'xmin') = 'xmin' THEN tablesync.xmin_problem(source, readable) END;
     wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN no_xmin IS NULL THEN 'xmin' WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
     wanted.shape := tablesync.source_shape(source);
     wanted.key_columns := CASE WHEN wanted.source_is_view THEN tablesync.view_key(source, wanted.shape, wanted.key_columns)
@@ -597,9 +598,14 @@ BEGIN
     PERFORM tablesync.check_settings(wanted);
     wanted.shape := tablesync.wanted_shape(wanted, wanted.shape);
     wanted := tablesync.checked_part(wanted, tablesync.source_shape(source));
-    PERFORM tablesync.check_readable(wanted);
+    IF NOT readable THEN
+        PERFORM tablesync.check_readable(wanted);
+    END IF;
     IF wanted.fingerprint = 'xmin' AND no_xmin IS NOT NULL THEN
         PERFORM tablesync.refuse_xmin(source, no_xmin);
+    END IF;
+    IF wanted.source_is_view THEN
+        PERFORM tablesync.check_view(wanted);
     END IF;
     PERFORM tablesync.check_source(source, wanted.key_columns, wanted.version_column, wanted.fingerprint, wanted.shape);
 
@@ -667,7 +673,7 @@ BEGIN
     RETURN wanted.replica;
 END
 $$;
-COMMENT ON FUNCTION tablesync.add_replica(text, regclass, name, regclass, boolean, jsonb) IS 'checks a source, creates or checks the replica, and registers it';
+COMMENT ON FUNCTION tablesync.add_replica(text, regclass, name, regclass, boolean, jsonb, boolean) IS 'checks a source, creates or checks the replica, and registers it';
 
 /* Create the foreign table for a source next to its replica; "avoid" are names that are not to be taken. */
 CREATE FUNCTION tablesync.create_source(replica_name text, existing regclass, home_schema name, server name, source_name text,

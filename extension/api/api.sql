@@ -105,7 +105,7 @@ DECLARE
     current tablesync.replica;
     changed tablesync.replica;
     no_xmin text;
-    part record;
+    part jsonb;
 BEGIN
     PERFORM tablesync.check_primary('tablesync_alter()');
     PERFORM tablesync.check_replica($1);
@@ -120,7 +120,7 @@ BEGIN
     IF (changed.columns, changed.filter, changed.expressions) IS DISTINCT FROM (current.columns, current.filter, current.expressions) THEN
         PERFORM tablesync.check_settings(changed);
         part := tablesync.change_part(current, changed);
-        changed := part.settings;
+        changed := jsonb_populate_record(NULL::tablesync.replica, part->'settings');
     END IF;
     PERFORM tablesync.check_settings(changed);
     IF version_column IS NOT NULL OR fingerprint IS NOT NULL THEN
@@ -140,7 +140,7 @@ BEGIN
     END IF;
     PERFORM tablesync.alter($1, to_jsonb(changed));
     IF part IS NOT NULL THEN
-        PERFORM tablesync.take_part($1, changed.shape, part.steps);
+        PERFORM tablesync.take_part($1, changed.shape, part->'steps');
     END IF;
     RETURN QUERY SELECT * FROM tablesync.replica t WHERE t.replica = $1;
 END

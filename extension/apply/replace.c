@@ -10,7 +10,6 @@
  */
 #include "tablesync.h"
 
-#include "access/xact.h"
 #include "access/table.h"
 #include "apply/apply.h"
 #include "execute/execute.h"

@@ -317,9 +317,10 @@ COMMENT ON TABLE tablesync.total IS 'what all runs of a replica add up to, those
 COMMENT ON TABLE tablesync.all_totals IS 'the rows of tablesync.total, of all roles';
 COMMENT ON COLUMN tablesync.total.failures_in_a_row IS 'runs that have failed or crashed since the last success';
 
+CREATE SEQUENCE tablesync.difference_difference_no_seq;    -- need not be dumped: numbers of one run are from one life of it
 CREATE TABLE tablesync.difference (
     run_id bigint NOT NULL,
-    difference_no bigint NOT NULL CHECK (difference_no > 0),
+    difference_no bigint NOT NULL DEFAULT nextval('tablesync.difference_difference_no_seq'),
     replica regclass NOT NULL,
     key jsonb NOT NULL,
     difference text NOT NULL CHECK (difference IN ('different', 'missing here', 'missing at source', 'newer at source')),
@@ -332,11 +333,12 @@ CREATE TABLE tablesync.difference (
     CHECK (difference <> 'different' OR (source IS NOT NULL AND replica_row IS NOT NULL))
 ) PARTITION BY HASH (run_id);
 CREATE TABLE tablesync.all_differences PARTITION OF tablesync.difference FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+ALTER SEQUENCE tablesync.difference_difference_no_seq OWNED BY tablesync.all_differences.difference_no;
 ALTER TABLE tablesync.all_differences ADD FOREIGN KEY (run_id) REFERENCES tablesync.all_runs ON DELETE CASCADE;
 COMMENT ON TABLE tablesync.difference IS 'rows in which a replica differed from its source when a run compared all columns; kept as long as the run';
 COMMENT ON TABLE tablesync.all_differences IS 'the rows of tablesync.difference, of all roles';
 COMMENT ON COLUMN tablesync.difference.run_id IS 'the run that has found it';
-COMMENT ON COLUMN tablesync.difference.difference_no IS 'number within the run, from 1, in no particular order';
+COMMENT ON COLUMN tablesync.difference.difference_no IS 'tells the differences of a run apart';
 COMMENT ON COLUMN tablesync.difference.replica IS 'the local table';
 COMMENT ON COLUMN tablesync.difference.key IS 'key columns of the row';
 COMMENT ON COLUMN tablesync.difference.difference IS 'different, missing here, missing at source, or newer at source (changed there since the last run)';

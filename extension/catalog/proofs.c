@@ -71,10 +71,8 @@ tsync_write_differences(TsyncTable *table, int64 run_id, const char *differences
 	if (tsync_select_into(table, TSYNC_REPLICA, differences, &found) > 0)
 	{
 		tsync_rowset_register(&found);
-		/* nobody else numbers those of this run */
-		tsync_record("INSERT INTO tablesync.all_differences (run_id, difference_no, replica, key, difference, source, replica_row)"
-					 " SELECT $1, (SELECT coalesce(max(d.difference_no), 0) FROM tablesync.all_differences d WHERE d.run_id = $1)"
-					 "  + row_number() OVER (), $2::regclass, f.* FROM tsync_found f",
+		tsync_record("INSERT INTO tablesync.all_differences (run_id, replica, key, difference, source, replica_row)"
+					 " SELECT $1, $2::regclass, f.* FROM tsync_found f",
 					 lengthof(types), types, values, NULL);
 		SPI_unregister_relation(found.name);
 	}

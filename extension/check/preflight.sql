@@ -381,7 +381,7 @@ DECLARE
     index_name text;
 BEGIN
     IF settings.source_is_view THEN
-        PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, settings.replica);
+        PERFORM tablesync.check_null_keys(settings);
         detail := format('(%s), %s; no row has NULL there', key_list,
                          CASE WHEN tablesync.has_view_index(settings.source, tablesync.source_shape(settings.source), settings.key_columns) THEN 'by a unique index'
                               ELSE 'which no index proves: two rows with the same one end a run with an error' END);
@@ -538,7 +538,8 @@ DECLARE
     rows_compared_per_second CONSTANT double precision := 1000000;
     rows_loaded_per_second CONSTANT double precision := 250000;
     target record := tablesync.source_target(settings.source);
-    row_count double precision := (tablesync.source_relation(target.server, target.schema_name, target.table_name)).estimated_rows;
+    relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
+    row_count double precision := coalesce(nullif(relation.estimated_rows, 0), (SELECT sum(c.rows) FROM tablesync.chunk c WHERE c.replica = settings.replica), 0);
     width integer := tablesync.row_width(settings);
     past record;
 BEGIN
@@ -554,7 +555,8 @@ BEGIN
         RETURN;
     END IF;
     IF row_count = 0 THEN
-        hint := format('The source has no statistics of it. There: ANALYZE %I.%I;', target.schema_name, target.table_name);
+        hint := CASE WHEN relation.relkind = 'v' THEN 'A view has no statistics: how many rows it has the first run tells.'
+                     ELSE format('The source has no statistics of it. There: ANALYZE %I.%I;', target.schema_name, target.table_name) END;
     END IF;
     detail := format('about %s rows%s; ', row_count::bigint, CASE WHEN settings.filter IS NOT NULL THEN ' without the filter' ELSE '' END);
     IF NOT settings.loaded THEN

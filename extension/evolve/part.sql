@@ -55,35 +55,35 @@ $$;
 COMMENT ON FUNCTION tablesync.plan_hidden(tablesync.replica, jsonb, boolean) IS 'what to do about a column that a replica is not to show any more';
 
 /* A column that the source is to compute. */
-CREATE FUNCTION tablesync.plan_computed(settings tablesync.replica, computed record)
+CREATE FUNCTION tablesync.plan_computed(settings tablesync.replica, name name, expression text, type oid, typmod integer)
 RETURNS tablesync.schema_step
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    mine record := tablesync.local_column(settings.replica, computed.name);
+    mine record := tablesync.local_column(settings.replica, plan_computed.name);
     step tablesync.schema_step;
 BEGIN
     step.change := 'added';
-    step.column_name := computed.name;
-    step.detail := format('column %I is computed by the source: %s', computed.name, computed.expression);
+    step.column_name := plan_computed.name;
+    step.detail := format('column %I is computed by the source: %s', plan_computed.name, plan_computed.expression);
     step.action := 'applied';
     step.fill := true;
     step.statements := '{}';
     IF mine.type IS NULL THEN
-        step.statements := ARRAY[format('ALTER TABLE %s ADD COLUMN %I %s', settings.replica, computed.name, format_type(computed.type, computed.typmod))];
-    ELSIF (mine.type_oid, mine.typmod) <> (computed.type, computed.typmod) OR NOT mine.writable THEN
-        RAISE EXCEPTION 'column % of % can''t hold what the source would compute', quote_ident(computed.name), settings.replica
+        step.statements := ARRAY[format('ALTER TABLE %s ADD COLUMN %I %s', settings.replica, plan_computed.name, format_type(plan_computed.type, plan_computed.typmod))];
+    ELSIF (mine.type_oid, mine.typmod) <> (plan_computed.type, plan_computed.typmod) OR NOT mine.writable THEN
+        RAISE EXCEPTION 'column % of % can''t hold what the source would compute', quote_ident(plan_computed.name), settings.replica
             USING ERRCODE = 'datatype_mismatch',
-                  DETAIL = format('It is %s, the expression is %s.', CASE WHEN mine.writable THEN mine.type ELSE 'generated' END, format_type(computed.type, computed.typmod)),
+                  DETAIL = format('It is %s, the expression is %s.', CASE WHEN mine.writable THEN mine.type ELSE 'generated' END, format_type(plan_computed.type, plan_computed.typmod)),
                   HINT = 'Write a cast into the expression, or change the column.';
     ELSIF mine.not_null THEN
-        step.statements := ARRAY[format('ALTER TABLE %s ALTER COLUMN %I DROP NOT NULL', settings.replica, computed.name)];
+        step.statements := ARRAY[format('ALTER TABLE %s ALTER COLUMN %I DROP NOT NULL', settings.replica, plan_computed.name)];
     END IF;
     RETURN step;
 END
 $$;
-COMMENT ON FUNCTION tablesync.plan_computed(tablesync.replica, record) IS 'what to do about a column that the source is to compute';
+COMMENT ON FUNCTION tablesync.plan_computed(tablesync.replica, name, text, oid, integer) IS 'what to do about a column that the source is to compute';
 
 /* DDL for a foreign table whose source's columns are wanted in other numbers. */
 CREATE FUNCTION tablesync.foreign_part_statements(settings tablesync.replica, new jsonb, missing boolean)
@@ -133,20 +133,22 @@ BEGIN
     END LOOP;
     FOR entry IN SELECT c.* FROM tablesync.computed_columns(after) c
                  WHERE before.expressions->>c.name::text IS DISTINCT FROM after.expressions->>c.name::text LOOP
-        RETURN NEXT tablesync.plan_computed(after, entry);
+        RETURN NEXT tablesync.plan_computed(after, entry.name, entry.expression, entry.type, entry.typmod);
     END LOOP;
 END
 $$;
 COMMENT ON FUNCTION tablesync.plan_part(tablesync.replica, tablesync.replica) IS 'what other columns, filter and expressions of a replica ask for';
 
-/* Give replica and foreign table the columns that changed settings want; returns the settings as they are kept. */
-CREATE FUNCTION tablesync.change_part(before tablesync.replica, after tablesync.replica, OUT settings tablesync.replica, OUT steps jsonb)
+/* Give replica and foreign table the columns that changed settings want; returns the settings as they are to be kept, and the steps. */
+CREATE FUNCTION tablesync.change_part(before tablesync.replica, after tablesync.replica)
+RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    settings tablesync.replica;
     statement text;
-    planned tablesync.schema_step[];
+    steps jsonb;
 BEGIN
     IF NOT tablesync.keep_runs_away(before.replica) THEN
         RAISE EXCEPTION 'a run for replica % is going on', before.replica
@@ -162,8 +164,7 @@ BEGIN
         EXECUTE statement;
     END LOOP;
     settings := tablesync.checked_part(settings, settings.shape);
-    planned := ARRAY(SELECT s FROM tablesync.plan_part(before, settings) s);
-    steps := to_jsonb(tablesync.apply_steps(before, planned));
+    steps := to_jsonb(tablesync.apply_steps(before, ARRAY(SELECT s FROM tablesync.plan_part(before, settings) s)));
     FOREACH statement IN ARRAY tablesync.foreign_part_statements(before, settings.shape, false) LOOP
         BEGIN
             EXECUTE statement;
@@ -173,6 +174,7 @@ BEGIN
     END LOOP;
     settings.shape := tablesync.with_numbers((SELECT jsonb_agg(s - '{local,foreign}'::text[] ORDER BY n) FROM jsonb_array_elements(settings.shape) WITH ORDINALITY u (s, n)),
                                              settings.replica, settings.source);
+    RETURN jsonb_build_object('settings', to_jsonb(settings), 'steps', steps);
 END
 $$;
 COMMENT ON FUNCTION tablesync.change_part(tablesync.replica, tablesync.replica) IS 'gives replica and foreign table the columns that changed settings want';

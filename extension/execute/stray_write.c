@@ -7,13 +7,21 @@
  */
 #include "tablesync.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_index.h"
+#include "catalog/pg_publication.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
+#include "query/query.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/syscache.h"
 
 /* The replica of this process's run, and how many of its statements are ours. */
 static Oid	own_replica = InvalidOid;
@@ -36,6 +44,53 @@ tsync_end_own_write(void)
 	own_statements = 0;
 }
 
+/* Is nothing here that would keep a key from being there twice, as while a bulk load leaves the indexes alone? */
+static bool
+is_key_unchecked(Relation rel)
+{
+	bool		suspended = false;
+	ListCell   *lc;
+
+	foreach(lc, RelationGetIndexList(rel))
+	{
+		HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(lfirst_oid(lc)));
+		Form_pg_index index;
+		bool		checks;
+
+		if (!HeapTupleIsValid(tuple))
+			continue;
+		index = (Form_pg_index) GETSTRUCT(tuple);
+		checks = index->indisunique && index->indisready;
+		suspended |= index->indisunique && !index->indisready;
+		ReleaseSysCache(tuple);
+		if (checks)
+			return false;
+	}
+	return suspended;
+}
+
+/*
+ * Refuse a row that may have a key which a bulk load brings, too, where the
+ * replica is published: subscribers check their keys, and would stop before they
+ * learn that the load has begun again.
+ */
+static void
+refuse_unchecked(Relation rel)
+{
+	PublicationDesc published;
+
+	if (!XLogLogicalInfoActive() || !is_key_unchecked(rel))
+		return;
+	RelationBuildPublicationDesc(rel, &published);
+	if (published.pubactions.pubinsert || published.pubactions.pubupdate)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("replica %s can't be written to while it is loaded", tsync_relation_label(RelationGetRelid(rel))),
+				 errdetail("It is published, and until its indexes are built nothing keeps a row from being there twice, which subscribers could not follow."),
+				 errhint("Wait for the load, or complete it: SELECT tablesync_run(%s);",
+						 quote_literal_cstr(tsync_relation_label(RelationGetRelid(rel))))));
+}
+
 /*
  * Trigger, after each statement on a replica: note that somebody else than a
  * run has written.  One row per (sub)transaction is enough; rows of others
@@ -50,6 +105,7 @@ tsync_note_write(PG_FUNCTION_ARGS)
 	static SPIPlanPtr plan = NULL;
 	static TransactionId noted_in = InvalidTransactionId;
 	static Oid	noted_for = InvalidOid;
+	TriggerData *trigger;
 	Oid			type = OIDOID;
 	Datum		replica;
 	Oid			relid;
@@ -58,13 +114,16 @@ tsync_note_write(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("tablesync.note_write() must be called as a trigger")));
-	relid = RelationGetRelid(((TriggerData *) fcinfo->context)->tg_relation);
+	trigger = (TriggerData *) fcinfo->context;
+	relid = RelationGetRelid(trigger->tg_relation);
 	if (relid == own_replica && own_statements > 0)
 	{
 		/* one statement, no more: what a trigger of the owner writes besides leaves a note */
 		own_statements--;
 		PG_RETURN_POINTER(NULL);
 	}
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+		refuse_unchecked(trigger->tg_relation);
 	/* the subtransaction's id: after a rollback to a savepoint it is another one, and the note is gone */
 	if (noted_in == GetCurrentTransactionId() && noted_for == relid)
 		PG_RETURN_POINTER(NULL);

@@ -22,7 +22,6 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/tables.h"
-#include "commands/trigger.h"
 #include "execute/execute.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
@@ -323,6 +322,30 @@ can_limit_bytes(TsyncTable *ranged)
 }
 
 /*
+ * Leave the indexes alone from here on, and plan ranges; false if somebody has
+ * put rows into the replica before we had locked it.  Their keys would be there
+ * twice, and who is subscribed to the replica would stop at the second one.
+ */
+static bool
+suspend_and_plan(TsyncLoad *load, char **bounds, int nbounds)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *indexes;
+
+	tsync_begin();
+	indexes = tsync_suspend_indexes(load->table->relid);
+	if (tsync_select(load->table, TSYNC_REPLICA, psprintf("SELECT FROM %s LIMIT 1", load->table->replica_sql), NULL) > 0)
+	{
+		tsync_abort();
+		MemoryContextSwitchTo(caller);
+		return false;
+	}
+	tsync_plan_ranges(load->ranged, indexes, bounds, nbounds);
+	tsync_commit();
+	return true;
+}
+
+/*
  * Prepare a bulk load: plan its ranges of about so many rows and leave the
  * indexes alone from here on, in two transactions, for the source must not
  * wait for a lock here.  Returns false when the replica or its source are not
@@ -345,10 +368,7 @@ begin_bulk_load(TsyncLoad *load, int64 range_rows)
 	if (!possible || nbounds > MAX_RANGES || (nbounds == 0 && load->source->estimate > range_rows * 2))
 		return false;
 
-	tsync_begin();
-	tsync_plan_ranges(load->ranged, tsync_suspend_indexes(load->table->relid), bounds, nbounds);
-	tsync_commit();
-	return true;
+	return suspend_and_plan(load, bounds, nbounds);
 }
 
 /* Are planned ranges bounded by what bounds them today?  Not where an older version has begun to load. */

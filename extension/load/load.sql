@@ -101,6 +101,8 @@ COMMENT ON FUNCTION tablesync.source_bounds(regclass, double precision, bigint) 
  * Can rows be put straight into the heap of an empty replica, and its indexes
  * be built afterwards?  Only where nothing else happens on an INSERT, no other
  * object needs an index meanwhile, and every property of an index comes back.
+ * Where it is published, nor must a unique value be there twice, not even until
+ * the load begins again: subscribers would stop at it.
  */
 CREATE FUNCTION tablesync.can_bulk_load(replica regclass)
 RETURNS boolean
@@ -119,6 +121,10 @@ AS $$
        AND NOT EXISTS (SELECT FROM tablesync.replica_columns($1) s
                        LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = s.column_name AND NOT a.attisdropped
                        WHERE a.attname IS NULL OR a.attgenerated <> '')
+       AND NOT (current_setting('wal_level') = 'logical'
+                AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique
+                            AND NOT ARRAY(SELECT a.attname FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey)) @> t.key_columns)
+                AND EXISTS (SELECT FROM tablesync.published_as(c.oid)))
     FROM tablesync.replica t JOIN pg_class c ON c.oid = t.replica
     WHERE t.replica = $1;
 $$;

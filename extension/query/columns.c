@@ -19,6 +19,16 @@ tsync_is_key(TsyncTable *table, TsyncColumn *column)
 	return false;
 }
 
+/* Does the source compute a column out of others? */
+bool
+tsync_is_computed(TsyncTable *table)
+{
+	for (int i = 0; i < table->ncolumns; i++)
+		if (table->columns[i].expression != NULL && !table->columns[i].constant)
+			return true;
+	return false;
+}
+
 /* A table as if it had only its key columns, with room for the others. */
 TsyncTable *
 tsync_only_keys(TsyncTable *table)

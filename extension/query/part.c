@@ -15,16 +15,6 @@
 #include "query/query.h"
 #include "utils/lsyscache.h"
 
-/* Does the source compute a column out of others? */
-bool
-tsync_is_computed(TsyncTable *table)
-{
-	for (int i = 0; i < table->ncolumns; i++)
-		if (table->columns[i].expression != NULL && !table->columns[i].constant)
-			return true;
-	return false;
-}
-
 /* What statements read instead of the source's foreign table. */
 static const char *
 computed_rows(TsyncTable *table, const char *relation)

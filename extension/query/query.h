@@ -226,6 +226,7 @@ typedef struct TsyncAllBuckets
 
 /* in columns.c */
 extern bool tsync_is_key(TsyncTable *table, TsyncColumn *column);
+extern bool tsync_is_computed(TsyncTable *table);
 extern TsyncTable *tsync_only_keys(TsyncTable *table);
 extern TsyncTable *tsync_in_source_order(TsyncTable *table);
 extern TupleDesc tsync_key_desc(TsyncTable *table, int extra);
@@ -233,7 +234,6 @@ extern TupleDesc tsync_row_desc(TsyncTable *table);
 
 /* in part.c */
 extern const char *tsync_part_sql(TsyncTable *table, const char *relation);
-extern bool tsync_is_computed(TsyncTable *table);
 extern void tsync_append_source_columns(StringInfo buf, TsyncTable *table);
 extern void tsync_append_source_column(StringInfo buf, TsyncTable *table, TsyncColumn *column);
 extern void tsync_append_grouping(StringInfo buf, TsyncTable *table);

@@ -145,9 +145,12 @@ name_of(ColumnRef *ref)
 static Node *
 parse_shown(Subject *subject)
 {
-	ErrorContextCallback callback = {.previous = error_context_stack,.callback = show_expression,.arg = subject};
+	ErrorContextCallback callback;
 	Node	   *raw;
 
+	callback.previous = error_context_stack;
+	callback.callback = show_expression;
+	callback.arg = subject;
 	error_context_stack = &callback;
 	raw = parse(subject);
 	error_context_stack = callback.previous;
@@ -268,10 +271,13 @@ refuse_unfit(Node *node, void *arg)
 static Node *
 analyze(Relation source, Subject *subject, bool is_filter)
 {
-	ErrorContextCallback callback = {.previous = error_context_stack,.callback = show_expression,.arg = subject};
+	ErrorContextCallback callback;
 	ParseState *pstate = make_parsestate(NULL);
 	Node	   *expression;
 
+	callback.previous = error_context_stack;
+	callback.callback = show_expression;
+	callback.arg = subject;
 	error_context_stack = &callback;
 	expression = parse(subject);
 	pstate->p_sourcetext = subject->text;

@@ -30,6 +30,8 @@
 #include "utils/timestamp.h"
 
 TSYNC_FUNCTION_INFO_V1(tsync_source_image);
+TSYNC_FUNCTION_INFO_V1(tsync_source_images);
+TSYNC_FUNCTION_INFO_V1(tsync_source_sorts_bytes);
 TSYNC_FUNCTION_INFO_V1(tsync_newest_xid);
 TSYNC_FUNCTION_INFO_V1(tsync_oldest_xid);
 
@@ -43,10 +45,15 @@ typedef struct Image
 	const char *table_name;
 	bool		whole;
 	bool		horizon;
+	Datum		names;			/* of some tables, in the place of table_name; 0: of one */
 	Datum		answer;
 } Image;
 
 static Image last;				/* lxid 0: none */
+
+/* Answers about some tables at once, of this transaction; see tsync_source_images(). */
+static LocalTransactionId images_lxid;
+static List *images = NIL;
 
 /* Statements that ask sources, as this process has planned them. */
 typedef struct Statement
@@ -54,6 +61,7 @@ typedef struct Statement
 	Oid			server;
 	bool		whole;
 	bool		horizon;
+	bool		several;
 	SPIPlanPtr	plan;
 	bool		answered;		/* else its foreign tables may be others now */
 	uint64		used;
@@ -62,12 +70,28 @@ typedef struct Statement
 static Statement statements[16];
 static uint64 statements_used = 0;
 
+/* Does an answer tell what is wanted? */
 static bool
-is_last(Image *wanted)
+tells(Image *image, Image *wanted)
 {
-	return last.lxid == wanted->lxid && last.role == wanted->role &&
-		last.server == wanted->server && (last.whole || !wanted->whole) && (last.horizon || !wanted->horizon) &&
-		strcmp(last.schema_name, wanted->schema_name) == 0 && strcmp(last.table_name, wanted->table_name) == 0;
+	return image->lxid == wanted->lxid && image->role == wanted->role &&
+		image->server == wanted->server && (image->whole || !wanted->whole) && (image->horizon || !wanted->horizon) &&
+		strcmp(image->schema_name, wanted->schema_name) == 0 && strcmp(image->table_name, wanted->table_name) == 0;
+}
+
+/* The answer that was given before in this transaction; NULL if there is none. */
+static Image *
+find_image(Image *wanted)
+{
+	ListCell   *lc;
+
+	if (tells(&last, wanted))
+		return &last;
+	if (images_lxid == wanted->lxid)
+		foreach(lc, images)
+			if (tells(lfirst(lc), wanted))
+				return lfirst(lc);
+	return NULL;
 }
 
 /*
@@ -78,16 +102,17 @@ is_last(Image *wanted)
 static Statement *
 find_statement(Image *wanted)
 {
-	Oid			types[] = {OIDOID, BOOLOID, BOOLOID};
-	Datum		values[] = {ObjectIdGetDatum(wanted->server), BoolGetDatum(wanted->whole), BoolGetDatum(wanted->horizon)};
-	Oid			parameters[] = {TEXTOID, TEXTOID};
+	bool		several = wanted->names != (Datum) 0;
+	Oid			types[] = {OIDOID, BOOLOID, BOOLOID, BOOLOID};
+	Datum		values[] = {ObjectIdGetDatum(wanted->server), BoolGetDatum(wanted->whole), BoolGetDatum(wanted->horizon), BoolGetDatum(several)};
+	Oid			parameters[] = {TEXTOID, several ? TEXTARRAYOID : TEXTOID};
 	MemoryContext caller = CurrentMemoryContext;
 	Statement  *oldest = &statements[0];
 
 	for (Statement *s = statements; s < statements + lengthof(statements); s++)
 	{
 		/* planning one takes longer than an answer that says more */
-		if (s->answered && s->server == wanted->server && s->whole == wanted->whole && (s->horizon || !wanted->horizon))
+		if (s->answered && s->server == wanted->server && s->several == several && s->whole == wanted->whole && (s->horizon || !wanted->horizon))
 			return s;
 		if ((oldest->answered && !s->answered) || (s->answered == oldest->answered && s->used < oldest->used))
 			oldest = s;
@@ -95,7 +120,7 @@ find_statement(Image *wanted)
 	if (oldest->plan != NULL)
 		SPI_freeplan(oldest->plan);
 	oldest->plan = NULL;
-	tsync_catalog_execute("SELECT tablesync.source_image_statement($1, $2, $3)", lengthof(types), types, values, NULL);
+	tsync_catalog_execute("SELECT tablesync.source_image_statement($1, $2, $3, $4)", lengthof(types), types, values, NULL);
 	oldest->plan = SPI_prepare_cursor(tsync_result_text(0, 1), lengthof(parameters), parameters, CURSOR_OPT_GENERIC_PLAN);
 	MemoryContextSwitchTo(caller);
 	if (oldest->plan == NULL || SPI_keepplan(oldest->plan) != 0)
@@ -103,38 +128,76 @@ find_statement(Image *wanted)
 	oldest->server = wanted->server;
 	oldest->whole = wanted->whole;
 	oldest->horizon = wanted->horizon;
+	oldest->several = several;
 	return oldest;
 }
 
-/* Ask the source; true if that has left out what matters. */
-static bool
-ask(Image *wanted, Datum *answer)
+/* Run the statement that asks the source; its rows are in SPI_tuptable, no more than "limit" of them. */
+static void
+query_source(Image *wanted, int limit)
 {
-	Datum		values[] = {CStringGetTextDatum(wanted->schema_name), CStringGetTextDatum(wanted->table_name)};
+	Datum		values[] = {CStringGetTextDatum(wanted->schema_name),
+	wanted->names != (Datum) 0 ? wanted->names : CStringGetTextDatum(wanted->table_name)};
 	MemoryContext caller = CurrentMemoryContext;
 	Statement  *statement = find_statement(wanted);
-	bool		isnull;
 
 	statement->answered = false;
-	if (SPI_execute_plan(statement->plan, values, NULL, false, 0) != SPI_OK_SELECT)
+	if (SPI_execute_plan(statement->plan, values, NULL, false, limit) != SPI_OK_SELECT)
 		elog(ERROR, "the catalogs of a source gave no answer");
+	statement->answered = true;
+	statement->used = ++statements_used;
+	MemoryContextSwitchTo(caller);
+}
+
+/* Ask the source for a table; true if that has left out what matters. */
+static bool
+ask(Image *wanted)
+{
+	bool		isnull;
+
+	query_source(wanted, 2);
 	if (SPI_processed != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_ERROR),
 				 errmsg("the catalogs of a source say too much of %s.%s",
 						quote_identifier(wanted->schema_name), quote_identifier(wanted->table_name)),
 				 errdetail("It is more than a table can have.")));
-	statement->answered = true;
-	statement->used = ++statements_used;
-	MemoryContextSwitchTo(caller);
-	*answer = tsync_result_datum(0, 1, &isnull);
+	wanted->answer = tsync_result_datum(0, 1, &isnull);
 	if (isnull)
 		elog(ERROR, "the catalogs of a source gave an empty answer");
 	return !wanted->whole && tsync_result_bool(0, 2);
 }
 
+/* Keep what the source has said of some tables; those of which it has more to say are asked for one by one. */
+static void
+ask_for_several(Image *wanted)
+{
+	MemoryContext caller;
+	ArrayType  *names = DatumGetArrayTypeP(wanted->names);
+
+	query_source(wanted, ArrayGetNItems(ARR_NDIM(names), ARR_DIMS(names)) + 1);
+	caller = MemoryContextSwitchTo(TopTransactionContext);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		Datum		answer = tsync_result_datum(i, 1, &isnull);
+		char	   *name = tsync_result_text(i, 3);
+		Image	   *image;
+
+		if (isnull || name == NULL)
+			continue;
+		image = palloc(sizeof(Image));
+		*image = *wanted;
+		image->schema_name = pstrdup(wanted->schema_name);
+		image->table_name = pstrdup(name);
+		image->answer = datumCopy(answer, false, -1);
+		images = lappend(images, image);
+	}
+	MemoryContextSwitchTo(caller);
+}
+
 /* Ask with settings of our own, whoever's session this is, and for all of it where that matters. */
-static Datum
+static void
 ask_with_settings(Image *wanted)
 {
 	static const char *const settings[][2] = {
@@ -142,17 +205,17 @@ ask_with_settings(Image *wanted)
 		{"seq_page_cost", "0"}, {"cpu_tuple_cost", "0"}, {"cpu_operator_cost", "0"}, {"jit", "off"}
 	};
 	int			nestlevel = NewGUCNestLevel();
-	Datum		answer;
 
 	for (int i = 0; i < lengthof(settings); i++)
 		(void) set_config_option(settings[i][0], settings[i][1], PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	if (ask(wanted, &answer))
+	if (wanted->names != (Datum) 0)
+		ask_for_several(wanted);
+	else if (ask(wanted))
 	{
 		wanted->whole = true;
-		(void) ask(wanted, &answer);
+		(void) ask(wanted);
 	}
 	AtEOXact_GUC(true, nestlevel);
-	return answer;
 }
 
 /* Is there a connection to a server already, which options come too late for? */
@@ -170,19 +233,10 @@ is_connected(Oid server)
 	return sql == NULL || tsync_catalog_execute(sql, 0, NULL, NULL, NULL) > 0;
 }
 
-/* A question in somebody's own session. */
-typedef struct Question
-{
-	Image	   *image;
-	Datum		answer;
-} Question;
-
 static void
 ask_now(void *arg)
 {
-	Question   *question = arg;
-
-	question->answer = ask_with_settings(question->image);
+	ask_with_settings(arg);
 }
 
 static void
@@ -214,10 +268,9 @@ judge_mark(ErrorData *edata, void *arg)
  * Ask in the session of somebody who adds a replica, say: where that is the first
  * time, it shows whether the options of runs would arrive, and if not, it is said.
  */
-static Datum
+static void
 ask_for_user(Image *wanted)
 {
-	Question	question = {.image = wanted};
 	Oid			types[] = {OIDOID};
 	Datum		values[] = {ObjectIdGetDatum(wanted->server)};
 	bool		arrive = false;
@@ -225,13 +278,13 @@ ask_for_user(Image *wanted)
 
 	if (is_connected(wanted->server))
 	{
-		ask_now(&question);
-		return question.answer;
+		ask_now(wanted);
+		return;
 	}
-	if (tsync_try_inside(ask_marked, &question, judge_mark, NULL))
-		arrive = DatumGetBool(GetAttributeByName(DatumGetHeapTupleHeader(question.answer), "options_arrive", &isnull));
+	if (tsync_try_inside(ask_marked, wanted, judge_mark, NULL))
+		arrive = DatumGetBool(GetAttributeByName(DatumGetHeapTupleHeader(wanted->answer), "options_arrive", &isnull));
 	else
-		(void) tsync_try_inside(ask_now, &question, name_refusal, NULL);
+		(void) tsync_try_inside(ask_now, wanted, name_refusal, NULL);
 	if (!arrive)
 	{
 		tsync_catalog_execute("SELECT tablesync.pooler_hint($1) WHERE NOT EXISTS (SELECT FROM pg_foreign_server s, pg_options_to_table(s.srvoptions) o"
@@ -242,28 +295,37 @@ ask_for_user(Image *wanted)
 					 errdetail("Runs are read-only there by the rights of their role alone, refuse a table with policies, and can't restrict the planner; they keep time limits from here."),
 					 errhint("%s", tsync_result_text(0, 1))));
 	}
-	return question.answer;
+}
+
+/* Ask the source, in the session of a worker or of a user, and count how long that takes. */
+static void
+ask_source(Image *wanted)
+{
+	TimestampTz started = GetCurrentTimestamp();
+
+	tsync_await_source();
+	if (tsync_is_worker() || wanted->names != (Datum) 0)
+		ask_with_settings(wanted);
+	else
+		ask_for_user(wanted);
+	tsync_source_answered();
+	tsync_waited_elsewhere += GetCurrentTimestamp() - started;
 }
 
 /* Ask the source, and keep its answer. */
 static void
 fetch_image(Image *wanted)
 {
-	TimestampTz started = GetCurrentTimestamp();
 	MemoryContext caller;
 	Image		image = *wanted;
-	Datum		answer;
 
 	last.lxid = InvalidLocalTransactionId;
 	SPI_connect();
-	tsync_await_source();
-	answer = tsync_is_worker() ? ask_with_settings(&image) : ask_for_user(&image);
-	tsync_source_answered();
-	tsync_waited_elsewhere += GetCurrentTimestamp() - started;
+	ask_source(&image);
 	caller = MemoryContextSwitchTo(TopTransactionContext);
 	image.schema_name = pstrdup(wanted->schema_name);
 	image.table_name = pstrdup(wanted->table_name);
-	image.answer = datumCopy(answer, false, -1);
+	image.answer = datumCopy(image.answer, false, -1);
 	MemoryContextSwitchTo(caller);
 	SPI_finish();
 	last = image;
@@ -283,9 +345,61 @@ tsync_source_image(PG_FUNCTION_ARGS)
 		.horizon = PG_GETARG_BOOL(4)
 	};
 
-	if (!is_last(&wanted))
+	Image	   *image = find_image(&wanted);
+
+	if (image == NULL)
+	{
 		fetch_image(&wanted);
-	PG_RETURN_DATUM(datumCopy(last.answer, false, -1));
+		image = &last;
+	}
+	PG_RETURN_DATUM(datumCopy(image->answer, false, -1));
+}
+
+/* tablesync.source_images(server, schema_name, names): ask for some tables at once, for whoever asks for one of them later. */
+Datum
+tsync_source_images(PG_FUNCTION_ARGS)
+{
+	Image		wanted = {
+		.lxid = tsync_local_xid(),
+		.role = GetUserId(),
+		.server = PG_GETARG_OID(0),
+		.schema_name = text_to_cstring(PG_GETARG_TEXT_PP(1)),
+		.names = PG_GETARG_DATUM(2),
+		.whole = true
+	};
+	int			before;
+
+	if (images_lxid != wanted.lxid)
+		images = NIL;			/* it was in the memory of another transaction */
+	images_lxid = wanted.lxid;
+	before = list_length(images);
+	SPI_connect();
+	ask_source(&wanted);
+	SPI_finish();
+	PG_RETURN_INT32(list_length(images) - before);
+}
+
+/* tablesync.source_sorts_bytes(server): the last answer is kept until the transaction ends. */
+Datum
+tsync_source_sorts_bytes(PG_FUNCTION_ARGS)
+{
+	static LocalTransactionId lxid;
+	static Oid	role;
+	static Oid	server;
+	static bool sorts_bytes;
+
+	if (lxid != tsync_local_xid() || role != GetUserId() || server != PG_GETARG_OID(0))
+	{
+		lxid = InvalidLocalTransactionId;
+		SPI_connect();
+		tsync_catalog_execute_oid("SELECT tablesync.ask_sorting($1)", PG_GETARG_OID(0));
+		sorts_bytes = tsync_result_bool(0, 1);
+		SPI_finish();
+		lxid = tsync_local_xid();
+		role = GetUserId();
+		server = PG_GETARG_OID(0);
+	}
+	PG_RETURN_BOOL(sorts_bytes);
 }
 
 /* The newest of some transaction ids, or the oldest, modulo 2^32 as tablesync.xid_precedes() compares them. */

@@ -15,7 +15,7 @@ CREATE TYPE tablesync.source_image AS (
     server_version text, encoding text, row_security text, read_only text, lc_monetary text, standby text, options_arrive boolean, unlike text, hash bigint,
     xmins bigint[], xids bigint[], stats_reset timestamptz, instant timestamptz,
     -- the table
-    relid oid, relkind "char", relfilenode oid, policies boolean, has_children boolean, estimated_rows double precision,
+    relid oid, relkind "char", relfilenode oid, access_method oid, policies boolean, has_children boolean, estimated_rows double precision,
     -- its columns and indexes
     attnums smallint[], attnames text[], atttypids oid[], atttypmods integer[], attnotnulls boolean[], attcollations oid[], expressions bigint,
     indkeys bytea[], indnkeyatts smallint[], primaries boolean[], uniques boolean[], immediates boolean[],
@@ -33,6 +33,12 @@ LANGUAGE C STRICT
 AS 'MODULE_PATHNAME', 'tsync_source_image';
 COMMENT ON FUNCTION tablesync.source_image(oid, text, text, boolean, boolean) IS 'what a source''s catalogs say of a table, asked once in a transaction; "whole": types or children are likely to matter; "horizon": the oldest transactions of sessions there, too';
 
+CREATE FUNCTION tablesync.source_images(server oid, schema_name text, names text[])
+RETURNS integer
+LANGUAGE C STRICT
+AS 'MODULE_PATHNAME', 'tsync_source_images';
+COMMENT ON FUNCTION tablesync.source_images(oid, text, text[]) IS 'asks a source what its catalogs say of some tables, for tablesync.source_image() in the same transaction; returns of how many it has learned';
+
 /*
  * The statement that asks a source: $1 is the schema of a table there, $2 its
  * name.  Most tables have built-in types, the default collation, and no
@@ -41,7 +47,8 @@ COMMENT ON FUNCTION tablesync.source_image(oid, text, text, boolean, boolean) IS
  *
  * No answer is more than the image of a table can be, such as 100,000 partitions,
  * or as many labels of 63 bytes.  What is larger was made up, and would be copied
- * many times here; so the source counts first.
+ * many times here; so the source counts first.  Where it is asked for some tables
+ * at once, those of which there is more to say are left out, and asked for one by one.
  *
  * The clock of the source is read from the cursor that this statement is a query
  * of (pg_cursors shows a session its own): now() would not be asked there.  What
@@ -55,7 +62,7 @@ COMMENT ON FUNCTION tablesync.source_image(oid, text, text, boolean, boolean) IS
  * (connection.c): a planner that looked for a better one would take longer than
  * the statement.
  */
-CREATE FUNCTION tablesync.source_image_statement(server oid, whole boolean, horizon boolean)
+CREATE FUNCTION tablesync.source_image_statement(server oid, whole boolean, horizon boolean, several boolean DEFAULT false)
 RETURNS text
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -66,13 +73,13 @@ BEGIN
     PERFORM tablesync.source_catalog($1, k.name) FROM tablesync.source_catalog_columns() k WHERE NOT coalesce(t ? k.name, false);    -- an error
     RETURN format($sql$
         SELECT ROW(server_version, encoding, row_security, read_only, lc_monetary, standby, options_arrive, unlike, hash, xmins, xids, stats_reset, instant,
-                   relid, relkind, relfilenode, policies, has_children, estimated_rows,
+                   relid, relkind, relfilenode, access_method, policies, has_children, estimated_rows,
                    attnums, attnames, atttypids, atttypmods, attnotnulls, attcollations, expressions, indkeys, indnkeyatts, primaries, uniques, immediates,
                    collnames, collnamespaces, colldeterministics, typids, typnames, typschemas, typtypes, typbasetypes, typtypmods, typelems,
                    labels, indnames, children, childfiles, childparents)::tablesync.source_image,
-               coalesce(has_children OR 10000 <= ANY (atttypids) OR NOT attcollations <@ '{0,100}'::oid[], false)
+               coalesce(has_children OR 10000 <= ANY (atttypids) OR NOT attcollations <@ '{0,100}'::oid[], false), relname
         FROM (
-            SELECT max(s.setting) FILTER (WHERE s.name = 'server_version_num') AS server_version,
+            SELECT %14$s AS relname, max(s.setting) FILTER (WHERE s.name = 'server_version_num') AS server_version,
                    max(s.setting) FILTER (WHERE s.name = 'server_encoding') AS encoding,
                    max(s.setting) FILTER (WHERE s.name = 'row_security') AS row_security,
                    max(s.setting) FILTER (WHERE s.name = 'default_transaction_read_only') AS read_only,
@@ -86,7 +93,7 @@ BEGIN
                    max(hashtextextended(s.name, 0)) FILTER (WHERE s.name = 'server_version_num') AS hash,
                    %1$s,
                    max(c.oid) AS relid, (array_agg(c.relkind) FILTER (WHERE s.name = 'lc_monetary'))[1] AS relkind,
-                   max(c.relfilenode) AS relfilenode, bool_or(c.relrowsecurity) AS policies,
+                   max(c.relfilenode) AS relfilenode, max(c.relam) AS access_method, bool_or(c.relrowsecurity) AS policies,
                    coalesce(bool_or(c.relhassubclass), false)%2$s AS has_children, greatest(max(c.reltuples), 0) AS estimated_rows,
                    array_agg(a.attnum ORDER BY a.attnum) FILTER (WHERE a.attrelid IS NOT NULL) AS attnums,
                    array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.attrelid IS NOT NULL) AS attnames,
@@ -103,7 +110,7 @@ BEGIN
                    array_agg(i.indimmediate ORDER BY i.indexrelid) FILTER (WHERE i.indrelid IS NOT NULL) AS immediates,
                    %3$s
             FROM %4$s s
-            LEFT JOIN (%5$s n JOIN %6$s c ON c.relnamespace = n.oid) ON n.nspname = $1 AND c.relname = $2
+            LEFT JOIN (%5$s n JOIN %6$s c ON c.relnamespace = n.oid) ON n.nspname = $1 AND c.relname = %15$s
             LEFT JOIN %7$s a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND s.name = 'server_version_num'
             LEFT JOIN %8$s k ON k.conrelid = a.attrelid AND k.conkey = ARRAY[a.attnum] AND k.contype = 'n' AND NOT k.convalidated
             LEFT JOIN %9$s d ON d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated = 'v'
@@ -111,7 +118,7 @@ BEGIN
             %11$s %12$s
             WHERE s.name IN ('server_version_num', 'server_encoding', 'row_security', 'default_transaction_read_only', 'lc_monetary', 'in_hot_standby', 'geqo_seed',
                              'DateStyle', 'IntervalStyle', 'extra_float_digits', 'port')
-            HAVING count(*) <= 250000 AND %13$s) answer
+            %16$s HAVING count(*) <= %17$s AND %13$s) answer
         $sql$,
         CASE WHEN horizon THEN 'array_agg(b.backend_xmin) FILTER (WHERE b.backend_xmin IS NOT NULL) AS xmins, '
                                'array_agg(b.backend_xid) FILTER (WHERE b.backend_xid IS NOT NULL) AS xids, max(g.stats_reset) AS stats_reset, min(q.creation_time) AS instant'
@@ -152,12 +159,14 @@ BEGIN
             LEFT JOIN %6$s h ON h.inhparent = c.oid AND s.name = 'default_transaction_read_only'
             LEFT JOIN %7$s hc ON hc.oid = h.inhrelid
             $sql$, t->>'pg_collation', t->>'pg_attribute', t->>'pg_type', t->>'pg_namespace', t->>'pg_enum', t->>'pg_inherits', t->>'pg_class') END,
-        (SELECT string_agg(format('(sum(octet_length(%1$s)) IS NULL OR sum(octet_length(%1$s)) <= 8000000)', n.name), ' AND ')
+        (SELECT string_agg(format('(sum(octet_length(%1$s)) IS NULL OR sum(octet_length(%1$s)) <= %2$s)', n.name, CASE WHEN several THEN 200000 ELSE 8000000 END), ' AND ')
          FROM unnest(CASE WHEN whole THEN '{s.setting,a.attname,l.collname,t.typname,tn.nspname,e.enumlabel,ic.relname}'::text[]
-                          ELSE '{s.setting,a.attname}' END) n (name)));
+                          ELSE '{s.setting,a.attname}' END) n (name)),
+        CASE WHEN several THEN 'c.relname' ELSE 'NULL::text' END, CASE WHEN several THEN 'ANY ($2)' ELSE '$2' END,
+        CASE WHEN several THEN 'GROUP BY c.relname' END, CASE WHEN several THEN 10000 ELSE 250000 END);
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_image_statement(oid, boolean, boolean) IS 'the statement that asks what a source''s catalogs say of a table, and whether that leaves out what matters';
+COMMENT ON FUNCTION tablesync.source_image_statement(oid, boolean, boolean, boolean) IS 'the statement that asks what a source''s catalogs say of a table, and whether that leaves out what matters; "several": of some tables, and their names';
 
 /* Column numbers of an index: a vector can't be aggregated, its binary form can. */
 CREATE FUNCTION tablesync.key_attnums(indkey bytea, nkeyatts smallint)

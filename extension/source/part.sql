@@ -183,7 +183,7 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'invalid value for columns: key column % is not among them', quote_literal(missing)
             USING ERRCODE = 'invalid_parameter_value',
-                  HINT = format('Columns => %L', settings.key_columns || settings.columns);
+                  HINT = format('Add it: columns => %L', settings.key_columns || settings.columns);
     END IF;
     IF settings.fingerprint = 'version' AND settings.version_column <> ALL (settings.columns) THEN
         RAISE EXCEPTION 'invalid value for columns: version column % is not among them', quote_literal(settings.version_column)

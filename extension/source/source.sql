@@ -31,6 +31,8 @@ AS $$
         ('pg_database', 'datname text, datcollate text, datlocprovider "char"'),
         ('information_schema_catalog_name', 'catalog_name text'),
         ('pg_db_role_setting', 'setconfig text'),
+        ('table_privileges', 'table_schema text, table_name text, grantee text, privilege_type text'),
+        ('enabled_roles', 'role_name text'),
         ('column_privileges', 'table_schema text, table_name text, column_name text, privilege_type text'),
         ('pg_settings', 'name text, setting text, reset_val text'),
         ('pg_stats', 'schemaname text, tablename text, attname text, inherited boolean, correlation real, histogram_bounds text'),
@@ -454,7 +456,7 @@ COMMENT ON FUNCTION tablesync.is_bytewise(oid) IS 'whether text of a collation i
  * Does the source's database sort text by its bytes, where a column has no
  * collation of its own?  Then we can sort it alike, whatever its version is.
  */
-CREATE FUNCTION tablesync.source_sorts_bytes(server oid)
+CREATE FUNCTION tablesync.ask_sorting(server oid)
 RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -472,7 +474,13 @@ BEGIN
     RETURN coalesce(sorts_bytes, false);
 END
 $$;
-COMMENT ON FUNCTION tablesync.source_sorts_bytes(oid) IS 'whether the default collation of a source''s database is the order of bytes';
+COMMENT ON FUNCTION tablesync.ask_sorting(oid) IS 'asks whether the default collation of a source''s database is the order of bytes';
+
+CREATE FUNCTION tablesync.source_sorts_bytes(server oid)
+RETURNS boolean
+LANGUAGE C STRICT
+AS 'MODULE_PATHNAME', 'tsync_source_sorts_bytes';
+COMMENT ON FUNCTION tablesync.source_sorts_bytes(oid) IS 'whether the default collation of a source''s database is the order of bytes, asked once in a transaction';
 
 /* Columns of a source table as the source's catalogs have them. */
 CREATE FUNCTION tablesync.source_columns(server oid, schema_name text, table_name text)
@@ -843,7 +851,7 @@ BEGIN
     END IF;
     IF look_key = settings.look_key THEN
         IF settings.source_is_view THEN
-            PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, $1);
+            PERFORM tablesync.check_null_keys(settings);
         END IF;
         server_version := image.server_version::integer;
         estimated_rows := image.estimated_rows;
@@ -879,7 +887,7 @@ BEGIN
         new_shape := NULL;
     END IF;
     IF settings.source_is_view AND new_shape IS NULL THEN    -- else its columns may not be found yet
-        PERFORM tablesync.check_null_keys(settings.source, settings.key_columns, $1);
+        PERFORM tablesync.check_null_keys(settings);
     END IF;
     identity := tablesync.source_identity(settings.source);
     divided := relation.relkind <> 'r' OR relation.has_children;

@@ -20,17 +20,17 @@ $$;
 COMMENT ON FUNCTION tablesync.null_condition(name[]) IS 'condition that a column of a key is NULL';
 
 /* Raises the error for a view whose rows do not have different keys. */
-CREATE FUNCTION tablesync.refuse_view_key(source regclass, key_columns name[], seen text, has_null boolean, replica regclass)
+CREATE FUNCTION tablesync.refuse_view_key(settings tablesync.replica, seen text, has_null boolean)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    target record := tablesync.source_target(source);
+    target record := tablesync.source_target(settings.source);
     source_name text := quote_ident(target.schema_name) || '.' || quote_ident(target.table_name);
-    key_list text := (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(key_columns) WITH ORDINALITY u (k, n));
-    remedy text := CASE WHEN replica IS NULL THEN 'name other key_columns.'
-                        ELSE format('SELECT tablesync_remove(%L); and add it again with other key_columns. Nothing was changed.', replica) END;
+    key_list text := (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(settings.key_columns) WITH ORDINALITY u (k, n));
+    remedy text := CASE WHEN settings.replica IS NULL THEN 'name other key_columns.'
+                        ELSE format('SELECT tablesync_remove(%L); and add it again with other key_columns. Nothing was changed.', settings.replica) END;
 BEGIN
     IF has_null THEN
         RAISE EXCEPTION 'a row of the source % has no key', source_name
@@ -42,10 +42,23 @@ BEGIN
               HINT = 'Let the view have one row for each key; or ' || remedy;
 END
 $$;
-COMMENT ON FUNCTION tablesync.refuse_view_key(regclass, name[], text, boolean, regclass) IS 'raises the error for a view with NULLs, or the same values, in its key';
+COMMENT ON FUNCTION tablesync.refuse_view_key(tablesync.replica, text, boolean) IS 'raises the error for a view with NULLs, or the same values, in its key';
 
-/* An error if a row of a source has no key; the source reads until it finds one. */
-CREATE FUNCTION tablesync.check_null_keys(source regclass, key_columns name[], replica regclass)
+/* Rows of a source that a replica is to have, as what stands after FROM, with room for another condition. */
+CREATE FUNCTION tablesync.rows_of_part(settings tablesync.replica)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN format('%s WHERE (%s)', settings.source,
+                  coalesce((SELECT c.canonical FROM tablesync.check_expression(settings.source, settings.filter, 'filter') c), 'true'));
+END
+$$;
+COMMENT ON FUNCTION tablesync.rows_of_part(tablesync.replica) IS 'what stands after FROM to have the rows of a source that a replica is to have';
+
+/* An error if a row of a view has no key; the source reads until it finds one. */
+CREATE FUNCTION tablesync.check_null_keys(settings tablesync.replica)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -54,28 +67,30 @@ DECLARE
     found_row record;
 BEGIN
     FOR found_row IN
-        EXECUTE format('SELECT %s FROM %s WHERE %s LIMIT 1', (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(key_columns) WITH ORDINALITY u (k, n)),
-                       source, tablesync.null_condition(key_columns))
+        EXECUTE format('SELECT %s FROM %s AND (%s) LIMIT 1',
+                       (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(settings.key_columns) WITH ORDINALITY u (k, n)),
+                       tablesync.rows_of_part(settings), tablesync.null_condition(settings.key_columns))
     LOOP
-        PERFORM tablesync.refuse_view_key(source, key_columns, found_row::text, true, replica);
+        PERFORM tablesync.refuse_view_key(settings, found_row::text, true);
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION tablesync.check_null_keys(regclass, name[], regclass) IS 'an error if a row of a view has NULL in its key';
+COMMENT ON FUNCTION tablesync.check_null_keys(tablesync.replica) IS 'an error if a row of a view has NULL in its key';
 
 /*
- * An error if two rows of a source have the same key, or one has none.  The source
+ * An error if two rows of a view have the same key, or one has none.  The source
  * makes groups of all rows; a plan that would do that here is no alternative,
  * whoever's session this is.  (A LIMIT would make it one.)
  */
-CREATE FUNCTION tablesync.check_different_keys(source regclass, key_columns name[], replica regclass)
+CREATE FUNCTION tablesync.check_different_keys(settings tablesync.replica)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    keys text := (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(key_columns) WITH ORDINALITY u (k, n));
-    query text := format('SELECT %1$s, count(*) FROM %2$s GROUP BY %1$s HAVING count(*) > 1 OR %3$s', keys, source, tablesync.null_condition(key_columns));
+    keys text := (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(settings.key_columns) WITH ORDINALITY u (k, n));
+    query text := format('SELECT %1$s, count(*) FROM %2$s GROUP BY %1$s HAVING count(*) > 1 OR %3$s', keys, tablesync.rows_of_part(settings),
+                         tablesync.null_condition(settings.key_columns));
     plan json;
     found_row record;
 BEGIN
@@ -85,12 +100,12 @@ BEGIN
             USING ERRCODE = 'fdw_error', DETAIL = format('To look for rows with the same (%s), all of them would be fetched.', keys);
     END IF;
     FOR found_row IN EXECUTE query LOOP
-        PERFORM tablesync.check_null_keys(source, key_columns, replica);
-        PERFORM tablesync.refuse_view_key(source, key_columns, found_row::text, false, replica);
+        PERFORM tablesync.check_null_keys(settings);
+        PERFORM tablesync.refuse_view_key(settings, found_row::text, false);
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION tablesync.check_different_keys(regclass, name[], regclass) IS 'an error if two rows of a view have the same key, or one has none';
+COMMENT ON FUNCTION tablesync.check_different_keys(tablesync.replica) IS 'an error if two rows of a view have the same key, or one has none';
 
 /* For a run that has come to nothing: the reason may be that the key of its view is none. */
 CREATE FUNCTION tablesync.check_view_key(replica regclass)
@@ -98,8 +113,7 @@ RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT tablesync.check_different_keys(t.source, t.key_columns, t.replica)
-    FROM tablesync.replica t WHERE t.replica = $1 AND t.source_is_view;
+    SELECT tablesync.check_different_keys(t) FROM tablesync.replica t WHERE t.replica = $1 AND t.source_is_view;
 $$;
 COMMENT ON FUNCTION tablesync.check_view_key(regclass) IS 'an error if the source of a replica is a view whose rows do not have different keys';
 
@@ -141,7 +155,7 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.only_unique_index(regclass, jsonb) IS 'columns of the only unique index of a materialized view';
 
-/* Key columns of a view: what the user says, and what its rows say of it. */
+/* Key columns of a view: what the user says. */
 CREATE FUNCTION tablesync.view_key(source regclass, shape jsonb, key_columns name[])
 RETURNS name[]
 LANGUAGE plpgsql
@@ -153,8 +167,6 @@ DECLARE
     chosen name[] := coalesce(key_columns, tablesync.only_unique_index(source, shape));
     missing text := (SELECT string_agg(quote_ident(k), ', ') FROM unnest(chosen) k
                      WHERE NOT EXISTS (SELECT FROM jsonb_array_elements(shape) c WHERE c->>'column' = k));
-    started timestamptz := clock_timestamp();
-    proved boolean;
 BEGIN
     IF coalesce(cardinality(chosen), 0) = 0 THEN
         RAISE EXCEPTION 'the key of the view % is not known', source_name
@@ -164,19 +176,33 @@ BEGIN
         RAISE EXCEPTION 'columns % are not a key of the source %', chosen, source_name
             USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = coalesce('There is no column ' || missing || '.', 'A column is named twice.');
     END IF;
-    proved := tablesync.has_view_index(source, shape, chosen);
+    RETURN chosen;
+END
+$$;
+COMMENT ON FUNCTION tablesync.view_key(regclass, jsonb, name[]) IS 'the key columns of a view, as they are named, or those of its only unique index';
+
+/* What the rows of a view say of its key, when it is added. */
+CREATE FUNCTION tablesync.check_view(settings tablesync.replica)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target record := tablesync.source_target(settings.source);
+    started timestamptz := clock_timestamp();
+    proved boolean := tablesync.has_view_index(settings.source, tablesync.source_shape(settings.source), settings.key_columns);
+BEGIN
     IF proved THEN
-        PERFORM tablesync.check_null_keys(source, chosen, NULL);
+        PERFORM tablesync.check_null_keys(settings);
     ELSE
-        PERFORM tablesync.check_different_keys(source, chosen, NULL);
+        PERFORM tablesync.check_different_keys(settings);
     END IF;
-    RAISE NOTICE 'the source % is a view', source_name
+    RAISE NOTICE 'the source %.% is a view', quote_ident(target.schema_name), quote_ident(target.table_name)
         USING DETAIL = CASE WHEN proved THEN 'A unique index proves its key. Which of its rows have changed only comparing them tells.'
                        ELSE format('That its rows have different keys was found by looking at all of them, which took %s s. Which of them have changed only comparing them tells, '
                                    'and that the tables behind it are rewritten meanwhile does not show; rows that seem to be gone are looked up again.',
                                    round(extract(epoch FROM clock_timestamp() - started)::numeric, 3)) END,
               HINT = 'A statement for each chunk makes the view, or what of it has such keys: see that an index of its tables helps with the key.';
-    RETURN chosen;
 END
 $$;
-COMMENT ON FUNCTION tablesync.view_key(regclass, jsonb, name[]) IS 'the key columns of a view; an error if rows of it have the same key, or none';
+COMMENT ON FUNCTION tablesync.check_view(tablesync.replica) IS 'an error if rows of a view have the same key, or none; says what is different with a view';

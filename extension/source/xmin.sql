@@ -7,31 +7,30 @@
  * foreign table of its own, in schema tablesync, with the key and xmin.
  */
 
-/* Why a source's rows can't be compared by xmin; NULL if they can. */
-CREATE FUNCTION tablesync.xmin_problem(source regclass)
+/* Why a source's rows can't be compared by xmin; NULL if they can.  "readable": it is known that we may read all of them. */
+CREATE FUNCTION tablesync.xmin_problem(source regclass, readable boolean DEFAULT false)
 RETURNS text
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     target record := tablesync.source_target(source);
-    relation record := tablesync.source_relation(target.server, target.schema_name, target.table_name);
-    access_method oid;
+    image tablesync.source_image := tablesync.source_image(target.server, target.schema_name, target.table_name);
 BEGIN
-    EXECUTE format('SELECT relam FROM %s WHERE oid = %s', tablesync.source_catalog(target.server, 'pg_class'), relation.relid)
-    INTO access_method;
     IF tablesync.check_source_server(source) < 130000 THEN
         RETURN 'the source runs a PostgreSQL before 13';
-    ELSIF relation.relkind NOT IN ('r', 'p') OR access_method NOT IN (0, 2) THEN    -- heap, or divided into heaps
+    ELSIF (image.relkind IN ('r', 'p') AND image.access_method IN (0, 2)) IS NOT TRUE THEN    -- heap, or divided into heaps
         RETURN 'the source is not a table whose rows have an xmin';
     END IF;
-    EXECUTE format('SELECT ctid FROM %s LIMIT 0', source);    -- a system column, too
+    IF NOT readable THEN
+        EXECUTE format('SELECT ctid FROM %s LIMIT 0', source);    -- a system column, too
+    END IF;
     RETURN NULL;
 EXCEPTION WHEN insufficient_privilege THEN
     RETURN 'the source grants SELECT on its columns only, which does not include xmin';
 END
 $$;
-COMMENT ON FUNCTION tablesync.xmin_problem(regclass) IS 'why the rows of a source can''t be compared by xmin; NULL if they can';
+COMMENT ON FUNCTION tablesync.xmin_problem(regclass, boolean) IS 'why the rows of a source can''t be compared by xmin; NULL if they can';
 
 CREATE FUNCTION tablesync.refuse_xmin(source regclass, problem text)
 RETURNS void

@@ -3,7 +3,7 @@
  * 0.1.0--0.2.0-rows.sql: what comes after catalog.sql
  *
  * Tables are copied column by column, by name; what 0.1.0 did not have gets its
- * default.  Differences get a number, which is their key now.
+ * default.
  */
 DO $$
 DECLARE
@@ -27,10 +27,8 @@ BEGIN
         FROM pg_attribute n
         JOIN pg_attribute o ON o.attrelid = format('tablesync.%I', 'old_' || t.old)::regclass AND o.attname = n.attname AND NOT o.attisdropped
         WHERE n.attrelid = format('tablesync.%I', t.new)::regclass AND n.attnum > 0 AND n.attname <> 'load_indexes';
-        EXECUTE format('INSERT INTO tablesync.%I (%s%s)%s SELECT %s%s FROM tablesync.%I', t.new, columns,
-                       CASE WHEN t.old = 'difference' THEN ', difference_no' END,
-                       CASE WHEN t.old = 'stray_write' THEN ' OVERRIDING SYSTEM VALUE' END, columns,
-                       CASE WHEN t.old = 'difference' THEN ', row_number() OVER (PARTITION BY run_id)' END, 'old_' || t.old);
+        EXECUTE format('INSERT INTO tablesync.%I (%s)%s SELECT %s FROM tablesync.%I', t.new, columns,
+                       CASE WHEN t.old = 'stray_write' THEN ' OVERRIDING SYSTEM VALUE' END, columns, 'old_' || t.old);
     END LOOP;
     UPDATE tablesync.all_replicas n SET load_indexes = '{}' FROM tablesync.old_replica o
     WHERE o.replica = n.replica AND o.load_indexes IS NOT NULL;

@@ -85,6 +85,10 @@ measure "one table of 50 rows, $DISTANCE ms away, one change" "SELECT status FRO
 measure "tablesync_check of one table, $DISTANCE ms away" "SELECT bool_and(ok) FROM tablesync_check('small.t1')"
 measure "$TABLES tables, $DISTANCE ms away, nothing changed, one call" "$run_all"
 
+target_admin_sql -c "CREATE SCHEMA added AUTHORIZATION app"
+measure "$TABLES tables, $DISTANCE ms away, added by one call" "SELECT added, count(*) FROM tablesync_add_schema('production', 'small', 'added', version_column => 'updated_at') GROUP BY 1"
+target_sql -o /dev/null -c "SELECT tablesync_remove(replica, drop_replica => true) FROM tablesync_status WHERE replica::text LIKE 'added.%'"
+
 source_at "$source_port"
 for i in 1 2 3 4 5; do
     source_sql -c "UPDATE small.t1 SET note = 'changed $i', updated_at = clock_timestamp() WHERE id = 7"

@@ -13,7 +13,7 @@ SELECT is(pg_get_function_arguments('tablesync_add_schema'::regproc),
     'chunk_rows integer DEFAULT NULL::integer, max_source_load double precision DEFAULT 1.0, max_delete_fraction double precision DEFAULT 0.2, '
     'on_schema_change text DEFAULT ''apply''::text, drop_columns boolean DEFAULT false, freshness interval DEFAULT NULL::interval, workers integer DEFAULT 2, enabled boolean DEFAULT true, '
     'trust_counters_for interval DEFAULT NULL::interval, sync_group text DEFAULT NULL::text, verify_fraction double precision DEFAULT NULL::double precision, '
-    'source_is_view boolean DEFAULT false, feed boolean DEFAULT false, keep_changes interval DEFAULT NULL::interval, columns jsonb DEFAULT NULL::jsonb, filter jsonb DEFAULT NULL::jsonb, expressions jsonb DEFAULT NULL::jsonb',
+    'source_is_view boolean DEFAULT false, feed boolean DEFAULT false, keep_changes interval DEFAULT NULL::interval, columns jsonb DEFAULT NULL::jsonb, filter jsonb DEFAULT NULL::jsonb, expressions jsonb DEFAULT NULL::jsonb, dry_run boolean DEFAULT false',
     'arguments of tablesync_add_schema: the settings and defaults of tablesync_add');
 SELECT is(pg_get_function_result('tablesync_add_schema'::regproc),
     'TABLE(source text, replica regclass, added boolean, reason text)', 'columns of tablesync_add_schema');

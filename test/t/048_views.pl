@@ -8,6 +8,7 @@ use TablesyncTest;
 use Test::More;
 
 my ($source, $target) = start_pair();
+$target->safe_psql('postgres', 'GRANT CREATE ON DATABASE postgres TO app');
 
 sub at_source
 {
@@ -79,6 +80,12 @@ like(app_sql($target, q{SELECT string_agg(detail, ' ') FROM tablesync_check('ope
 like(app_sql($target, q{SELECT string_agg(detail, ' ') FROM tablesync_check('totals') WHERE check_name IN ('source_table', 'key')}),
 	qr/is a materialized view .*by a unique index/, 'and of a materialized one');
 
+like(app_sql($target, q{SELECT detail FROM tablesync_check('bare') WHERE check_name = 'estimate'}), qr/400 rows/, 'rows as far as they are known');
+app_sql($target, q{CREATE SCHEMA imports; IMPORT FOREIGN SCHEMA public LIMIT TO (open_orders) FROM SERVER src INTO imports;
+	SELECT tablesync_add('imported', 'imports.open_orders', key_columns => '{id}', source_is_view => true)});
+is(run_counts($target, 'imported'), 'succeeded|200|0|0', 'over a foreign table that is there');
+app_sql($target, q{SELECT tablesync_remove('imported')});
+
 # --- changes ---
 
 at_source(q{UPDATE orders SET total = total + 1, updated_at = now() WHERE id IN (2, 3); DELETE FROM orders WHERE id = 4; INSERT INTO orders VALUES (1000, 50, 1, NULL, now())});
@@ -142,6 +149,21 @@ is(app_sql($target, q{SELECT count(*) FROM twice WHERE note = 'changed'}), '0', 
 is(app_sql($target, q{SELECT kind, message FROM tablesync_alerts WHERE replica = 'twice'::regclass}), 'run_failed|rows of the source public.twice have the same key', 'an alert');
 at_source(q{DELETE FROM base WHERE note = 'same'});
 is(run_counts($target, 'twice'), 'succeeded|0|99|0', 'mended');
+
+# --- a part of a view: its key has to be one among the rows of the part only ---
+
+at_source(q{CREATE TABLE states (id integer, state text, n integer); CREATE VIEW current AS SELECT * FROM states;
+	INSERT INTO states SELECT i, s, i FROM generate_series(1, 200) i, unnest('{old,older,new}'::text[]) s; INSERT INTO states VALUES (NULL, 'old', 0)});
+like(error_of(q{SELECT tablesync_add('part', 'src', 'public.current', key_columns => '{id}', source_is_view => true)}), qr/2350[25]/, 'the whole view has no such key');
+app_sql($target, q{SELECT tablesync_add('part', 'src', 'public.current', key_columns => '{id}', source_is_view => true, filter => $$state = 'new'$$)});
+is(run_counts($target, 'part'), 'succeeded|200|0|0', 'a part of it has');
+at_source(q{INSERT INTO states VALUES (1, 'old', 9), (NULL, 'older', 1); UPDATE states SET n = 0 WHERE id = 5; UPDATE states SET state = 'old' WHERE id = 6});
+is(run_counts($target, 'part'), 'succeeded|0|1|1', 'what is outside of it does not matter');
+is(app_sql($target, q{SELECT string_agg(check_name || ': ' || detail, ' ') FROM tablesync_check('part') WHERE NOT ok}), '', 'nothing to complain of');
+at_source(q{INSERT INTO states VALUES (7, 'new', 9)});
+like(error_of(q{SELECT tablesync_run('part')}), qr/23505: rows of the source public\.current have the same key.*\(id\), and how many rows have them: \(7,2\)/s, 'the same key in it');
+at_source(q{DELETE FROM states WHERE id = 7 AND n = 9; INSERT INTO states VALUES (NULL, 'new', 9)});
+like(error_of(q{SELECT tablesync_run('part')}), qr/23502: a row of the source public\.current has no key/, 'no key in it');
 
 # --- the view is replaced, or made anew ---
 

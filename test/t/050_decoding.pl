@@ -63,7 +63,7 @@ sub transactions
 			is($1, length $2, 'the message is as long as it says') if $1 != length $2;
 			push @{ $transactions[-1] }, decode_json($2);
 		}
-		elsif ($row =~ /^table (?!tablesync\.)(\S+): (\w+):/) { push @{ $transactions[-1] }, "$1 $2" }
+		elsif ($row =~ /^table (?!tablesync\.)(.+?): ([A-Z]+):/) { push @{ $transactions[-1] }, "$1 $2" }
 	}
 	return grep { @$_ } @transactions;
 }
@@ -118,6 +118,24 @@ is(decoded(), '', 'nor has a verify that only tells');
 app_sql($target, q{SELECT count(*) FROM tablesync_verify('items', repair => true)});
 is(decoded(), 'verify public.items 0/1/0*, public.items UPDATE', 'one that repairs has');
 
+# before images
+my $before_image = q{SELECT string_agg(regexp_replace(data, '^table (\S+): (\w+):.*old-key: (.*) new-tuple:.*$|^table (\S+): (\w+): (.*)$', '\2\5 \3\6'), '; ')
+	FROM pg_logical_slot_get_changes('watcher', NULL, NULL, 'include-xids', 'off') WHERE data LIKE 'table public.items: %'};
+$source->safe_psql('postgres', q{UPDATE items SET note = 'v1', updated_at = '2024-01-01' WHERE id = 20});
+run_counts($target, 'items');
+$target->safe_psql('postgres', $before_image);
+$target->safe_psql('postgres', 'ALTER TABLE items REPLICA IDENTITY FULL');
+$source->safe_psql('postgres', q{UPDATE items SET note = 'v2' WHERE id = 20});
+run_counts($target, 'items');
+like($target->safe_psql('postgres', $before_image), qr/^UPDATE id\[integer\]:20 note\[text\]:'v1' updated_at/, 'full identity: the row before an update');
+$source->safe_psql('postgres', 'DELETE FROM items WHERE id = 20');
+run_counts($target, 'items');
+like($target->safe_psql('postgres', $before_image), qr/^DELETE id\[integer\]:20 note\[text\]:'v2' updated_at/, 'and before a delete');
+$target->safe_psql('postgres', 'ALTER TABLE items REPLICA IDENTITY DEFAULT');
+$source->safe_psql('postgres', 'DELETE FROM items WHERE id = 21');
+run_counts($target, 'items');
+is($target->safe_psql('postgres', $before_image), 'DELETE id[integer]:21', 'usually its key');
+
 # a failed run leaves nothing
 app_sql($target, q{ALTER TABLE items ADD CONSTRAINT refused CHECK (note <> 'refused')});
 $source->safe_psql('postgres', q{UPDATE items SET note = 'refused', updated_at = now() WHERE id = 7});
@@ -142,6 +160,27 @@ is(scalar(grep { $_->[0]{source_time} ne $last->[0]{source_time} || $_->[0]{run}
 my $loaded = 0;
 $loaded += @$_ - 1 for @parts;
 is($loaded, 250000, 'all rows are there');
+
+# a load that begins again: somebody has put a key in twice, which a publication would have refused
+app_sql($target, q{SELECT tablesync_add('again', 'src', 'public.many', workers => 2, max_source_load => 0.02)});
+my $run_id = app_sql($target, q{SELECT run_id FROM tablesync_run('again', wait => false)});
+wait_until($target, q{SELECT count(*) FILTER (WHERE loaded) BETWEEN 1 AND count(*) - 1 FROM tablesync.chunk WHERE replica = 'again'::regclass});
+app_sql($target, q{INSERT INTO again SELECT * FROM again LIMIT 1; SELECT tablesync_alter('again', max_source_load => 1); SELECT tablesync_cancel('again')});
+app_sql($target, "SELECT tablesync_wait($run_id)");
+is((split /\|/, run_counts($target, 'again'))[0], 'succeeded', 'begun again');
+@parts = map { join(' ', map { short($_) } grep { ref $_ || /TRUNCATE/ } @$_) } transactions();
+is(scalar(grep { $_ eq 'public.again TRUNCATE' } @parts), 1, 'TRUNCATE comes without a message');
+is($parts[-1], 'load public.again 0/0/0*', 'and the end is told');
+is_replica($source, $target, 'many', 'again', 'exact');
+
+# a column that no fingerprint covers, and a name that has to be quoted
+$source->safe_psql('postgres', q{CREATE TABLE "a ""b" (id integer PRIMARY KEY, v integer); INSERT INTO "a ""b" SELECT i, i FROM generate_series(1, 3) i});
+app_sql($target, q{SELECT tablesync_add('"a ""b"', 'src', 'public."a ""b"', fingerprint => 'version', version_column => 'v')});
+run_counts($target, '"a ""b"');
+decoded();
+$source->safe_psql('postgres', q{ALTER TABLE "a ""b" ADD COLUMN j xml DEFAULT '<a/>'});
+run_counts($target, '"a ""b"');
+like(decoded(), qr/^sync public\."a ""b" 0\/3\/0, 3 public\."a ""b" UPDATE\nsync public\."a ""b" 0\/\d\/0\*(, \d public\."a ""b" UPDATE)?$/, 'a column that is fetched for all rows');
 
 # a group
 app_sql($target, q{SELECT tablesync_alter('items', sync_group => 'g', consistency => 'snapshot')});

@@ -298,4 +298,83 @@ for my $bad ([ 'must integer NOT NULL', qr/42804.*Its column must does not exist
 	like(app_fails($target, "SELECT tablesync_add('items', 'src', 'public.items')"), $bad->[1], "bad: $bad->[0]");
 }
 
+
+# --- grants on all columns, one by one, and no setting ---
+at_source(q{
+	CREATE TABLE granted (id integer PRIMARY KEY, name text, updated_at timestamptz NOT NULL DEFAULT now());
+	INSERT INTO granted SELECT i, 'name ' || i FROM generate_series(1, 100) i;
+	REVOKE ALL ON granted FROM reader;
+	GRANT SELECT (id, name, updated_at) ON granted TO reader});
+app_sql($target, "SELECT tablesync_add('granted', 'src', 'public.granted', version_column => 'updated_at')");
+runs('granted', '100|0|0', 'all columns are granted one by one');
+at_source("ALTER TABLE granted ADD secret text NOT NULL DEFAULT 's'");
+runs('granted', '0|0|0', 'a new column without a grant is left out');
+is(app_sql($target, "SELECT change, \"column\", action, detail FROM tablesync_schema_log WHERE replica = 'granted'::regclass"),
+	'added|secret|ignored|column secret was added, and we may not read it', 'which is noted');
+at_source("UPDATE granted SET name = 'new', secret = 't', updated_at = clock_timestamp() WHERE id = 1");
+runs('granted', '0|1|0', 'runs go on');
+is_part('granted', 'SELECT id, name, updated_at FROM granted', 'without it');
+at_source('GRANT SELECT (secret) ON granted TO reader');
+like(run_counts($target, 'granted'), qr/^succeeded\|0\|\d+\|0$/, 'granted later, it is taken in');
+is_part('granted', 'SELECT * FROM granted', 'and filled');
+at_source('REVOKE SELECT (name) ON granted FROM reader; UPDATE granted SET updated_at = clock_timestamp() WHERE id = 2');
+like(app_fails($target, "SELECT tablesync_run('granted')"), qr/permission denied for table granted/, 'a grant that is revoked');
+like(app_sql($target, "SELECT hint FROM tablesync_check('granted') WHERE check_name = 'privileges'"), qr/GRANT SELECT ON public\.granted TO reader;/, 'the check has the statement');
+app_sql($target, "SELECT FROM tablesync_alter('granted', columns => '{id,secret,updated_at}')");
+runs('granted', '0|1|0', 'or the column is left out');
+at_source('REVOKE SELECT (secret) ON granted FROM reader');
+my $hint = app_sql($target, "SELECT hint FROM tablesync_check('granted') WHERE check_name = 'privileges'");
+like($hint, qr/GRANT SELECT \(id, updated_at, secret\) ON public\.granted TO reader;/, 'the check names the columns');
+at_source($hint =~ s/^At the source: //r);
+runs('granted', '0|0|0', 'that can be typed');
+
+# --- foreign tables of one's own, with some columns, other names and computed ones ---
+app_sql($target, q{
+	CREATE FOREIGN TABLE mine (number integer OPTIONS (column_name 'id') NOT NULL, label text OPTIONS (column_name 'name'))
+		SERVER src OPTIONS (schema_name 'public', table_name 'items');
+	SELECT tablesync_add('labels', 'mine', columns => '{number,label}', filter => 'number % 1000 = 1', expressions => '{"digest": "md5(label)", "kind": "''item''", "half": "number / 2"}')});
+runs('labels', '150|0|0', 'over a foreign table that has some columns');
+is_part('labels', q{SELECT id AS number, name AS label, md5(name) AS digest, 'item' AS kind, id / 2 AS half FROM items WHERE id % 1000 = 1}, 'names of one\'s own');
+at_source("UPDATE items SET name = 'new' WHERE id IN (1, 2)");
+runs('labels', '0|1|0', 'and changes');
+app_sql($target, q{SELECT FROM tablesync_alter('labels', expressions => '{"digest": "upper(label)", "third": "number / 3"}')});
+runs('labels', '0|150|0', 'further ones');
+is_part('labels', q{SELECT id AS number, name AS label, upper(name) AS digest, 'item' AS kind, id / 2 AS half, id / 3 AS third FROM items WHERE id % 1000 = 1}, 'those that are not computed any more keep their values');
+like(app_fails($target, q{SELECT tablesync_alter('labels', expressions => '{"half": "label"}')}), qr/42804.*column half of public\.labels can't hold.*It is integer, the expression is text/s, 'a type that does not fit');
+
+# --- many tables in one call ---
+$target->safe_psql('postgres', 'CREATE SCHEMA part AUTHORIZATION app');
+is(app_sql($target, q{SELECT source, added, reason FROM tablesync_add_schema('src', 'public', 'part', only_tables => '{items,orders,patients}',
+	columns => '{"items": ["id"], "patients": ["id", "born"]}', filter => '{"orders": "id % 2 = 0", "nope": "x"}', expressions => '{"patients": {"email": "md5(email)"}}')}),
+	"public.items|t|\npublic.nope|f|the source has no such table\npublic.orders|t|\npublic.patients|t|", 'columns, filters and expressions by table');
+run_counts($target, "part.$_") for qw(items orders patients);
+is_part('part.items', 'SELECT id FROM items', 'some columns');
+is_part('part.orders', 'SELECT * FROM orders WHERE id % 2 = 0', 'some rows');
+is_part('part.patients', 'SELECT id, born, md5(email) AS email FROM patients', 'computed');
+like(app_fails($target, "SELECT tablesync_add_schema('src', 'public', 'part', columns => '[\"id\"]')"), qr/22023.*HINT:  It must be an object with a value for each table by its name: \{"customers": \["id", "name"\]\}/s, 'bad input');
+
+# --- a part of a view ---
+at_source(q{CREATE VIEW seen AS SELECT id, email, born, weight FROM patients WHERE id > 0;
+	CREATE MATERIALIZED VIEW kept AS SELECT * FROM seen; CREATE UNIQUE INDEX ON kept (id)});
+for my $view (qw(seen kept))
+{
+	app_sql($target, qq{SELECT tablesync_add('$view', 'src', 'public.$view', key_columns => '{id}', source_is_view => true, columns => '{id,born}', filter => 'weight > 100', expressions => '{"email": "md5(email)"}')});
+	like(run_counts($target, $view), qr/^succeeded\|2\d\d\d\|0\|0$/, "$view: load");
+	is_part($view, "SELECT id, born, md5(email) AS email FROM $view WHERE weight > 100", $view);
+	at_source("UPDATE patients SET email = email || 'x' WHERE id % 100 = 1; DELETE FROM patients WHERE id % 500 = 2; REFRESH MATERIALIZED VIEW kept");
+	like(run_counts($target, $view), qr/^succeeded\|0\|2\d\|[45]$/, "$view: changes");
+	is_part($view, "SELECT id, born, md5(email) AS email FROM $view WHERE weight > 100", "$view, after changes");
+	at_source("INSERT INTO patients (id, email, weight) SELECT 500 * i + 2, 'again', 500 FROM generate_series(0, 5) i");
+}
+
+# --- rights ---
+$target->safe_psql('postgres', 'CREATE ROLE other LOGIN');
+for my $sql ("tablesync_alter('labels', filter => 'number = 1')", "tablesync.keep_runs_away('labels')", "tablesync.check_expression('mine', 'number', 'x')",
+	"tablesync.take_part('labels', '[]', '[]')", "tablesync.change_part(NULL, NULL)", "tablesync.check_expression(0, 'a', 'b')", "tablesync.rename_in_expression('a', '{a}', '{}')")
+{
+	my ($rc, $out, $err) = $target->psql('postgres', "SELECT $sql", extra_params => [ '-U', 'other' ]);
+	isnt($rc, 0, "somebody else: $sql");
+}
+is($target->safe_psql('postgres', q{SELECT tablesync.rename_in_expression('a + "A b" + f(a) + aa', '{a,"A b"}', '{"x y",a}')}), '"x y" + a + f("x y") + aa', 'names in an expression');
+
 done_testing();
