@@ -157,6 +157,22 @@ app_sql($target, q{DELETE FROM item WHERE id = 1});
 is(changed(q{DELETE FROM item WHERE id = 1}), 't||', 'where others write to the replica, the feed says to start again');
 is(changed(q{UPDATE item SET pos = 17 WHERE id = 7}) =~ s/\|.*//r, 'u', 'once');
 
+# --- a part of a table, computed values, columns of one's own ---
+
+$source->safe_psql('postgres', q{CREATE TABLE people (id integer PRIMARY KEY, name text, email text, born date);
+	INSERT INTO people SELECT i, 'n' || i, 'e' || i, '2000-01-01' FROM generate_series(1, 10) i});
+app_sql($target, q{SELECT tablesync_add('people', 'src', 'public.people', columns => '{id,name}', filter => 'id < 8', expressions => '{"hash": "md5(email)"}', feed => true);
+	SELECT tablesync_run('people'); ALTER TABLE people ADD note text DEFAULT 'mine'});
+is(columns('people_changes'), 'id integer, name text, hash text', 'what runs bring');
+$source->safe_psql('postgres', q{UPDATE people SET email = 'x', born = now() WHERE id = 1; UPDATE people SET id = 20 WHERE id = 2; UPDATE people SET name = 'y' WHERE id = 9});
+is(run_counts($target, 'people'), 'succeeded|0|1|1', 'some of it');
+is(app_sql($target, q{SELECT op, after FROM tablesync_changes('people', 1)}), qq(d|\nu|{"id": 1, "hash": "9dd4e461268c8034f5c8564e155c67a6", "name": "n1"}), 'is in the feed');
+is(app_sql($target, q{SELECT value->'after' FROM tablesync_envelopes('people', NULL) WHERE key->>'id' = '1'}), '{"id": 1, "hash": "9dd4e461268c8034f5c8564e155c67a6", "name": "n1"}', 'so it is in rows');
+app_sql($target, q{SELECT tablesync_alter('people', columns => '{id,name,born}', filter => 'id < 5', expressions => '{"hash": "md5(email)", "initial": "left(name, 1)"}'); SELECT tablesync_run('people')});
+is(app_sql($target, q{SELECT count(*) FILTER (WHERE op = 'd') || ' ' || count(*) FILTER (WHERE op = 'u'), max(after->>'initial'), max(after->>'born') FROM tablesync_changes('people', 3)}), '3 3|n|2000-01-01', 'another part');
+is(columns('people_changes'), 'id integer, name text, hash text, born date, initial text', 'its columns');
+app_sql($target, q{SELECT tablesync_remove('people', drop_replica => true)});
+
 # --- dump and restore ---
 
 my $dump = $target->basedir . '/feed.sql';
