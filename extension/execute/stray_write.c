@@ -131,8 +131,8 @@ Datum
 tsync_note_write(PG_FUNCTION_ARGS)
 {
 	/*
-	 * tables and columns that every version has: nobody's writes fail between a new library and its SQL.  Columns go by
-	 * name and by number, for one of them may have been renamed, or made anew, by hand.
+	 * tables and columns that every version has: nobody's writes fail between a new library and its SQL.  Columns go
+	 * by name and by number, for one of them may have been renamed, or made anew, by hand.
 	 */
 	static const char *const note = "INSERT INTO tablesync.stray_write (replica)"
 	" SELECT t.replica FROM tablesync.replica t WHERE t.replica = $1::regclass"
