@@ -49,6 +49,9 @@ BEGIN
     ELSIF EXISTS (SELECT FROM tablesync.all_consumers c WHERE c.role = $1 AND c.consumer = $2) THEN
         RAISE EXCEPTION 'consumer % exists already', quote_literal(consumer)
             USING ERRCODE = 'duplicate_object', HINT = format('To begin anew: SELECT tablesync_consumer_remove(%L);', consumer);
+    ELSIF (SELECT count(*) FROM tablesync.all_consumers c WHERE c.replica = $3) >= 1000 THEN    -- each run looks at all of them
+        RAISE EXCEPTION 'the feed of % has 1000 consumers', $3
+            USING ERRCODE = 'program_limit_exceeded', HINT = 'Remove those that are gone: SELECT consumer, lag FROM tablesync_consumers ORDER BY lag DESC;';
     END IF;
     INSERT INTO tablesync.all_consumers (role, consumer, replica, "position")
     VALUES ($1, $2, $3, coalesce($4, settings.feed_position));
