@@ -242,6 +242,8 @@ BEGIN
     FROM tablesync.all_consumers c
     JOIN tablesync.all_replicas t ON t.replica = c.replica
     WHERE c.replica = $1
+      -- one that is new may begin where nothing is left, and is told to start
+      AND (c.committed_at IS NOT NULL OR c.added_at < clock_timestamp() - coalesce(t.keep_changes, '1 day'))
       AND (c."position" < t.feed_pruned
            OR (SELECT f.applied_at FROM tablesync.all_fed_runs f WHERE f.replica = $1 AND f.last_position > c."position" ORDER BY f.last_position LIMIT 1)
               < clock_timestamp() - t.keep_changes);
