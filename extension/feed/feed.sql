@@ -64,6 +64,7 @@ AS $$
     SELECT CASE WHEN c.oid IS NULL THEN 'It does not exist.'
                 WHEN c.relkind <> 'r' OR c.relpersistence = 't' OR c.relispartition THEN 'It is not an ordinary table.'
                 WHEN c.relowner <> r.relowner THEN format('It belongs to role %s, the replica to %s.', c.relowner::regrole, r.relowner::regrole)
+                WHEN c.relforcerowsecurity THEN 'Its row security is forced on its owner: policies would leave out changes.'
                 WHEN (SELECT count(*) FROM pg_attribute a
                       WHERE a.attrelid = c.oid AND NOT a.attisdropped AND a.attgenerated = ''
                         AND (a.attname, a.atttypid) IN (('position', 'int8'::regtype), ('run_id', 'int8'::regtype), ('op', '"char"'::regtype))) < 3
