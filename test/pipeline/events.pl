@@ -22,6 +22,16 @@ my (%seen, %rows, %new, @changes, %values, %runs);
 my ($all, $again) = (0, 0);
 my $snapshot = '';
 
+# A number of many digits is text to JSON::PP, and a number where an exponent makes it short.
+sub plain
+{
+	my ($value) = @_;
+	if (ref $value eq 'HASH') { $_ = plain($_) for values %$value }
+	elsif (ref $value eq 'ARRAY') { $_ = plain($_) for @$value }
+	elsif (defined $value && !ref $value && $value =~ /^-?\d{20,}$/) { $value += 0 }
+	return $value;
+}
+
 sub apply
 {
 	my ($key, $event) = @_;
@@ -61,7 +71,7 @@ sub take
 	my ($line) = @_;
 	my ($key, $value) = split /\t/, $line, 2;
 	return if !defined $value || $value !~ /^\{/;    # a tombstone
-	my $event = $json->decode($value);
+	my $event = plain($json->decode($value));
 	return message($event->{message}) if $event->{op} eq 'm';
 	return if ($event->{source}{table} // '') ne ($table // '');
 	$key = $json->encode($json->decode($key)) if $key =~ /^\{/;

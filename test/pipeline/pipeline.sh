@@ -248,6 +248,9 @@ lost_slot() {
     target_sql -At -c "SELECT status FROM tablesync_run('media')" >/dev/null
     start_connector
     compare "After a slot that was lost"
+    target_sql -At -F $'\t' -c "SELECT key, value FROM tablesync_envelopes('kinds', NULL)" | events rows kinds >"$TSYNC_WORK/values"
+    wait_for "a snapshot" "$TSYNC_WORK/values" topic rows kinds
+    ok "a snapshot has the values that the feed has"
     change 12
     run_and_compare "And after a run more"
 }

@@ -77,7 +77,7 @@ start_program() {
     rm -f "$TSYNC_WORK/$name.pid"
     # shellcheck disable=SC2016
     as_user sh -c 'echo $$ >"$1/$2.pid"; out=$1/$2.out; err=$1/$2.log; shift 2; exec "$@" >>"$out" 2>>"$err"' - "$TSYNC_WORK" "$name" \
-        java "-Xmx${megabytes}m" -XX:TieredStopAtLevel=1 -XX:-UsePerfData -Dlog4j2.level=INFO -cp "$JAVA_CLASSES" "$@" </dev/null &
+        java "-Xmx${megabytes}m" -XX:TieredStopAtLevel=1 -XX:-UsePerfData "-Dlog4j2.configurationFile=$TSYNC_WORK/log4j2.properties" -cp "$JAVA_CLASSES" "$@" </dev/null >/dev/null 2>&1 &
     disown
     case " $pipeline_started " in *" $name "*) ;; *) pipeline_started="$name $pipeline_started" ;; esac
 }
@@ -103,6 +103,7 @@ start_broker() {
     local id
     broker_port=$(free_port) controller_port=$(free_port)
     configure broker
+    configure log4j2
     id=$(as_user java -cp "$JAVA_CLASSES" kafka.tools.StorageTool random-uuid 2>/dev/null)
     as_user java -cp "$JAVA_CLASSES" kafka.tools.StorageTool format -t "$id" -c "$TSYNC_WORK/broker.properties" >"$TSYNC_WORK/format.log" 2>&1
     start_program broker 512 kafka.Kafka "$TSYNC_WORK/broker.properties"

@@ -1,6 +1,6 @@
 // client.js: a client of its own for the protocol of logical replication.  Reads
 // a slot up to the message that ends with its second argument, and prints changes
-// as lines of key, tab, envelope, like the other consumers of events.pl.
+// as lines of key (column id), tab, envelope, like the other consumers of events.pl.
 //
 // It fails where a transaction with rows has no message of its run, or other rows
 // than the message says.  PGHOST and so on say where.
@@ -46,12 +46,12 @@ function change(lsn, { tag, relation, key, old, new: row }) {
 		fail(`${tag} of ${name} without a message of its run`);
 	}
 	counted[tag]++;
-	const keys = Object.fromEntries(relation.keyColumns.map((column) => [column, (row || old || key)[column]]));
+	const { id } = row || old || key;
 	const envelope = {
 		op: ops[tag], before: old || null, after: row || null,
 		source: { table: relation.name, lsn: `${lsn} ${++lines}` },
 	};
-	console.log(`${JSON.stringify(keys)}\t${JSON.stringify(envelope)}`);
+	console.log(`${JSON.stringify({ id })}\t${JSON.stringify(envelope)}`);
 }
 
 function commit() {
