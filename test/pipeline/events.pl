@@ -4,7 +4,7 @@
 #
 # events.pl rows <table>: the rows that there are after all changes, from empty
 # events.pl new <table>: how many rows came (op c), by format and hour
-# events.pl changes <table>: each update, insert and delete, once
+# events.pl changes <table> [ops]: each insert, update and delete (cud), once
 # events.pl values <table>: rows that came by a load or a snapshot, each once
 # events.pl count <table>: how many changes, and how many of them came again
 # events.pl runs: numbers of runs whose messages say that they are complete
@@ -15,7 +15,8 @@ use warnings;
 use JSON::PP;
 use MIME::Base64;
 
-my ($what, $table) = @ARGV;
+my ($what, $table, $ops) = @ARGV;
+$ops //= 'cud';
 my $json = JSON::PP->new->canonical->allow_nonref;
 
 my (%seen, %rows, %new, @changes, %values, %runs);
@@ -83,7 +84,7 @@ sub take
 	my ($op, $after) = @$event{qw(op after)};
 	$values{ $json->encode($after) }++ if $op eq 'r' || $op eq 'c';
 	$new{ ($after->{format} // 'none') . "\t" . hour($after->{updated_at}) }++ if $op eq 'c';
-	push @changes, join "\t", $key, $op, map { $json->encode($_) } @$event{qw(before after)} if $op =~ /^[cud]$/;
+	push @changes, join "\t", $key, $op, map { $json->encode($_) } @$event{qw(before after)} if $op =~ /^[$ops]$/;
 	return;
 }
 
