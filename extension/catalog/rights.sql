@@ -29,7 +29,7 @@ DECLARE
         preflight_replica_table,preflight_statements,row_width,preflight_estimate,check_in_worker,try_check,preflight_source,
         try_worker,check_replicas,
         feed_name,base_type,feed_columns,feed_problem,create_feed,fit_feed,column_names,rename_feed_columns,start_feed,begin_feed,drop_feed,end_feed,
-        decimal_bytes,bit_bytes,base64,iso_instant,plain_expression,debezium_expression,row_expression,
+        decimal_bytes,bit_bytes,point_wkb,base64,iso_instant,plain_expression,debezium_expression,row_expression,
         feed_of,missing_until,read_feed,milliseconds,snapshot_envelopes,change_envelopes,fetch_envelopes,
         add_consumer,remove_consumer,hold_consumer,commit_consumer}';
 BEGIN

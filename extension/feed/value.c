@@ -1,19 +1,22 @@
 /*-------------------------------------------------------------------------
  *
  * value.c
- *	  Decimals and bits as Debezium has them.
+ *	  Decimals, bits and points as Debezium has them.
  *
  *-------------------------------------------------------------------------
  */
 #include "tablesync.h"
 
+#include "compat.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/fmgrprotos.h"
+#include "utils/geo_decls.h"
 #include "utils/varbit.h"
 
 TSYNC_FUNCTION_INFO_V1(tsync_decimal_bytes);
 TSYNC_FUNCTION_INFO_V1(tsync_bit_bytes);
+TSYNC_FUNCTION_INFO_V1(tsync_point_wkb);
 
 /* Append a digit to a big-endian number of some bytes. */
 static void
@@ -98,7 +101,7 @@ tsync_decimal_bytes(PG_FUNCTION_ARGS)
 	PG_RETURN_BYTEA_P(result);
 }
 
-/* tablesync.bit_bytes(bit varying): a bit set, in which the last bit is the first */
+/* tablesync.bit_bytes(bit varying): a bit set, in which the last bit is the first; bytes behind the last one that is set are left out */
 Datum
 tsync_bit_bytes(PG_FUNCTION_ARGS)
 {
@@ -108,7 +111,6 @@ tsync_bit_bytes(PG_FUNCTION_ARGS)
 	bytea	   *result = palloc0(VARHDRSZ + nbytes);
 	uint8	   *bytes = (uint8 *) VARDATA(result);
 
-	SET_VARSIZE(result, VARHDRSZ + nbytes);
 	for (int i = 0; i < nbits; i++)
 	{
 		int			bit = nbits - 1 - i;
@@ -116,5 +118,40 @@ tsync_bit_bytes(PG_FUNCTION_ARGS)
 		if (VARBITS(bits)[bit / 8] & (HIGHBIT >> (bit % 8)))
 			bytes[i / 8] |= 1 << (i % 8);
 	}
+	while (nbytes > 0 && bytes[nbytes - 1] == 0)
+		nbytes--;
+	SET_VARSIZE(result, VARHDRSZ + nbytes);
+	PG_RETURN_BYTEA_P(result);
+}
+
+/* Write eight bytes, the lowest first. */
+static void
+put_little_endian(uint8 *bytes, uint64 value)
+{
+	for (int i = 0; i < 8; i++)
+		bytes[i] = (value >> (8 * i)) & 0xFF;
+}
+
+static uint64
+bits_of(double value)
+{
+	uint64		bits;
+
+	memcpy(&bits, &value, sizeof(bits));
+	return bits;
+}
+
+/* tablesync.point_wkb(point): byte order (1), type (1, a point) in four bytes, x, y */
+Datum
+tsync_point_wkb(PG_FUNCTION_ARGS)
+{
+	Point	   *point = PG_GETARG_POINT_P(0);
+	bytea	   *result = palloc0(VARHDRSZ + 21);
+	uint8	   *bytes = (uint8 *) VARDATA(result);
+
+	SET_VARSIZE(result, VARHDRSZ + 21);
+	bytes[0] = bytes[1] = 1;
+	put_little_endian(bytes + 5, bits_of(point->x));
+	put_little_endian(bytes + 13, bits_of(point->y));
 	PG_RETURN_BYTEA_P(result);
 }

@@ -18,7 +18,7 @@ CREATE FUNCTION tablesync.bit_bytes(value bit varying)
 RETURNS bytea
 LANGUAGE C IMMUTABLE STRICT
 AS 'MODULE_PATHNAME', 'tsync_bit_bytes';
-COMMENT ON FUNCTION tablesync.bit_bytes(bit varying) IS 'bits as bytes, the last bit in the first byte, as Debezium has them';
+COMMENT ON FUNCTION tablesync.bit_bytes(bit varying) IS 'bits as bytes, the last bit in the first byte, without bytes of zeros at the end, as Debezium has them';
 
 CREATE FUNCTION tablesync.base64(value bytea)
 RETURNS text
@@ -41,6 +41,12 @@ AS $$
     FROM (SELECT CASE WHEN isfinite(value) THEN extract(year FROM value AT TIME ZONE 'UTC')::integer + (extract(year FROM value AT TIME ZONE 'UTC') < 0)::integer END) y (year);
 $$;
 COMMENT ON FUNCTION tablesync.iso_instant(timestamptz) IS 'an instant as ISO 8601 has it, in UTC with microseconds';
+
+CREATE FUNCTION tablesync.point_wkb(value point)
+RETURNS bytea
+LANGUAGE C IMMUTABLE STRICT
+AS 'MODULE_PATHNAME', 'tsync_point_wkb';
+COMMENT ON FUNCTION tablesync.point_wkb(point) IS 'a point as well-known binary, little-endian, as Debezium has it';
 
 /* SQL that makes of a value what to_jsonb() makes of it, without anybody's casts. */
 CREATE FUNCTION tablesync.plain_expression(type oid, value text)
@@ -75,7 +81,7 @@ BEGIN
         WHEN type = 'oid'::regtype THEN '%1$s::int8'
         WHEN type = 'numeric'::regtype AND typmod > 0 THEN format('coalesce(tablesync.base64(tablesync.decimal_bytes(%%1$s, %s)), %%1$s::text)', ((typmod - 4) & 2047 # 1024) - 1024)
         WHEN type = 'numeric'::regtype THEN
-            'CASE WHEN scale(%1$s) IS NULL THEN to_jsonb(%1$s::text) ELSE jsonb_build_object(''scale'', scale(%1$s), ''value'', tablesync.base64(tablesync.decimal_bytes(%1$s, scale(%1$s)))) END'
+            'CASE WHEN scale(%1$s) IS NULL THEN to_jsonb(%1$s::text) ELSE jsonb_build_object(''scale'', min_scale(%1$s), ''value'', tablesync.base64(tablesync.decimal_bytes(%1$s, min_scale(%1$s)))) END'
         WHEN type = 'money'::regtype THEN 'tablesync.base64(tablesync.decimal_bytes(%1$s::numeric, 2))'
         WHEN type = 'bytea'::regtype THEN 'tablesync.base64(%1$s)'
         WHEN type = 'bit'::regtype AND typmod = 1 THEN '%1$s = B''1'''
@@ -91,7 +97,7 @@ BEGIN
             'CASE WHEN isfinite(%1$s) THEN to_jsonb(trunc((extract(year FROM %1$s) * 12 + extract(month FROM %1$s)) * 2629800000000 + extract(day FROM %1$s) * 86400000000'
             ' + extract(hour FROM %1$s) * 3600000000 + extract(minute FROM %1$s) * 60000000 + extract(microseconds FROM %1$s))) ELSE to_jsonb(%1$s::text) END'
         WHEN type = 'point'::regtype THEN
-            'CASE WHEN %1$s IS NOT NULL THEN jsonb_build_object(''x'', %1$s[0], ''y'', %1$s[1], ''wkb'', tablesync.base64(''\x0000000001''::bytea || float8send(%1$s[0]) || float8send(%1$s[1])), ''srid'', NULL) END'
+            'CASE WHEN %1$s IS NOT NULL THEN jsonb_build_object(''x'', %1$s[0], ''y'', %1$s[1], ''wkb'', tablesync.base64(tablesync.point_wkb(%1$s)), ''srid'', NULL) END'
         ELSE 'CASE WHEN %1$s IS NOT NULL THEN format(''%%s'', %1$s) END' END;
     RETURN format('(' || form || ')', value);
 END

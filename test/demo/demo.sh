@@ -7,6 +7,7 @@
 . "$(dirname "$0")/../setup.sh"
 
 . "$TSYNC_ROOT/test/clusters.sh"
+. "$TSYNC_ROOT/test/demo/story.sh"
 
 finish() {
     local status=$?
@@ -41,22 +42,7 @@ start_cluster source
 start_cluster target -c shared_preload_libraries=pg_cron -c cron.use_background_workers=on
 echo "source on port $source_port, target on port $target_port"
 
-source_sql <<'SQL'
-CREATE TABLE media (
-    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    s3_path varchar(1024),
-    format varchar(5),
-    type smallint,
-    updated_at timestamp
-);
-COMMENT ON COLUMN media.type IS '1 image, 2 video';
-CREATE ROLE reader LOGIN PASSWORD 'read-only';
-GRANT SELECT ON media TO reader;
-INSERT INTO media (s3_path, format, type, updated_at) VALUES
-    ('/a.jpg', 'jpg', 1, '2021-01-01 00:20'),
-    ('/b.jpg', 'jpg', 1, '2021-01-01 00:20'),
-    ('/c.jpg', 'jpg', 1, '2021-01-01 00:30');
-SQL
+hour_1
 
 prepare_target
 
@@ -66,20 +52,10 @@ target_sql -c '\d media'
 
 run_and_compare 1
 
-source_sql <<'SQL'
-UPDATE media SET s3_path = '/xx.jpg', updated_at = '2021-01-01 01:21' WHERE id = 1;
-INSERT INTO media (s3_path, format, type, updated_at) VALUES
-    ('/d.mp4', 'mp4', 2, '2021-01-01 01:30'),
-    ('/e.jpg', 'jpg', 1, '2021-01-01 01:40');
-SQL
+hour_2
 run_and_compare 2
 
-# Row 6 commits late: its stamp is older than the second run.
-source_sql <<'SQL'
-UPDATE media SET s3_path = '/zz.gif', format = 'gif', updated_at = '2021-01-01 02:30' WHERE id = 2;
-DELETE FROM media WHERE id = 3;
-INSERT INTO media (s3_path, format, type, updated_at) VALUES ('/f.jpg', 'jpg', 1, '2021-01-01 01:40');
-SQL
+hour_3
 run_and_compare 3
 
 title "The runs"

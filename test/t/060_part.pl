@@ -378,6 +378,23 @@ for my $view (qw(seen kept))
 	at_source("INSERT INTO patients (id, email, weight) SELECT 500 * i + 2, 'again', 500 FROM generate_series(0, 5) i; REFRESH MATERIALIZED VIEW kept");
 }
 
+# --- not while a run goes on ---
+my $holder = session($source);
+$holder->query_safe('BEGIN; LOCK TABLE items IN ACCESS EXCLUSIVE MODE');
+my $run_id = app_sql($target, "SELECT run_id FROM tablesync_run('labels', wait => false)");
+wait_until($target, "SELECT EXISTS (SELECT FROM tablesync.live_runs() WHERE replica = 'labels'::regclass)");
+like(app_fails($target, "SELECT tablesync_alter('labels', filter => 'number = 1')"), qr/55006.*a run for replica public\.labels is going on/, 'not while a run goes on');
+$holder->query_safe('COMMIT');
+$holder->quit;
+is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'succeeded', 'which ends well');
+# and no run begins meanwhile
+my $changer = session($target, '-U', 'app');
+$changer->query_safe("BEGIN; SELECT tablesync_alter('labels', filter => 'number = 1')");
+is(app_sql($target, "SELECT status FROM tablesync_run('labels')"), 'already running', 'no run begins while it is changed');
+$changer->query_safe('COMMIT');
+$changer->quit;
+runs('labels', '0|0|149', 'the next one has the filter');
+
 # --- rights ---
 $target->safe_psql('postgres', 'CREATE ROLE other LOGIN');
 for my $sql ("tablesync_alter('labels', filter => 'number = 1')", "tablesync.keep_runs_away('labels')", "tablesync.check_expression('mine', 'number', 'x')",
