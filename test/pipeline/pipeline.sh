@@ -16,7 +16,7 @@
 
 SEED=${TABLESYNC_SEED:-$((RANDOM * 32768 + RANDOM))}
 ROWS=${ROWS:-50000}
-kafka= client= checks=0 marks=0 loaded=0
+kafka='' client='' checks=0 marks=0 loaded=0
 
 finish() {
     local status=$?
