@@ -2,15 +2,18 @@
 # demo.sh: make demo.  Two throwaway clusters on loopback TCP, a reader who may
 # SELECT and nothing else, and three hours of changes at the source; then
 # pg_cron takes over, and the replica follows by itself.
-# make demo KEEP=1 leaves the clusters running.
+# make demo KEEP=1 leaves the clusters running; make demo PIPELINE=1 shows, after
+# the hours, what Debezium has brought from the replica to Kafka.
 
 . "$(dirname "$0")/../setup.sh"
 
 . "$TSYNC_ROOT/test/clusters.sh"
 . "$TSYNC_ROOT/test/demo/story.sh"
+. "$TSYNC_ROOT/test/pipeline/programs.sh"
 
 finish() {
     local status=$?
+    stop_programs
     if [ $status -eq 0 ] && [ -n "${KEEP:-}" ]; then return; fi
     stop_pair
     if [ $status -eq 0 ]; then rm -rf "$TSYNC_WORK"; else echo "demo failed; logs are kept in $TSYNC_WORK"; fi
@@ -37,9 +40,47 @@ run_and_compare() {    # hour
     fi
 }
 
+topic() { events "$@" <"$TSYNC_WORK/consumer.out"; }
+
+# wait_for_topic rows: until the topic, replayed, has so many rows as the replica
+wait_for_topic() {
+    for _ in $(seq 120); do
+        [ "$(topic rows media | wc -l)" != "$(all_rows target_sql | wc -l)" ] || return 0
+        sleep 0.5
+    done
+    echo "nothing comes to the topic"
+    exit 1
+}
+
+start_pipeline() {
+    title "Kafka, and Debezium's connector on the replica"
+    fetch_kafka || { PIPELINE=; return 0; }
+    prepare_publication
+    start_broker
+    start_connector
+    start_consumer
+    wait_for_topic
+    echo "The connector has read the rows of hour 1."
+}
+
+show_pipeline() {
+    title "What Debezium has brought to the topic shop.public.media since: key, op, before, after"
+    wait_for_topic
+    topic changes media
+    title "A consumer that keeps only op = c: new rows by format and hour"
+    topic new media
+    stop_program connector
+    for _ in $(seq 60); do
+        [ "$(target_admin_sql -At -c "SELECT count(*) FROM pg_replication_slots WHERE active")" != 0 ] || break
+        sleep 0.5
+    done
+    stop_programs
+    target_admin_sql -At -c "SELECT pg_drop_replication_slot('debezium')" >/dev/null
+}
+
 title "Two PostgreSQL clusters in $TSYNC_WORK"
 start_cluster source
-start_cluster target -c shared_preload_libraries=pg_cron -c cron.use_background_workers=on
+start_cluster target ${PIPELINE:+-c wal_level=logical} -c shared_preload_libraries=pg_cron -c cron.use_background_workers=on
 echo "source on port $source_port, target on port $target_port"
 
 hour_1
@@ -51,12 +92,14 @@ target_sql -c "SELECT tablesync_add('media', 'production', 'public.media', versi
 target_sql -c '\d media'
 
 run_and_compare 1
+[ -z "${PIPELINE:-}" ] || start_pipeline
 
 hour_2
 run_and_compare 2
 
 hour_3
 run_and_compare 3
+[ -z "${PIPELINE:-}" ] || show_pipeline
 
 title "The runs"
 target_sql -c "SELECT run_id, kind, status, rows_scanned, inserted, updated, deleted, source_time, proof->'equal' AS equal FROM tablesync_runs ORDER BY run_id"

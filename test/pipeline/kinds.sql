@@ -1,6 +1,7 @@
 -- kinds.sql: a source with a column of each type that envelopes know, for
 -- pipeline.sh, which compares them with those of the real Debezium.  Not here are
 -- infinite dates and timestamps, for which Debezium has numbers that say nothing.
+-- Its snapshots, not its changes, make dates BC dates AD: row 2 is gone by then.
 
 CREATE TYPE kind AS ENUM ('small', 'large');
 CREATE TABLE kinds (
@@ -63,7 +64,7 @@ INSERT INTO kinds VALUES
         '9999-12-31', '23:59:59.999999', '12:00', '23:59:59.5+00', '2262-04-11 23:47:16', '9999-12-31 23:59:59.999', '2000-01-01 00:00:00.5+00',
         '00:00:00.000001', '[-3,4]', '[2020-01-01,)', '(0.1,1e20)', 'large', '{-1}', '{"",""}', '{0}', '{0001-01-01}');
 INSERT INTO kinds (id, n, a_real, a_double, a_numeric, a_numeric_10_2, a_bit_10, a_varbit, a_point, a_date, numerics) VALUES
-    (5, 5, 1e-30, 1e-300, 1000000, 0.00, B'0000000001', B'00000000', '(-0,3)', '4713-01-01 BC', '{0.00,100,NULL}'),
+    (5, 5, 1e-30, 1e-300, 1000000, 0.00, B'0000000001', B'00000000', '(-0,3)', '1582-10-15', '{0.00,100,NULL}'),
     (6, 6, 3e38, 123456789012345, 0.00, 100, B'1000000000', B'0', '(1e-300,1)', '5874897-12-31', '{-100}'),
     (7, 7, 1, 0.1, -120.0100, -100, B'0100000000', B'00000001', NULL, '0001-01-01', '{1}'),
     (8, 8, 'NaN', 'Infinity', 123456789012345678901234567890.1, 99999999.99, NULL, B'100000000', NULL, NULL, NULL),

@@ -22,6 +22,7 @@ finish() {
     local status=$?
     stop_programs
     stop_pair
+    stop_cluster standby
     if [ $status -eq 0 ]; then rm -rf "$TSYNC_WORK"; else echo "test-pipeline failed; logs are kept in $TSYNC_WORK, TABLESYNC_SEED=$SEED"; fi
 }
 trap finish EXIT
@@ -118,6 +119,8 @@ compare() {
     ok "$1: feed$with replayed are the source ($(wc -l <"$TSYNC_WORK/wanted") rows)"
 }
 
+make_slot() { target_admin_sql -At -c "SELECT pg_create_logical_replication_slot('client', 'pgoutput')" >/dev/null; }
+
 prepare() {
     start_cluster source
     start_cluster target -c wal_level=logical -c max_worker_processes=16
@@ -132,7 +135,7 @@ SET ROLE follower;
 SELECT tablesync_consumer_add('new_rows', 'media', after => 0);
 RESET ROLE;
 SQL
-    [ -z "$client" ] || target_admin_sql -At -c "SELECT pg_create_logical_replication_slot('client', 'pgoutput')" >/dev/null
+    [ -z "$client" ] || make_slot
 }
 
 # Who may read by a slot may read nothing else, and write nothing.
@@ -238,23 +241,62 @@ evolution() {
     run_and_compare "A column that came at the source"
 }
 
-# What a failover does that does not take the slot along.
-lost_slot() {
-    stop_program connector
-    for _ in $(seq 60); do
-        [ "$(target_admin_sql -At -c "SELECT count(*) FROM pg_replication_slots WHERE active")" != 0 ] || break
-        sleep 0.5
+# An idle replica does not keep the slot where it is: its runs send messages, and Debezium is one transaction behind.
+idle_runs() {
+    local before
+    before=$(target_admin_sql -At -c "SELECT pg_current_wal_lsn()")
+    for _ in $(seq 10); do
+        target_sql -At -c "SELECT status FROM tablesync_run('media')" >/dev/null
+        for _ in $(seq 12); do
+            [ "$(target_admin_sql -At -c "SELECT confirmed_flush_lsn > '$before' FROM pg_replication_slots WHERE slot_name = 'debezium'")" != t ] ||
+                { ok "runs that find nothing move the slot"; return; }
+            sleep 0.5
+        done
     done
-    target_admin_sql -At -c "SELECT pg_drop_replication_slot('debezium')" >/dev/null
+    fail "runs that find nothing do not move the slot"
+}
+
+# A write of somebody else, and the run that undoes it.
+truncated() {
+    target_sql -c "TRUNCATE media"
+    run_and_compare "A replica that somebody has truncated"
+}
+
+# The target is lost, and its standby takes over, without the slots.
+failover() {
+    local port client=    # its slot is lost
+    port=$(free_port)
+    as_user env PGPASSWORD=secret "$BINDIR/pg_basebackup" -h 127.0.0.1 -p "$target_port" -U postgres -D "$TSYNC_WORK/standby" -R -c fast
+    as_user "$BINDIR/pg_ctl" -D "$TSYNC_WORK/standby" -l "$TSYNC_WORK/standby.log" -w start \
+        -o "-c listen_addresses=127.0.0.1 -c port=$port -c unix_socket_directories= -c fsync=off -c wal_level=logical -c max_worker_processes=16" >/dev/null
     change 11
     target_sql -At -c "SELECT status FROM tablesync_run('media')" >/dev/null
+    wait_until_replayed "$port"
+    stop_program connector
+    as_user "$BINDIR/pg_ctl" -D "$TSYNC_WORK/target" -m immediate -w stop >/dev/null
+    as_user "$BINDIR/pg_ctl" -D "$TSYNC_WORK/standby" -w promote >/dev/null
+    sed "s/:$target_port:/:$port:/" "$PGPASSFILE" >"$TSYNC_WORK/pgpass.new"
+    cat "$TSYNC_WORK/pgpass.new" >"$PGPASSFILE"
+    target_port=$port
+    change 12
+    target_sql -At -c "SELECT status FROM tablesync_run('media')" >/dev/null
     start_connector
-    compare "After a slot that was lost"
+    compare "After a failover"
     target_sql -At -F $'\t' -c "SELECT key, value FROM tablesync_envelopes('kinds', NULL)" | events rows kinds >"$TSYNC_WORK/values"
     wait_for "a snapshot" "$TSYNC_WORK/values" topic rows kinds
     ok "a snapshot has the values that the feed has"
-    change 12
+    change 13
     run_and_compare "And after a run more"
+}
+
+wait_until_replayed() {
+    local lsn
+    lsn=$(target_admin_sql -At -c "SELECT pg_current_wal_lsn()")
+    for _ in $(seq 120); do
+        [ "$(PGPASSWORD=secret "$PSQL" -X -q -At -h 127.0.0.1 -p "$1" -U postgres -d postgres -c "SELECT pg_last_wal_replay_lsn() >= '$lsn'")" != t ] || return 0
+        sleep 0.5
+    done
+    fail "the standby does not follow"
 }
 
 seconds_since() { awk -v from="$1" -v to="$(date +%s%N)" 'BEGIN { printf "%.1f", (to - from) / 1e9 }'; }
@@ -262,6 +304,7 @@ seconds_since() { awk -v from="$1" -v to="$(date +%s%N)" 'BEGIN { printf "%.1f",
 # How long many new rows take from the source to each.
 measure() {
     local from lines
+    [ -z "$client" ] || [ -z "$kafka" ] || make_slot    # the failover has lost it
     source_sql -c "INSERT INTO media (s3_path, format, type, updated_at) SELECT '/' || md5(i::text), 'jpg', 1, now() FROM generate_series(1, $ROWS) i"
     lines=$(wc -l <"$TSYNC_WORK/consumer.out" 2>/dev/null || echo 0)
     from=$(date +%s%N)
@@ -309,6 +352,8 @@ if [ -n "$kafka" ]; then
 fi
 same_new_rows
 evolution
-if [ -n "$kafka" ]; then lost_slot; fi
+truncated
+if [ -n "$kafka" ]; then idle_runs; fi
+if [ -n "$kafka" ]; then failover; fi
 measure
 echo "$checks passed, 0 failed"

@@ -16,7 +16,7 @@ const micros = (text) => Date.parse(text.replace(' ', 'T').slice(0, 23) + 'Z') *
 
 types.setTypeParser(TIMESTAMP, micros);
 
-const ops = { insert: 'c', update: 'u', delete: 'd', truncate: 't' };
+const ops = { insert: 'c', update: 'u', delete: 'd' };
 const counters = { insert: 'inserted', update: 'updated', delete: 'deleted' };
 let transaction = null; // runs' messages by replica, and what came after each
 let lines = 0;
@@ -39,6 +39,11 @@ function message({ prefix, content }) {
 	return false;
 }
 
+function print(key, op, before, after, table, lsn) {
+	const envelope = { op, before, after, source: { table, lsn: `${lsn} ${++lines}` } };
+	console.log(`${JSON.stringify(key)}\t${JSON.stringify(envelope)}`);
+}
+
 function change(lsn, { tag, relation, key, old, new: row }) {
 	const name = `${relation.schema}.${relation.name}`;
 	const counted = transaction.rows.get(name);
@@ -47,11 +52,7 @@ function change(lsn, { tag, relation, key, old, new: row }) {
 	}
 	counted[tag]++;
 	const { id } = row || old || key;
-	const envelope = {
-		op: ops[tag], before: old || null, after: row || null,
-		source: { table: relation.name, lsn: `${lsn} ${++lines}` },
-	};
-	console.log(`${JSON.stringify({ id })}\t${JSON.stringify(envelope)}`);
+	print({ id }, ops[tag], old || null, row || null, relation.name, lsn);
 }
 
 function commit() {
@@ -76,6 +77,8 @@ service.on('data', async (lsn, log) => {
 		transaction.ends = message(log) || transaction.ends;
 	} else if (log.tag in counters) {
 		change(lsn, log);
+	} else if (log.tag === 'truncate') {
+		log.relations.forEach((relation) => print(null, 't', null, null, relation.name, lsn));
 	} else if (log.tag === 'commit') {
 		commit();
 		if (transaction.ends) {
