@@ -394,6 +394,7 @@ tsync_bulk_load(TsyncLoad *load)
 	int64		range_rows = Max(RANGE_ROWS, (int64) (load->source->estimate / MAX_RANGES * 2));
 	int64		done;
 	int64		total;
+	int64		rows;
 
 	load->ranged = tsync_in_source_order(table);
 	if (!load->replica->state.bulk_loading)
@@ -412,7 +413,11 @@ tsync_bulk_load(TsyncLoad *load)
 	}
 	/* before the first row: the digests of ranges hold, but for what others note from here on */
 	open_memory(load);
-	tsync_count_ranges(table, &done, &total, &load->rows_before);
+	tsync_count_ranges(table, &done, &total, &rows);
+	/* a run that starts over has loaded some of them itself */
+	if (!load->counted)
+		load->rows_before = rows;
+	load->counted = true;
 	load_with_helpers(load, total - done);
 	if (tsync_build_indexes(load))
 		return true;

@@ -35,6 +35,7 @@ typedef struct TsyncLoad
 	TsyncPace  *pace;
 	bool		grouped;		/* its snapshot must be that of other runs, too */
 	int64		rows_before;	/* by earlier runs */
+	bool		counted;		/* these */
 	int64		rows;
 	int64		horizon;		/* of the source, before the first row was read; 0: unknown */
 	bool		fresh;			/* the load began in this run, and nobody else's rows are in the replica */
