@@ -16,7 +16,7 @@
 
 SEED=${TABLESYNC_SEED:-$((RANDOM * 32768 + RANDOM))}
 ROWS=${ROWS:-50000}
-kafka= client= checks=0 marks=0 loaded=0
+kafka='' client='' checks=0 marks=0 loaded=0
 
 finish() {
     local status=$?
@@ -116,12 +116,14 @@ compare() {
         wait_for "$1" "$TSYNC_WORK/wanted" topic rows media
         with="$with, topic"
     fi
-    ok "$1: feed$with replayed are the source ($(wc -l <"$TSYNC_WORK/wanted") rows)"
+    ok "$1: the source's $(wc -l <"$TSYNC_WORK/wanted") rows, replayed from feed$with"
 }
 
 make_slot() { target_admin_sql -At -c "SELECT pg_create_logical_replication_slot('client', 'pgoutput')" >/dev/null; }
 
 prepare() {
+    touch "$TSYNC_WORK"/{feed,client,consumer}.out
+    chmod 666 "$TSYNC_WORK/consumer.out"
     start_cluster source
     start_cluster target -c wal_level=logical -c max_worker_processes=16
     hour_1
@@ -306,7 +308,7 @@ measure() {
     local from lines
     [ -z "$client" ] || [ -z "$kafka" ] || make_slot    # the failover has lost it
     source_sql -c "INSERT INTO media (s3_path, format, type, updated_at) SELECT '/' || md5(i::text), 'jpg', 1, now() FROM generate_series(1, $ROWS) i"
-    lines=$(wc -l <"$TSYNC_WORK/consumer.out" 2>/dev/null || echo 0)
+    lines=$(wc -l <"$TSYNC_WORK/consumer.out")
     from=$(date +%s%N)
     target_sql -At -c "SELECT status FROM tablesync_run('media')" >/dev/null
     echo "$ROWS new rows: in the replica after $(seconds_since "$from") s"
@@ -336,7 +338,7 @@ if [ -n "$kafka" ]; then
     start_consumer
 fi
 compare "Hour 1"
-loaded=$(wc -l <"$TSYNC_WORK/client.out" 2>/dev/null || echo 0)
+loaded=$(wc -l <"$TSYNC_WORK/client.out")
 first_run=$(target_sql -At -c "SELECT max(run_id) FROM tablesync_runs")
 rights
 hour_2
@@ -348,7 +350,7 @@ random_changes
 if [ -n "$kafka" ]; then
     same_changes "$TSYNC_WORK/feed.out" media
     messages "$first_run"
-    echo "$(topic count media) (changes in the topic, those of them that came again)"
+    echo "changes of media in the topic, and those of them that came again: $(topic count media)"
 fi
 same_new_rows
 evolution
