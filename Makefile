@@ -7,9 +7,9 @@ EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" tablesync.con
 MODULE_big = tablesync
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/*.c extension/*/*.c)))
 PG_CPPFLAGS = -I$(srcdir)/extension -DTSYNC_VERSION='"$(EXTVERSION)"'
-SQL_PARTS = $(addprefix extension/,catalog/catalog.sql catalog/access.sql catalog/history.sql check/publication.sql api/foreign_name.sql api/add.sql \
-    api/api.sql verify/verify.sql source/image.sql source/source.sql source/key.sql source/view.sql source/part.sql source/connection.sql source/xmin.sql load/load.sql source/horizon.sql \
-    evolve/dependents.sql evolve/plan.sql evolve/evolve.sql evolve/part.sql watch/alert.sql watch/schedule.sql api/queue.sql \
+SQL_PARTS = $(addprefix extension/,catalog/catalog.sql catalog/access.sql catalog/history.sql check/publication.sql api/foreign_name.sql api/refuse.sql api/add.sql \
+    api/api.sql verify/verify.sql source/image.sql source/source.sql source/shape.sql source/open.sql source/key.sql source/view.sql source/part.sql source/connection.sql source/xmin.sql load/load.sql source/horizon.sql \
+    evolve/dependents.sql evolve/plan.sql evolve/names.sql evolve/evolve.sql evolve/part.sql watch/alert.sql watch/schedule.sql api/queue.sql \
     watch/views.sql feed/feed.sql feed/value.sql feed/changes.sql feed/consumer.sql watch/totals.sql watch/health.sql check/preflight.sql check/check.sql \
     api/add_schema.sql catalog/rights.sql)
 BUILT_SQL = tablesync--$(EXTVERSION).sql

@@ -52,7 +52,8 @@ build() {
         ./configure -q --prefix="$2" --enable-cassert --enable-debug --enable-tap-tests --with-icu --with-libxml --without-readline CFLAGS="-O1 -g" &&
         nice -n 15 make -s -j"$(nproc)" &&
         make -s install &&
-        nice -n 15 make -s -C contrib/postgres_fdw install)
+        nice -n 15 make -s -C contrib/postgres_fdw install &&
+        nice -n 15 make -s -C contrib/test_decoding install)
 }
 
 # pg_cron and pgTAP are Debian's: they are not what is looked at.

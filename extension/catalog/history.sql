@@ -105,7 +105,8 @@ COMMENT ON FUNCTION tablesync.is_watched(regclass) IS 'whether every write to a 
  * parallel pg_restore brings the rows of an extension's tables in any order.
  * (A dump says that they depend on each other, but pg_restore has the entries of
  * data depend on nothing but their tables.)  So what a superuser brings by COPY is
- * taken as it comes, and has its replica when the restore is over.
+ * taken as it comes, and has its replica when the restore is over.  (pg_upgrade
+ * makes the keys anew, and they check again: more than that is not lost by it.)
  */
 CREATE FUNCTION tablesync.check_belonging()
 RETURNS trigger
@@ -129,22 +130,21 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tablesync.check_belonging() IS 'trigger: a row needs its replica, or its run, unless it comes from a dump';
-CREATE TRIGGER check_belonging AFTER INSERT ON tablesync.all_runs FOR EACH ROW EXECUTE FUNCTION tablesync.check_belonging('replica');
-CREATE TRIGGER check_belonging AFTER INSERT ON tablesync.all_chunks FOR EACH ROW EXECUTE FUNCTION tablesync.check_belonging('replica');
-CREATE TRIGGER check_belonging AFTER INSERT ON tablesync.all_alerts FOR EACH ROW EXECUTE FUNCTION tablesync.check_belonging('replica');
-CREATE TRIGGER check_belonging AFTER INSERT ON tablesync.all_schedules FOR EACH ROW EXECUTE FUNCTION tablesync.check_belonging('replica');
-CREATE TRIGGER check_belonging AFTER INSERT ON tablesync.all_schema_changes FOR EACH ROW EXECUTE FUNCTION tablesync.check_belonging('replica');
-CREATE TRIGGER check_belonging AFTER INSERT ON tablesync.all_differences FOR EACH ROW EXECUTE FUNCTION tablesync.check_belonging('run');
 DO $$
 DECLARE
-    check_of_key record;
+    key record;
 BEGIN
-    FOR check_of_key IN
-        SELECT g.tgrelid::regclass AS relation, g.tgname AS name FROM pg_trigger g
-        WHERE g.tgfoid = '"RI_FKey_check_ins"'::regproc
-          AND g.tgrelid IN (SELECT b.tgrelid FROM pg_trigger b WHERE b.tgfoid = 'tablesync.check_belonging'::regproc)
+    FOR key IN
+        SELECT k.conrelid::regclass AS relation, CASE k.confrelid WHEN 'tablesync.all_replicas'::regclass THEN 'replica' WHEN 'tablesync.all_runs'::regclass THEN 'run' END AS kind,
+               g.tgname AS its_check
+        FROM pg_extension e
+        JOIN pg_constraint k ON k.conrelid = ANY (e.extconfig) AND k.contype = 'f'
+        JOIN pg_trigger g ON g.tgconstraint = k.oid AND g.tgrelid = k.conrelid AND g.tgfoid = '"RI_FKey_check_ins"'::regproc
+        WHERE e.extname = 'tablesync'
     LOOP
-        EXECUTE format('ALTER TABLE %s DISABLE TRIGGER %I', check_of_key.relation, check_of_key.name);
+        ASSERT key.kind IS NOT NULL, format('rows of %s belong to what check_belonging() does not know', key.relation);
+        EXECUTE format('CREATE TRIGGER belongs_to_%s AFTER INSERT ON %s FOR EACH ROW EXECUTE FUNCTION tablesync.check_belonging(%L)', key.kind, key.relation, key.kind);
+        EXECUTE format('ALTER TABLE %s DISABLE TRIGGER %I', key.relation, key.its_check);
     END LOOP;
 END
 $$;

@@ -75,7 +75,10 @@ append_time(StringInfo buf, const char *name, TimestampTz time)
 static void
 log_nothing(void)
 {
+	char		nothing = 0;	/* a record without data is for XLOG_SWITCH only */
+
 	XLogBeginInsert();
+	XLogRegisterData(&nothing, sizeof(nothing));
 	(void) XLogInsert(RM_XLOG_ID, XLOG_NOOP);
 }
 

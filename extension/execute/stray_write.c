@@ -8,6 +8,7 @@
 #include "tablesync.h"
 
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_index.h"
@@ -16,7 +17,9 @@
 #include "commands/trigger.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
+#include "nodes/bitmapset.h"
 #include "query/query.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -92,22 +95,57 @@ refuse_unchecked(Relation rel)
 }
 
 /*
+ * The columns that an UPDATE has set, as arrays of names and of numbers; false where
+ * that does not tell which columns have changed.
+ */
+static bool
+find_updated_columns(TriggerData *trigger, Datum *names, Datum *numbers)
+{
+	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
+	Datum	   *name = palloc(desc->natts * sizeof(Datum));
+	Datum	   *number = palloc(desc->natts * sizeof(Datum));
+	int			n = 0;
+
+	/* a BEFORE trigger may change others */
+	if (!TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) || trigger->tg_updatedcols == NULL ||
+		trigger->tg_relation->trigdesc->trig_update_before_row)
+		return false;
+	for (int i = 0; i < desc->natts; i++)
+		if (bms_is_member(i + 1 - FirstLowInvalidHeapAttributeNumber, trigger->tg_updatedcols))
+		{
+			name[n] = CStringGetTextDatum(NameStr(TupleDescAttr(desc, i)->attname));
+			number[n++] = Int32GetDatum(i + 1);
+		}
+	*names = PointerGetDatum(construct_array(name, n, TEXTOID, -1, false, TYPALIGN_INT));
+	*numbers = PointerGetDatum(construct_array(number, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+	return n > 0;
+}
+
+/*
  * Trigger, after each statement on a replica: note that somebody else than a
  * run has written.  One row per (sub)transaction is enough; rows of others
- * can't stand in for it, for a run may be removing them.
+ * can't stand in for it, for a run may be removing them.  An UPDATE that sets
+ * nothing but columns which are none of the source's concerns no run.
  */
 Datum
 tsync_note_write(PG_FUNCTION_ARGS)
 {
-	/* tables and columns that every version has: nobody's writes fail between a new library and its SQL */
+	/*
+	 * tables and columns that every version has: nobody's writes fail between a new library and its SQL.  Columns go
+	 * by name and by number, for one of them may have been renamed, or made anew, by hand.
+	 */
 	static const char *const note = "INSERT INTO tablesync.stray_write (replica)"
-	" SELECT replica FROM tablesync.replica WHERE replica = $1::regclass";
+	" SELECT t.replica FROM tablesync.replica t WHERE t.replica = $1::regclass"
+	" AND ($2 IS NULL OR to_jsonb(t)->>'expressions' IS NOT NULL"
+	"  OR EXISTS (SELECT FROM jsonb_array_elements(t.shape) s WHERE s->>'hidden' IS NULL"
+	"   AND (s->>'local' IS NULL OR s->>'column' = ANY ($2) OR (s->>'local')::int4 = ANY ($3))))";
 	static SPIPlanPtr plan = NULL;
 	static TransactionId noted_in = InvalidTransactionId;
 	static Oid	noted_for = InvalidOid;
 	TriggerData *trigger;
-	Oid			type = OIDOID;
-	Datum		replica;
+	Oid			types[] = {OIDOID, TEXTARRAYOID, INT4ARRAYOID};
+	Datum		values[lengthof(types)] = {0};
+	const char *nulls = NULL;
 	Oid			relid;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
@@ -129,19 +167,24 @@ tsync_note_write(PG_FUNCTION_ARGS)
 		PG_RETURN_POINTER(NULL);
 
 	/* though somebody else's row may be there: a run that does not see our write may be removing it */
-	replica = ObjectIdGetDatum(relid);
+	values[0] = ObjectIdGetDatum(relid);
+	if (!find_updated_columns(trigger, &values[1], &values[2]))
+		nulls = " nn";
 	SPI_connect();
 	if (plan == NULL)
 	{
-		plan = SPI_prepare(note, 1, &type);
+		plan = SPI_prepare(note, lengthof(types), types);
 		if (plan == NULL || SPI_keepplan(plan) != 0)
 			elog(ERROR, "could not prepare to note a write to a replica");
 	}
-	if (SPI_execute_plan(plan, &replica, NULL, false, 0) != SPI_OK_INSERT)
+	if (SPI_execute_plan(plan, values, nulls, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not note a write to a replica");
-	SPI_finish();
 	/* only now that the row is there: an error must not leave the claim that it is */
-	noted_in = GetCurrentTransactionId();
-	noted_for = relid;
+	if (SPI_processed > 0)
+	{
+		noted_in = GetCurrentTransactionId();
+		noted_for = relid;
+	}
+	SPI_finish();
 	PG_RETURN_POINTER(NULL);
 }

@@ -225,7 +225,9 @@ BEGIN
         SELECT %6$s FROM first c WHERE c.op IN ('b', 'd')$sql$,
         $1, (description->>'feed')::oid::regclass,
         (SELECT string_agg(format('c.%I', c->>'feed_name'), ', ') FROM jsonb_array_elements(description->'columns') c WHERE c->>'key' IS NOT NULL),
-        (SELECT string_agg(format('f.%I OPERATOR(pg_catalog.=) c.%I', c->>'feed_name', c->>'name'), ' AND ') FROM jsonb_array_elements(description->'columns') c WHERE c->>'key' IS NOT NULL),
+        -- a feed has the database's collation; those of keys are deterministic, so any will do
+        (SELECT string_agg(format('f.%I OPERATOR(pg_catalog.=) c.%I%s', c->>'feed_name', c->>'name', CASE WHEN t.typcollation <> 0 THEN ' COLLATE pg_catalog."C"' END), ' AND ')
+         FROM jsonb_array_elements(description->'columns') c JOIN pg_type t ON t.oid = (c->>'type')::oid WHERE c->>'key' IS NOT NULL),
         tablesync.row_expression(description->'columns', 'plain', 'c.', false, false),
         tablesync.row_expression(description->'columns', 'plain', 'c.', true, false)) USING since;
 END

@@ -49,6 +49,9 @@ BEGIN
     ELSIF EXISTS (SELECT FROM tablesync.all_consumers c WHERE c.role = $1 AND c.consumer = $2) THEN
         RAISE EXCEPTION 'consumer % exists already', quote_literal(consumer)
             USING ERRCODE = 'duplicate_object', HINT = format('To begin anew: SELECT tablesync_consumer_remove(%L);', consumer);
+    ELSIF (SELECT count(*) FROM tablesync.all_consumers c WHERE c.replica = $3) >= 1000 THEN    -- each run looks at all of them
+        RAISE EXCEPTION 'the feed of % has 1000 consumers', $3
+            USING ERRCODE = 'program_limit_exceeded', HINT = 'Remove those that are gone: SELECT consumer, lag FROM tablesync_consumers ORDER BY lag DESC;';
     END IF;
     INSERT INTO tablesync.all_consumers (role, consumer, replica, "position")
     VALUES ($1, $2, $3, coalesce($4, settings.feed_position));
@@ -69,6 +72,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_consumer_add()');
     PERFORM tablesync.feed_of($2, $3, NULL);    -- is there one, is it readable, and has it such a position?
     RETURN tablesync.add_consumer($1, $2, $3);
 END
@@ -99,6 +103,7 @@ RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
+    SELECT tablesync.check_primary('tablesync_consumer_remove()');
     SELECT tablesync.remove_consumer($1);
 $$;
 COMMENT ON FUNCTION @extschema@.tablesync_consumer_remove(text) IS 'removes a consumer; the owner of a replica may remove those of its feed';
@@ -149,8 +154,10 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    held jsonb := tablesync.hold_consumer($1);
+    held jsonb;
 BEGIN
+    PERFORM tablesync.check_primary('tablesync_fetch()');
+    held := tablesync.hold_consumer($1);
     RETURN QUERY SELECT * FROM tablesync.fetch_envelopes((held->>'replica')::oid::regclass, (held->>'position')::bigint, $2);
 END
 $$;
@@ -194,6 +201,7 @@ RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
+    SELECT tablesync.check_primary('tablesync_commit()');
     SELECT tablesync.commit_consumer($1, $2);
 $$;
 COMMENT ON FUNCTION @extschema@.tablesync_commit(text, bigint) IS 'notes that a consumer has dealt with all changes up to a position';
@@ -234,6 +242,8 @@ BEGIN
     FROM tablesync.all_consumers c
     JOIN tablesync.all_replicas t ON t.replica = c.replica
     WHERE c.replica = $1
+      -- one that is new may begin where nothing is left, and is told to start
+      AND (c.committed_at IS NOT NULL OR c.added_at < clock_timestamp() - coalesce(t.keep_changes, '1 day'))
       AND (c."position" < t.feed_pruned
            OR (SELECT f.applied_at FROM tablesync.all_fed_runs f WHERE f.replica = $1 AND f.last_position > c."position" ORDER BY f.last_position LIMIT 1)
               < clock_timestamp() - t.keep_changes);

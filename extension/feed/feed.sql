@@ -38,22 +38,20 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.base_type(oid, integer) IS 'a type and its modifier, or what is below a domain';
 
-/* The columns that a replica shares with its source, as its feed has, or should have them. */
+/* The columns of a replica that runs bring, as its feed has, or should have them. */
 CREATE FUNCTION tablesync.feed_columns(replica regclass)
 RETURNS TABLE (column_name text, feed_name text, type oid, typmod integer, definition text, feed_type oid, feed_typmod integer, key_position integer)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT a.attname, n.n, b.base, b.base_typmod, format_type(b.base, b.base_typmod), f.atttypid, f.atttypmod,
-           array_position(t.key_columns, a.attname)
+    SELECT c.column_name, n.n, b.base, b.base_typmod, format_type(b.base, b.base_typmod), f.atttypid, f.atttypmod, c.key_position
     FROM tablesync.replica t
-    CROSS JOIN LATERAL jsonb_array_elements(t.shape) WITH ORDINALITY s (s, ordinality)
-    JOIN pg_attribute a ON a.attrelid = t.replica AND a.attname = s.s->>'column' AND a.attnum > 0 AND NOT a.attisdropped
-    CROSS JOIN LATERAL tablesync.base_type(a.atttypid, a.atttypmod) b
-    CROSS JOIN LATERAL tablesync.feed_name(a.attname::text) n (n)
+    CROSS JOIN LATERAL tablesync.replica_columns($1) WITH ORDINALITY c (column_name, type, typmod, nullable, key_position)
+    CROSS JOIN LATERAL tablesync.base_type(c.type::oid, c.typmod) b
+    CROSS JOIN LATERAL tablesync.feed_name(c.column_name::text) n (n)
     LEFT JOIN pg_attribute f ON f.attrelid = t.feed_table AND f.attname = n.n AND f.attnum > 0 AND NOT f.attisdropped
-    WHERE t.replica = $1
-    ORDER BY s.ordinality;
+    WHERE t.replica = $1 AND c.type IS NOT NULL
+    ORDER BY c.ordinality;
 $$;
 COMMENT ON FUNCTION tablesync.feed_columns(regclass) IS 'columns of a replica as its feed should have them, and as it has them';
 
@@ -66,6 +64,7 @@ AS $$
     SELECT CASE WHEN c.oid IS NULL THEN 'It does not exist.'
                 WHEN c.relkind <> 'r' OR c.relpersistence = 't' OR c.relispartition THEN 'It is not an ordinary table.'
                 WHEN c.relowner <> r.relowner THEN format('It belongs to role %s, the replica to %s.', c.relowner::regrole, r.relowner::regrole)
+                WHEN c.relforcerowsecurity THEN 'Its row security is forced on its owner: policies would leave out changes.'
                 WHEN (SELECT count(*) FROM pg_attribute a
                       WHERE a.attrelid = c.oid AND NOT a.attisdropped AND a.attgenerated = ''
                         AND (a.attname, a.atttypid) IN (('position', 'int8'::regtype), ('run_id', 'int8'::regtype), ('op', '"char"'::regtype))) < 3

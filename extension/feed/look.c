@@ -58,18 +58,10 @@ copy_result(MemoryContext context, bool *isnull)
 	return value;
 }
 
-/* The feed of a replica, locked as for reading; an error unless the current user may read it. */
+/* An error unless a feed is there, is a table, and may be read by the current user. */
 static void
-check_readable(Oid replica)
+check_access(Oid replica, Oid feed)
 {
-	Oid			types[] = {OIDOID};
-	Datum		values[] = {ObjectIdGetDatum(replica)};
-	Oid			feed = InvalidOid;
-
-	if (look("SELECT t.feed_table::oid::int8 FROM tablesync.all_replicas t WHERE t.replica = $1::regclass AND t.feed", 1, types, values, NULL) > 0)
-		feed = (Oid) tsync_result_int64(0, 1);
-	if (OidIsValid(feed))
-		LockRelationOid(feed, AccessShareLock);
 	if (tsync_owner_of(feed) == InvalidOid)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -87,6 +79,22 @@ check_readable(Oid replica)
 						 tsync_relation_label(feed), quote_literal_cstr(tsync_relation_label(replica)))));
 }
 
+/* Lock the feed of a replica as for reading; an error unless the current user may read it. */
+static void
+hold_readable(Oid replica)
+{
+	Oid			types[] = {OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(replica)};
+	Oid			feed = InvalidOid;
+
+	if (look("SELECT t.feed_table::oid::int8 FROM tablesync.all_replicas t WHERE t.replica = $1::regclass AND t.feed", 1, types, values, NULL) > 0)
+		feed = (Oid) tsync_result_int64(0, 1);
+	/* who may not read it does not get to wait for it; what it is stays so under the lock */
+	check_access(replica, feed);
+	LockRelationOid(feed, AccessShareLock);
+	check_access(replica, feed);
+}
+
 /* tablesync.feed_of(replica, since, most) */
 Datum
 tsync_feed_of(PG_FUNCTION_ARGS)
@@ -102,7 +110,7 @@ tsync_feed_of(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("replica must not be NULL")));
 	SPI_connect();
-	check_readable(PG_GETARG_OID(0));
+	hold_readable(PG_GETARG_OID(0));
 	if (look("SELECT tablesync.describe_feed($1::regclass, $2, $3)", lengthof(types), types, values, nulls) != 1)
 		elog(ERROR, "describe_feed did not return one row");
 	description = copy_result(caller, &fcinfo->isnull);

@@ -7,6 +7,7 @@
  */
 #include "tablesync.h"
 
+#include "compat.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/fmgrprotos.h"

@@ -126,12 +126,15 @@ scan_by_key(TsyncScanState *state, TsyncVerdict quiet)
 	{
 		TsyncChunk *chunk = lfirst(lc);
 
+		/* before it is scanned: one that was written anew is compared by every column from then on */
+		bool		is_quiet = tsync_is_quiet(chunk);
+
 		tsync_check_snapshot_age(scan->pace);
-		if (quiet == TSYNC_EQUAL && tsync_is_quiet(chunk))
+		if (quiet == TSYNC_EQUAL && is_quiet)
 			chunk->source = chunk->replica;
 		else
 			tsync_scan_chunk(state, chunk);
-		quiet_differ |= chunk->differs && tsync_is_quiet(chunk);
+		quiet_differ |= chunk->differs && is_quiet;
 		tsync_finish_chunk(scan, chunk);
 	}
 	/* of one snapshot, by blocks and by key: only one of them can be right */

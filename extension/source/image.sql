@@ -51,7 +51,8 @@ COMMENT ON FUNCTION tablesync.source_images(oid, text, text[]) IS 'asks a source
  * at once, those of which there is more to say are left out, and asked for one by one.
  *
  * The clock of the source is read from the cursor that this statement is a query
- * of (pg_cursors shows a session its own): now() would not be asked there.  What
+ * of (pg_cursors shows a session its own; behind a pooler, holdable ones of others
+ * may be left in it, too): now() would not be asked there.  What
  * was committed before that moment is seen by all that is read after it.
  *
  * Since 18 a column that says NOT NULL may have older NULLs, while a constraint
@@ -147,7 +148,7 @@ BEGIN
                    NULL::text[] AS indnames, NULL::oid[] AS children, NULL::oid[] AS childfiles, NULL::boolean[] AS childparents
         $sql$ END,
         t->>'pg_settings', t->>'pg_namespace', t->>'pg_class', t->>'pg_attribute', t->>'pg_constraint', t->>'pg_attrdef', t->>'pg_index',
-        CASE WHEN horizon THEN format('LEFT JOIN %s b ON s.name = ''port'' LEFT JOIN %s g ON s.name = ''port'' LEFT JOIN %s q ON s.name = ''geqo_seed''',
+        CASE WHEN horizon THEN format('LEFT JOIN %s b ON s.name = ''port'' LEFT JOIN %s g ON s.name = ''port'' LEFT JOIN %s q ON s.name = ''geqo_seed'' AND NOT q.is_holdable',
                                       t->>'pg_stat_activity', t->>'pg_stat_bgwriter', t->>'pg_cursors') END,
         CASE WHEN whole THEN format($sql$
             LEFT JOIN %1$s l ON l.oid = a.attcollation AND a.attcollation <> 0 AND a.attcollation <> 100

@@ -140,7 +140,8 @@ BEGIN
         RAISE EXCEPTION 'invalid value for %: the source can''t compute it', setting
             USING ERRCODE = 'feature_not_supported',
                   DETAIL = format('postgres_fdw would fetch every row in order to compute it here: %s.', coalesce(plan->0->'Plan'->>'Filter', condition)),
-                  HINT = 'Types of extensions and enums, conversions to and from text, COALESCE and collations other than those of columns do not ship.';
+                  HINT = 'Types of extensions and enums, conversions to and from text, COALESCE, functions whose only text is a constant (date_trunc, extract) '
+                         'and collations other than those of columns do not ship.';
     END IF;
 END
 $$;

@@ -171,7 +171,7 @@ sub stray_write
 		"UPDATE $table SET updated_at = 'epoch', c = 'mine' WHERE " . some_rows($table, $few),
 		"UPDATE $table SET updated_at = NULL, c = 'mine' WHERE " . some_rows($table, $few),
 		"TRUNCATE $table",
-		"CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT * FROM $table; TRUNCATE $table; INSERT INTO $table SELECT * FROM mine OFFSET 1");
+		"CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT * FROM $table; TRUNCATE $table; INSERT INTO $table OVERRIDING SYSTEM VALUE SELECT * FROM mine OFFSET 1");
 	return $kinds[ int(rand(@kinds)) ];
 }
 

@@ -73,4 +73,16 @@ is(run_counts($target, 'proved'), 'succeeded|0|0|0', 'nothing has changed');
 app_sql($target, "SELECT tablesync_alter('proved', verify_fraction => 0)");
 is(app_sql($target, "SELECT status, updated, message FROM tablesync_run('proved')"), 'succeeded|0|', 'and that is remembered');
 
+# --- every row of a table of several chunks was changed ---
+
+$source->safe_psql('postgres', q{
+	CREATE TABLE whole (id integer PRIMARY KEY, v text);
+	INSERT INTO whole SELECT i, repeat('v', 100) || i FROM generate_series(1, 20000) i});
+$source->safe_psql('postgres', 'VACUUM ANALYZE whole');
+app_sql($target, "SELECT tablesync_add('whole', 'src', 'public.whole', chunk_rows => 5000)");
+is(run_counts($target, 'whole'), 'succeeded|20000|0|0', 'several chunks');
+$source->safe_psql('postgres', q{UPDATE whole SET v = 'u' || v});
+is(run_counts($target, 'whole'), 'succeeded|0|20000|0', 'all of them were changed: that is no damaged index');
+is_replica($source, $target, 'whole', 'whole', 'which they are here, too');
+
 done_testing();

@@ -182,6 +182,14 @@ $source->safe_psql('postgres', q{ALTER TABLE "a ""b" ADD COLUMN j xml DEFAULT '<
 run_counts($target, '"a ""b"');
 like(decoded(), qr/^sync public\."a ""b" 0\/3\/0, 3 public\."a ""b" UPDATE\nsync public\."a ""b" 0\/\d\/0\*(, \d public\."a ""b" UPDATE)?$/, 'a column that is fetched for all rows');
 
+# a feed is written in the same transaction
+app_sql($target, q{SELECT tablesync_add('fed', 'src', 'public.few', feed => true)});
+run_counts($target, 'fed');
+$source->safe_psql('postgres', q{UPDATE few SET note = 'fed' WHERE id < 3});
+decoded();
+run_counts($target, 'fed');
+is(decoded(), 'sync public.fed 0/2/0*, 4 public.fed_changes INSERT, 2 public.fed UPDATE', 'a feed is part of the transaction');
+
 # a group
 app_sql($target, q{SELECT tablesync_alter('items', sync_group => 'g', consistency => 'snapshot')});
 $source->safe_psql('postgres', q{UPDATE items SET note = 'group', updated_at = now() WHERE id = 3; UPDATE few SET note = 'group' WHERE id < 3});

@@ -21,7 +21,7 @@ $primary->append_conf('pg_hba.conf', 'local replication all trust');
 $primary->reload;
 $primary->safe_psql('postgres', 'CREATE EXTENSION pg_cron; GRANT USAGE ON SCHEMA cron TO app');
 app_sql($primary, q{
-	SELECT tablesync_add('items', 'src', 'public.items', version_column => 'updated_at', freshness => '1 day');
+	SELECT tablesync_add('items', 'src', 'public.items', version_column => 'updated_at', freshness => '1 day', feed => true);
 	SELECT tablesync_add('many', 'src', 'public.many', workers => 2, max_source_load => 1);
 	SELECT tablesync_schedule('items', '0 0 1 1 *')});
 run_counts($primary, 'items');
@@ -77,6 +77,7 @@ for my $call (
 	q{tablesync_pause('items')}, q{tablesync_resume('items')}, q{tablesync_alter('items', workers => 3)}, q{tablesync_remove('items')},
 	q{tablesync_schedule('items', '* * * * *')}, q{tablesync_unschedule('items')},
 	q{tablesync_add('more', 'src', 'public.items')}, q{tablesync_add('more', 'items_source')}, q{tablesync_add_schema('src', 'public', 'public')},
+	q{tablesync_consumer_add('c', 'items')}, q{tablesync_consumer_remove('c')}, q{tablesync_fetch('c')}, q{tablesync_commit('c', 1)},
 	q{tablesync.run_scheduled('items')})
 {
 	my ($name) = $call =~ /^([\w.]+)/;
@@ -92,6 +93,13 @@ $locker->query_safe('COMMIT');
 $locker->quit;
 is(app_sql($standby, "SELECT tablesync_wait($run_id)"), 'succeeded', 'its end arrives');
 is(both($status), 'ok|999|0 0 1 1 *| / ok|999|0 0 1 1 *|', 'as it was');
+
+# the feed is read there, too
+is(both(q{SELECT count(*), max(position) FROM tablesync_changes('items')}), '12|12 / 12|12', 'changes');
+is(both(q{SELECT count(*), max(position) FROM tablesync_envelopes('items', 10)}), '2|12 / 2|12', 'envelopes');
+is(both(q{SELECT count(*), max(position) FROM tablesync_envelopes('items', NULL)}), '999|12 / 999|12', 'rows');
+is(both(q{SELECT count(*) FROM tablesync_as_of('items', (SELECT min(applied_at) FROM tablesync.fed_run))}), '1000 / 1000', 'rows as they were');
+is(both('SELECT count(*) FROM tablesync_consumers'), '0 / 0', 'consumers');
 
 # a run that has crashed at the primary, of which nobody has taken note there, looks as if it went on
 ($locker, $run_id) = start_blocked_run();

@@ -22,7 +22,7 @@ my %tables = (
 	by_xmin => { key => 'id integer', names => 'id', random => '(random() * 600)::integer', settings => '' },
 	by_version => { key => 'id bigint', names => 'id', random => '(random() * 600)::bigint', settings => ", fingerprint => 'version', version_column => 'updated_at', chunk_rows => 100", written => 1 },
 	by_row => { key => 'id uuid', names => 'id', random => 'md5((random() * 600)::integer::text)::uuid', settings => ", fingerprint => 'row', consistency => 'chunk', chunk_rows => 50", written => 1 },
-	by_pair => { key => 'position integer, op text', names => 'position, op', random => '(random() * 20)::integer, chr(65 + (random() * 25)::integer)', settings => ", verify_fraction => 0.5" },
+	by_pair => { key => 'position integer, op text COLLATE "C"', names => 'position, op', random => '(random() * 20)::integer, chr(65 + (random() * 25)::integer)', settings => ", verify_fraction => 0.5" },
 	'"Odd ""name"" %s"' => { key => '"run_id" numeric', names => '"run_id"', random => 'round((random() * 300)::numeric, 1)', settings => '' });
 
 my $payload = q{u integer UNIQUE, t text, v varchar(20), c char(5), n numeric, f double precision, b bytea, j jsonb, js json, iv interval, tz timestamptz,

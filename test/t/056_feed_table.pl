@@ -157,6 +157,56 @@ app_sql($target, q{DELETE FROM item WHERE id = 1});
 is(changed(q{DELETE FROM item WHERE id = 1}), 't||', 'where others write to the replica, the feed says to start again');
 is(changed(q{UPDATE item SET pos = 17 WHERE id = 7}) =~ s/\|.*//r, 'u', 'once');
 
+# --- a part of a table, computed values, columns of one's own ---
+
+$source->safe_psql('postgres', q{CREATE TABLE people (id integer PRIMARY KEY, name text, email text, born date);
+	INSERT INTO people SELECT i, 'n' || i, 'e' || i, '2000-01-01' FROM generate_series(1, 10) i});
+app_sql($target, q{SELECT tablesync_add('people', 'src', 'public.people', columns => '{id,name}', filter => 'id < 8', expressions => '{"hash": "md5(email)"}', feed => true);
+	SELECT tablesync_run('people'); ALTER TABLE people ADD note text DEFAULT 'mine'});
+is(columns('people_changes'), 'id integer, name text, hash text', 'what runs bring');
+$source->safe_psql('postgres', q{UPDATE people SET email = 'x', born = now() WHERE id = 1; UPDATE people SET id = 20 WHERE id = 2; UPDATE people SET name = 'y' WHERE id = 9});
+is(run_counts($target, 'people'), 'succeeded|0|1|1', 'some of it');
+is(app_sql($target, q{SELECT op, after FROM tablesync_changes('people', 1)}), qq(d|\nu|{"id": 1, "hash": "9dd4e461268c8034f5c8564e155c67a6", "name": "n1"}), 'is in the feed');
+is(app_sql($target, q{SELECT value->'after' FROM tablesync_envelopes('people', NULL) WHERE key->>'id' = '1'}), '{"id": 1, "hash": "9dd4e461268c8034f5c8564e155c67a6", "name": "n1"}', 'so it is in rows');
+app_sql($target, q{SELECT tablesync_alter('people', columns => '{id,name,born}', filter => 'id < 5', expressions => '{"hash": "md5(email)", "initial": "left(name, 1)"}'); SELECT tablesync_run('people')});
+is(app_sql($target, q{SELECT count(*) FILTER (WHERE op = 'd') || ' ' || count(*) FILTER (WHERE op = 'u'), max(after->>'initial'), min(after->>'born') FROM tablesync_changes('people', 3)}), '3 3|n|2000-01-01', 'another part');
+is(columns('people_changes'), 'id integer, name text, hash text, born date, initial text', 'its columns');
+app_sql($target, q{SELECT tablesync_remove('people', drop_replica => true)});
+
+# columns of one's own are nobody else's business
+sub noted { return $target->safe_psql('postgres', 'SELECT count(*) FROM tablesync.stray_write') }
+app_sql($target, q{ALTER TABLE item ADD own integer DEFAULT 1, ADD also_own text});
+my $news = q{SELECT feed_position, (SELECT count(*) FROM item_changes WHERE op = 't') FROM tablesync.replica WHERE replica = 'item'::regclass};
+app_sql($target, q{INSERT INTO item (id, c) SELECT id, c FROM item LIMIT 0});
+is(noted(), 1, 'an INSERT is noted');
+is(run_counts($target, 'item'), 'succeeded|0|0|0', 'a run');
+my $quiet = app_sql($target, $news);
+app_sql($target, q{UPDATE item SET own = id, also_own = 'y'; UPDATE item SET own = 3 WHERE id = 7});
+is(noted(), 0, 'an UPDATE of own columns is not');
+is(run_counts($target, 'item'), 'succeeded|0|0|0', 'nothing to do');
+is(app_sql($target, $news), $quiet, 'nor to say');
+for my $write (q{UPDATE item SET own = 1, c = c}, q{UPDATE item SET c = 'z' WHERE id = 7}, q{BEGIN; UPDATE item SET own = 2; UPDATE item SET c = 'z' WHERE id = 7; COMMIT},
+	q{INSERT INTO item (id) VALUES (7) ON CONFLICT (id) DO UPDATE SET own = 5}, q{DELETE FROM item WHERE id = 7}, q{TRUNCATE item})
+{
+	app_sql($target, $write);
+	is(noted(), 1, "noted: $write");
+	like(run_counts($target, 'item', ', force => true'), qr/^succeeded/, 'which is undone');
+}
+app_sql($target, q{ALTER TABLE item RENAME c TO renamed; UPDATE item SET renamed = 'z' WHERE id = 7; ALTER TABLE item RENAME renamed TO c});
+is(noted(), 1, 'noted: a column that is renamed for a moment');
+app_sql($target, q{SELECT tablesync_run('item')});
+app_sql($target, q{ALTER TABLE item RENAME c TO before; ALTER TABLE item ADD c varchar(30); UPDATE item SET c = before; ALTER TABLE item DROP before});
+is(noted(), 1, 'noted: one that is made anew');
+app_sql($target, q{SELECT tablesync_run('item')});
+app_sql($target, q{UPDATE item SET c = 'z' WHERE id = 7});
+is(noted(), 1, 'also later');
+app_sql($target, q{SELECT tablesync_run('item');
+	CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NEW.c := 'meddled'; RETURN NEW; END$$;
+	CREATE TRIGGER meddle BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION meddle(); UPDATE item SET own = 9 WHERE id = 7; DROP TRIGGER meddle ON item});
+is(noted(), 1, 'noted: where a trigger may change more');
+like(changed(q{UPDATE item SET pos = 33 WHERE id = 6}), qr/^t/, 'and the feed starts again');
+ok(same_rows($source, $target, '(SELECT id, c, pos FROM item)', '(SELECT id, c, pos FROM item)'), 'all is well');
+
 # --- dump and restore ---
 
 my $dump = $target->basedir . '/feed.sql';

@@ -84,6 +84,18 @@ as('a', q{SELECT tablesync_consumer_remove('mine')});
 is(as('reader', q{SELECT count(*) FROM tablesync_consumers}), 1, 'the owner has removed her own');
 as('a', q{SELECT tablesync_consumer_remove('mine')});
 is(as('reader', q{SELECT count(*) FROM tablesync_consumers}), 0, 'then that of others');
+# there is an end to them
+my $many = q{SELECT tablesync_consumer_add('c' || i, 'a.t', 0) FROM generate_series(1, 1001) i};
+as('a', 'GRANT SELECT ON a.t_changes TO reader');
+refused('reader', $many, 54000);
+is(as('a', q{SELECT count(*) FROM tablesync_consumers}), 0, 'none of them');
+as('a', 'REVOKE SELECT ON a.t_changes FROM reader');
+# row security of the feed
+as('a', 'ALTER TABLE a.t_changes ENABLE ROW LEVEL SECURITY; ALTER TABLE a.t_changes FORCE ROW LEVEL SECURITY');
+$source->safe_psql('postgres', q{UPDATE t SET v = 'rls' WHERE id = 5});
+like(refused('a', q{SELECT tablesync_run('a.t')}, 55000), qr/row security is forced/, 'forced row security');
+as('a', 'ALTER TABLE a.t_changes NO FORCE ROW LEVEL SECURITY; ALTER TABLE a.t_changes DISABLE ROW LEVEL SECURITY');
+is(as('a', q{SELECT status FROM tablesync_run('a.t')}), 'succeeded', 'without it');
 # a role that is gone
 $target->safe_psql('postgres', 'CREATE ROLE fleeting LOGIN; GRANT SELECT ON a.t_changes TO fleeting');
 as('fleeting', q{SELECT tablesync_consumer_add('gone', 'a.t', 0)});
