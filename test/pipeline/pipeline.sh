@@ -87,7 +87,7 @@ topic() { events "$@" <"$TSYNC_WORK/consumer.out"; }
 # wait_for what file command: until it prints what a file has
 wait_for() {
     local got
-    for _ in $(seq 120); do
+    for _ in $(seq 240); do
         got=$("${@:3}")
         [ "$got" != "$(cat "$2")" ] || return 0
         sleep 0.5
@@ -145,6 +145,10 @@ rights() {
     refused "a write of the connector's role to the replica" "DELETE FROM media"
     refused "its look at the source" "SELECT * FROM media_source"
     refused "its look at the feed" "SELECT * FROM media_changes"
+    target_admin_sql <<'SQL'
+SELECT format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', oid::regprocedure) FROM pg_proc WHERE proname = 'pg_logical_emit_message' \gexec
+SQL
+    refused "its message in the name of a run" "SELECT pg_logical_emit_message(true, 'tablesync', '{}')"
     is '0|0|0' "$(connector_sql "SELECT (SELECT count(*) FROM tablesync.replica), (SELECT count(*) FROM tablesync_runs), (SELECT count(*) FROM tablesync_status)")" \
         "it sees none of the extension's rows"
     is 'r SELECT' "$(source_sql -At -c "SELECT c.relkind, string_agg(a.privilege_type, ',') FROM pg_class c, aclexplode(c.relacl) a
@@ -177,9 +181,19 @@ END
 SQL
 }
 
+# Before its first offset of a change is on disk, a connector that is killed takes its snapshot again.
+wait_for_offset() {
+    for _ in $(seq 120); do
+        ! grep -qs lsn_proc "$TSYNC_WORK/offsets" || return 0
+        sleep 0.5
+    done
+    fail "no offset of the connector is kept"
+}
+
 # Ten runs of twenty changes.  The connector is killed twice: while it has changes to bring, and while it is idle.
 random_changes() {
     local batch
+    [ -z "$kafka" ] || wait_for_offset
     for batch in $(seq 10); do
         change "$batch"
         target_sql -At -c "SELECT status FROM tablesync_run('media')" >/dev/null
