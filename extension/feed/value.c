@@ -11,7 +11,6 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/fmgrprotos.h"
-#include "utils/geo_decls.h"
 #include "utils/varbit.h"
 
 TSYNC_FUNCTION_INFO_V1(tsync_decimal_bytes);
@@ -141,17 +140,16 @@ bits_of(double value)
 	return bits;
 }
 
-/* tablesync.point_wkb(point): byte order (1), type (1, a point) in four bytes, x, y */
+/* tablesync.point_wkb(x, y): byte order (1), type (1, a point) in four bytes, x, y */
 Datum
 tsync_point_wkb(PG_FUNCTION_ARGS)
 {
-	Point	   *point = PG_GETARG_POINT_P(0);
 	bytea	   *result = palloc0(VARHDRSZ + 21);
 	uint8	   *bytes = (uint8 *) VARDATA(result);
 
 	SET_VARSIZE(result, VARHDRSZ + 21);
 	bytes[0] = bytes[1] = 1;
-	put_little_endian(bytes + 5, bits_of(point->x));
-	put_little_endian(bytes + 13, bits_of(point->y));
+	put_little_endian(bytes + 5, bits_of(PG_GETARG_FLOAT8(0)));
+	put_little_endian(bytes + 13, bits_of(PG_GETARG_FLOAT8(1)));
 	PG_RETURN_BYTEA_P(result);
 }

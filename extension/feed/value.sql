@@ -42,11 +42,11 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.iso_instant(timestamptz) IS 'an instant as ISO 8601 has it, in UTC with microseconds';
 
-CREATE FUNCTION tablesync.point_wkb(value point)
+CREATE FUNCTION tablesync.point_wkb(x double precision, y double precision)
 RETURNS bytea
 LANGUAGE C IMMUTABLE STRICT
 AS 'MODULE_PATHNAME', 'tsync_point_wkb';
-COMMENT ON FUNCTION tablesync.point_wkb(point) IS 'a point as well-known binary, little-endian, as Debezium has it';
+COMMENT ON FUNCTION tablesync.point_wkb(double precision, double precision) IS 'a point as well-known binary, little-endian, as Debezium has it';
 
 /* SQL that makes of a value what to_jsonb() makes of it, without anybody's casts. */
 CREATE FUNCTION tablesync.plain_expression(type oid, value text)
@@ -97,7 +97,7 @@ BEGIN
             'CASE WHEN isfinite(%1$s) THEN to_jsonb(trunc((extract(year FROM %1$s) * 12 + extract(month FROM %1$s)) * 2629800000000 + extract(day FROM %1$s) * 86400000000'
             ' + extract(hour FROM %1$s) * 3600000000 + extract(minute FROM %1$s) * 60000000 + extract(microseconds FROM %1$s))) ELSE to_jsonb(%1$s::text) END'
         WHEN type = 'point'::regtype THEN
-            'CASE WHEN %1$s IS NOT NULL THEN jsonb_build_object(''x'', %1$s[0], ''y'', %1$s[1], ''wkb'', tablesync.base64(tablesync.point_wkb(%1$s)), ''srid'', NULL) END'
+            'CASE WHEN %1$s IS NOT NULL THEN jsonb_build_object(''x'', %1$s[0], ''y'', %1$s[1], ''wkb'', tablesync.base64(tablesync.point_wkb(%1$s[0], %1$s[1])), ''srid'', NULL) END'
         ELSE 'CASE WHEN %1$s IS NOT NULL THEN format(''%%s'', %1$s) END' END;
     RETURN format('(' || form || ')', value);
 END

@@ -87,7 +87,7 @@ topic() { events "$@" <"$TSYNC_WORK/consumer.out"; }
 # wait_for what file command: until it prints what a file has
 wait_for() {
     local got
-    for _ in $(seq 120); do
+    for _ in $(seq 240); do
         got=$("${@:3}")
         [ "$got" != "$(cat "$2")" ] || return 0
         sleep 0.5
@@ -116,12 +116,14 @@ compare() {
         wait_for "$1" "$TSYNC_WORK/wanted" topic rows media
         with="$with, topic"
     fi
-    ok "$1: feed$with replayed are the source ($(wc -l <"$TSYNC_WORK/wanted") rows)"
+    ok "$1: the source's $(wc -l <"$TSYNC_WORK/wanted") rows, replayed from feed$with"
 }
 
 make_slot() { target_admin_sql -At -c "SELECT pg_create_logical_replication_slot('client', 'pgoutput')" >/dev/null; }
 
 prepare() {
+    touch "$TSYNC_WORK"/{feed,client,consumer}.out
+    chmod 666 "$TSYNC_WORK/consumer.out"
     start_cluster source
     start_cluster target -c wal_level=logical -c max_worker_processes=16
     hour_1
@@ -143,6 +145,10 @@ rights() {
     refused "a write of the connector's role to the replica" "DELETE FROM media"
     refused "its look at the source" "SELECT * FROM media_source"
     refused "its look at the feed" "SELECT * FROM media_changes"
+    target_admin_sql <<'SQL'
+SELECT format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', oid::regprocedure) FROM pg_proc WHERE proname = 'pg_logical_emit_message' \gexec
+SQL
+    refused "its message in the name of a run" "SELECT pg_logical_emit_message(true, 'tablesync', '{}')"
     is '0|0|0' "$(connector_sql "SELECT (SELECT count(*) FROM tablesync.replica), (SELECT count(*) FROM tablesync_runs), (SELECT count(*) FROM tablesync_status)")" \
         "it sees none of the extension's rows"
     is 'r SELECT' "$(source_sql -At -c "SELECT c.relkind, string_agg(a.privilege_type, ',') FROM pg_class c, aclexplode(c.relacl) a
@@ -175,9 +181,19 @@ END
 SQL
 }
 
+# Before its first offset of a change is on disk, a connector that is killed takes its snapshot again.
+wait_for_offset() {
+    for _ in $(seq 120); do
+        ! grep -qs lsn_proc "$TSYNC_WORK/offsets" || return 0
+        sleep 0.5
+    done
+    fail "no offset of the connector is kept"
+}
+
 # Ten runs of twenty changes.  The connector is killed twice: while it has changes to bring, and while it is idle.
 random_changes() {
     local batch
+    [ -z "$kafka" ] || wait_for_offset
     for batch in $(seq 10); do
         change "$batch"
         target_sql -At -c "SELECT status FROM tablesync_run('media')" >/dev/null
@@ -237,8 +253,21 @@ messages() {
 }
 
 evolution() {
-    source_sql -c "ALTER TABLE media ADD width integer NOT NULL DEFAULT 640" -c "INSERT INTO media (s3_path, width) VALUES ('/wide.jpg', 1920)"
+    source_sql -c "ALTER TABLE media ADD width integer NOT NULL DEFAULT 640, ALTER type TYPE integer" -c "INSERT INTO media (s3_path, width) VALUES ('/wide.jpg', 1920)"
     run_and_compare "A column that came at the source"
+}
+
+with_new_name() { topic changes kinds u | grep -c '"renamed"' || true; }
+
+# A column that is renamed changes no row: its new name comes with the next change of each.
+renamed() {
+    source_sql -c "ALTER TABLE kinds RENAME a_text TO renamed"
+    target_sql -At -c "SELECT status FROM tablesync_run('kinds')" >/dev/null
+    source_sql -c "UPDATE kinds SET n = 100 WHERE id = 3"
+    target_sql -At -c "SELECT status FROM tablesync_run('kinds')" >/dev/null
+    echo 1 >"$TSYNC_WORK/one"
+    wait_for "a change under a new name" "$TSYNC_WORK/one" with_new_name
+    ok "a column that is renamed has its new name in the next change of a row"
 }
 
 # An idle replica does not keep the slot where it is: its runs send messages, and Debezium is one transaction behind.
@@ -306,7 +335,7 @@ measure() {
     local from lines
     [ -z "$client" ] || [ -z "$kafka" ] || make_slot    # the failover has lost it
     source_sql -c "INSERT INTO media (s3_path, format, type, updated_at) SELECT '/' || md5(i::text), 'jpg', 1, now() FROM generate_series(1, $ROWS) i"
-    lines=$(wc -l <"$TSYNC_WORK/consumer.out" 2>/dev/null || echo 0)
+    lines=$(wc -l <"$TSYNC_WORK/consumer.out")
     from=$(date +%s%N)
     target_sql -At -c "SELECT status FROM tablesync_run('media')" >/dev/null
     echo "$ROWS new rows: in the replica after $(seconds_since "$from") s"
@@ -336,7 +365,7 @@ if [ -n "$kafka" ]; then
     start_consumer
 fi
 compare "Hour 1"
-loaded=$(wc -l <"$TSYNC_WORK/client.out" 2>/dev/null || echo 0)
+loaded=$(wc -l <"$TSYNC_WORK/client.out")
 first_run=$(target_sql -At -c "SELECT max(run_id) FROM tablesync_runs")
 rights
 hour_2
@@ -348,12 +377,15 @@ random_changes
 if [ -n "$kafka" ]; then
     same_changes "$TSYNC_WORK/feed.out" media
     messages "$first_run"
-    echo "$(topic count media) (changes in the topic, those of them that came again)"
+    echo "changes of media in the topic, and those of them that came again: $(topic count media)"
 fi
 same_new_rows
 evolution
 truncated
-if [ -n "$kafka" ]; then idle_runs; fi
+if [ -n "$kafka" ]; then
+    renamed
+    idle_runs
+fi
 if [ -n "$kafka" ]; then failover; fi
 measure
 echo "$checks passed, 0 failed"

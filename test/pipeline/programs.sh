@@ -32,18 +32,19 @@ fetch_kafka() {
     jars=$(folder_of "$PIPELINE/pom.xml")
     has_program java default-jre-headless || skipped "Kafka and Debezium" "there is no java" || return 1
     [ "$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p')" -ge 17 ] || skipped "Kafka and Debezium" "java is older than 17" || return 1
-    JAVA_CLASSES=$jars/*
+    JAVA_CLASSES="$jars/*"    # java itself looks for them
     [ ! -e "$jars/complete" ] || return 0
     has_program mvn maven || skipped "Kafka and Debezium" "there is no mvn" || return 1
     echo "fetching Kafka and Debezium"
-    rm -rf "$jars"
-    mkdir -p "$jars"
+    rm -rf "$jars" "$jars.new"
+    mkdir -p "$jars.new"
     timeout 300 mvn -q -B -f "$PIPELINE/pom.xml" -Dmaven.repo.local="$TSYNC_WORK/maven" \
-        org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$jars" >"$TSYNC_WORK/maven.log" 2>&1 ||
-        skipped "Kafka and Debezium" "Maven's registry can't be reached" || return 1
+        org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$jars.new" >"$TSYNC_WORK/maven.log" 2>&1 ||
+        { rm -rf "$jars.new" && skipped "Kafka and Debezium" "Maven's registry can't be reached"; } || return 1
     rm -rf "$TSYNC_WORK/maven"
-    (cd "$jars" && sha256sum --quiet -c "$PIPELINE/jars.sha256") || { echo "Kafka and Debezium: files are not those of jars.sha256"; exit 1; }
-    touch "$jars/complete"
+    (cd "$jars.new" && sha256sum --quiet -c "$PIPELINE/jars.sha256") || { echo "Kafka and Debezium: files are not those of jars.sha256"; exit 1; }
+    touch "$jars.new/complete"
+    mv "$jars.new" "$jars"
 }
 
 fetch_client() {
@@ -55,12 +56,13 @@ fetch_client() {
     [ ! -e "$folder/complete" ] || return 0
     has_program npm npm || skipped "pg-logical-replication" "there is no npm" || return 1
     echo "fetching pg-logical-replication"
-    rm -rf "$folder"
-    mkdir -p "$folder"
-    cp "$PIPELINE"/client/package*.json "$folder/"
-    timeout 120 npm ci --prefix "$folder" --cache "$TSYNC_WORK/npm" --ignore-scripts --no-audit --no-fund >"$TSYNC_WORK/npm.log" 2>&1 ||
-        skipped "pg-logical-replication" "npm's registry can't be reached" || return 1
-    touch "$folder/complete"
+    rm -rf "$folder" "$folder.new"
+    mkdir -p "$folder.new"
+    cp "$PIPELINE"/client/package*.json "$folder.new/"
+    timeout 120 npm ci --prefix "$folder.new" --cache "$TSYNC_WORK/npm" --ignore-scripts --no-audit --no-fund >"$TSYNC_WORK/npm.log" 2>&1 ||
+        { rm -rf "$folder.new" && skipped "pg-logical-replication" "npm's registry can't be reached"; } || return 1
+    touch "$folder.new/complete"
+    mv "$folder.new" "$folder"
 }
 
 # configure name: a file of properties of this folder, with its words put in
@@ -79,6 +81,10 @@ start_program() {
     as_user sh -c 'echo $$ >"$1/$2.pid"; out=$1/$2.out; err=$1/$2.log; shift 2; exec "$@" >>"$out" 2>>"$err"' - "$TSYNC_WORK" "$name" \
         java "-Xmx${megabytes}m" -XX:TieredStopAtLevel=1 -XX:-UsePerfData "-Dlog4j2.configurationFile=$TSYNC_WORK/log4j2.properties" -cp "$JAVA_CLASSES" "$@" </dev/null >/dev/null 2>&1 &
     disown
+    for _ in $(seq 50); do
+        [ ! -s "$TSYNC_WORK/$name.pid" ] || break
+        sleep 0.1
+    done
     case " $pipeline_started " in *" $name "*) ;; *) pipeline_started="$name $pipeline_started" ;; esac
 }
 

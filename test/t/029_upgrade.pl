@@ -76,7 +76,7 @@ sub refused_calls
 	my @calls = split /\n/, $target->safe_psql($database, q{
 		SELECT format('%s(%s)', p.oid::regproc, (SELECT string_agg(format('%L::%s', CASE
 				WHEN t IN ('oid'::regtype, 'regclass'::regtype) THEN '1259' WHEN t = 'boolean'::regtype THEN 'true' WHEN t = 'jsonb'::regtype THEN '{}'
-				WHEN t = 'interval'::regtype THEN '1 s' WHEN t = 'point'::regtype THEN '(1,1)' WHEN t = 'timestamptz'::regtype THEN 'now' WHEN t::regtype::text LIKE '%[]' THEN '{1}' ELSE '1' END, t::regtype), ', ' ORDER BY n)
+				WHEN t = 'interval'::regtype THEN '1 s' WHEN t = 'timestamptz'::regtype THEN 'now' WHEN t::regtype::text LIKE '%[]' THEN '{1}' ELSE '1' END, t::regtype), ', ' ORDER BY n)
 			FROM unnest(p.proargtypes::oid[]) WITH ORDINALITY a (t, n)))
 		FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang AND l.lanname = 'c'
 		JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
