@@ -16,7 +16,6 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/copy.h"
-#include "commands/defrem.h"
 #include "compat.h"
 #include "execute/execute.h"
 #include "executor/spi.h"

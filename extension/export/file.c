@@ -22,7 +22,6 @@
 #include "miscadmin.h"
 #include "process/process.h"
 #include "storage/fd.h"
-#include "storage/lock.h"
 
 #define PART ".part"
 

@@ -19,7 +19,6 @@
 #include "export/export.h"
 #include "miscadmin.h"
 #include "process/process.h"
-#include "storage/lock.h"
 
 TSYNC_FUNCTION_INFO_V1(tsync_serve_exports);
 

@@ -26,11 +26,9 @@
 #include "process/process.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "storage/lock.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 
 #define POLL_MS 500
 #define SLOT_ATTEMPTS 3
