@@ -337,7 +337,7 @@ RETURNS bigint
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT least(p.until, greatest(t.feed_pruned + $2, tablesync.next_position(t.replica, t.feed_pruned) - 1))
+    SELECT least(p.until, tablesync.next_position(t.replica, t.feed_pruned) - 1 + $2)
     FROM tablesync.all_replicas t
     CROSS JOIN LATERAL (
         SELECT CASE WHEN t.keep_changes IS NOT NULL THEN
