@@ -182,9 +182,14 @@ my %held = (
 	},
 	CONFIRM => sub {
 		$source->safe_psql('postgres', 'DELETE FROM many WHERE id % 2 = 0');
-		app_sql($node, q{SELECT tablesync_alter('many', max_source_load => 0.05); SELECT tablesync_run('many', wait => false)});
+		app_sql($node, q{SELECT tablesync_alter('many', consistency => 'snapshot', chunk_rows => 10000, max_source_load => 0.02); SELECT tablesync_run('many', wait => false)});
+		wait_until($node, q{SELECT phase = 'scan' AND rows_scanned > 0 FROM tablesync_progress WHERE replica = 'many'::regclass});
+		# behind the transaction of SCAN, before that of CONFIRM
+		my $locker = session($source);
+		$locker->query_until(qr//, "BEGIN; LOCK TABLE many;\n");
 		wait_until($node, q{SELECT phase = 'confirm' FROM tablesync_progress WHERE replica = 'many'::regclass});
 		return sub {
+			$locker->quit;
 			app_sql($node, q{SELECT tablesync_alter('many', max_source_load => 1)});
 			is(run_counts($node, 'many'), 'succeeded|0|0|50000', 'CONFIRM: the next run deletes what is gone');
 			is_replica($source, $node, 'many', 'many', 'CONFIRM: and is exact');
