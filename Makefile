@@ -10,7 +10,7 @@ PG_CPPFLAGS = -I$(srcdir)/extension -DTSYNC_VERSION='"$(EXTVERSION)"'
 SQL_PARTS = $(addprefix extension/,catalog/catalog.sql catalog/access.sql catalog/history.sql check/publication.sql api/foreign_name.sql api/refuse.sql api/add.sql \
     api/api.sql verify/verify.sql source/image.sql source/source.sql source/shape.sql source/open.sql source/key.sql source/view.sql source/part.sql source/connection.sql source/xmin.sql load/load.sql source/horizon.sql \
     evolve/dependents.sql evolve/plan.sql evolve/names.sql evolve/evolve.sql evolve/part.sql watch/alert.sql watch/schedule.sql api/queue.sql \
-    watch/views.sql feed/feed.sql feed/value.sql feed/changes.sql feed/consumer.sql watch/totals.sql watch/health.sql check/preflight.sql check/check.sql \
+    watch/views.sql feed/feed.sql feed/value.sql feed/changes.sql feed/consumer.sql export/export.sql watch/totals.sql watch/health.sql check/preflight.sql check/check.sql \
     api/add_schema.sql catalog/rights.sql)
 BUILT_SQL = tablesync--$(EXTVERSION).sql
 UPDATE_SQL = tablesync--0.1.0--$(EXTVERSION).sql
@@ -21,7 +21,7 @@ SHLIB_LINK = $(TSYNC_LDFLAGS)
 EXTRA_CLEAN = $(BUILT_SQL) $(UPDATE_SQL) output_iso tmp_check
 
 # Folders of extension/, from the ground up: each uses only what lies below it.
-FLOORS = query process execute catalog,source,watch,api memory,verify,evolve,check,feed scan,apply load run
+FLOORS = query process execute catalog,source,watch,api memory,verify,evolve,check,feed,export scan,apply load run
 
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
 REGRESS_OPTS = --load-extension=postgres_fdw

@@ -89,4 +89,13 @@
 #define tsync_log_message(prefix, text, size) LogLogicalMessage((prefix), (text), (size), true)
 #endif
 
+/* 16 lets COPY TO call a function for each row, instead of a file. */
+#if PG_VERSION_NUM >= 160000
+#define tsync_begin_copy_to(pstate, query, path, options) \
+	BeginCopyTo((pstate), NULL, (query), InvalidOid, (path), false, NULL, NIL, (options))
+#else
+#define tsync_begin_copy_to(pstate, query, path, options) \
+	BeginCopyTo((pstate), NULL, (query), InvalidOid, (path), false, NIL, (options))
+#endif
+
 #endif							/* TABLESYNC_COMPAT_H */

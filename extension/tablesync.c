@@ -40,8 +40,60 @@ int			tsync_hang_after = 15 * 60 * 1000;
 int			tsync_missed_after = 5 * 60 * 1000;
 int			tsync_max_workers = 2;
 char	   *tsync_alert_handler = NULL;
+char	   *tsync_export_directory = NULL;
+int			tsync_export_file_mode = 0600;
+int			tsync_max_export_workers = 1;
+int			tsync_keep_exports = 7 * 24 * 60;
 
 void		_PG_init(void);
+
+/* A path that does not depend on where the server was started. */
+static bool
+check_export_directory(char **newval, void **extra, GucSource source)
+{
+	if (*newval == NULL || **newval == '\0' || is_absolute_path(*newval))
+		return true;
+	GUC_check_errdetail("It must be an absolute path, or empty.");
+	return false;
+}
+
+static const char *
+show_export_file_mode(void)
+{
+	static char text[12];
+
+	snprintf(text, sizeof(text), "%04o", tsync_export_file_mode);
+	return text;
+}
+
+/* Where exports go, and how. */
+static void
+define_export_parameters(void)
+{
+	DefineCustomStringVariable("tablesync.export_directory",
+							   "Directory that exports are written to.",
+							   "An absolute path at the server; only the user of the server may write to it. Empty: there are no exports.",
+							   &tsync_export_directory,
+							   "", PGC_SIGHUP, 0, check_export_directory, NULL, NULL);
+	DefineCustomIntVariable("tablesync.export_file_mode",
+							"Permissions of the files of exports, as chmod has them.",
+							NULL,
+							&tsync_export_file_mode,
+							0600, 0400, 0666,
+							PGC_SIGHUP, 0, NULL, NULL, show_export_file_mode);
+	DefineCustomIntVariable("tablesync.max_export_workers",
+							"Number of processes that write exports of a database.",
+							"They are besides those that run replicas.",
+							&tsync_max_export_workers,
+							1, 1, TSYNC_MAX_EXPORT_WORKERS,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("tablesync.keep_exports",
+							"Exports that have finished longer ago are forgotten, and their files removed.",
+							"Workers do that when they write others. -1 keeps all.",
+							&tsync_keep_exports,
+							7 * 24 * 60, -1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+}
 
 /*
  * Define the parameters.  A run is a process of its own: it sees what is set
@@ -109,6 +161,7 @@ _PG_init(void)
 							   "Schema, name and argument type, such as \"public.page_us(jsonb)\"; it runs with the rights of the replica's owner.",
 							   &tsync_alert_handler,
 							   "", PGC_SUSET, 0, NULL, NULL, NULL);
+	define_export_parameters();
 	MarkGUCPrefixReserved("tablesync");
 }
 

@@ -61,5 +61,10 @@ extern int	tsync_hang_after;	/* ms */
 extern int	tsync_missed_after; /* ms */
 extern int	tsync_max_workers;
 extern char *tsync_alert_handler;
+#define TSYNC_MAX_EXPORT_WORKERS 16
+extern char *tsync_export_directory;	/* "" if there is none */
+extern int	tsync_export_file_mode;
+extern int	tsync_max_export_workers;
+extern int	tsync_keep_exports; /* minutes, -1 for ever */
 
 #endif							/* TABLESYNC_H */

@@ -39,6 +39,7 @@ ALTER TABLE tablesync.total ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tablesync.difference ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tablesync.fed_run ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tablesync.consumer ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tablesync.export ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON tablesync.replica USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.run USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.queue USING (tablesync.owns(replica));
@@ -50,8 +51,9 @@ CREATE POLICY owner ON tablesync.total USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.difference USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.fed_run USING (tablesync.owns(replica));
 CREATE POLICY owner ON tablesync.consumer USING (tablesync.owns(replica));
+CREATE POLICY owner ON tablesync.export USING (tablesync.owns(replica));
 GRANT SELECT ON tablesync.replica, tablesync.run, tablesync.queue, tablesync.chunk, tablesync.alert, tablesync.schedule,
-    tablesync.schema_log, tablesync.total, tablesync.difference, tablesync.fed_run, tablesync.consumer TO PUBLIC;
+    tablesync.schema_log, tablesync.total, tablesync.difference, tablesync.fed_run, tablesync.consumer, tablesync.export TO PUBLIC;
 
 /*
  * Whoever may create functions in the schema that users' functions are in

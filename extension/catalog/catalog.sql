@@ -70,6 +70,7 @@ CREATE TABLE tablesync.replica (
     feed_position bigint NOT NULL DEFAULT 0,
     feed_pruned bigint NOT NULL DEFAULT 0,
     feed_starts_again boolean NOT NULL DEFAULT false,
+    feed_timeline integer,
     home text NOT NULL DEFAULT tablesync.home(),
     added_at timestamptz NOT NULL DEFAULT now(),
     CHECK (fingerprint <> 'version' OR version_column IS NOT NULL),
@@ -110,6 +111,7 @@ COMMENT ON COLUMN tablesync.replica.feed_table IS 'the table that changes are wr
 COMMENT ON COLUMN tablesync.replica.feed_position IS 'position of the newest change in the feed';
 COMMENT ON COLUMN tablesync.replica.feed_pruned IS 'changes up to this position are not kept any more';
 COMMENT ON COLUMN tablesync.replica.feed_starts_again IS 'true when the replica has changed in ways that the feed does not show: the next success writes one row that says so';
+COMMENT ON COLUMN tablesync.replica.feed_timeline IS 'timeline of the server on which the feed was last written to: after a promotion positions of lost runs are not used again';
 COMMENT ON COLUMN tablesync.replica.home IS 'tablesync.home() of the database the replica was added or last resumed in';
 COMMENT ON COLUMN tablesync.replica.added_at IS 'when the replica was added';
 
@@ -386,6 +388,51 @@ COMMENT ON COLUMN tablesync.consumer.replica IS 'the replica whose feed it reads
 COMMENT ON COLUMN tablesync.consumer."position" IS 'the last change that it has committed';
 COMMENT ON COLUMN tablesync.consumer.added_at IS 'when it was added';
 COMMENT ON COLUMN tablesync.consumer.committed_at IS 'when it has last committed; NULL is never';
+
+CREATE SEQUENCE tablesync.export_export_id_seq;
+CREATE TABLE tablesync.export (
+    export_id bigint PRIMARY KEY DEFAULT nextval('tablesync.export_export_id_seq'),
+    role regrole NOT NULL,
+    replica regclass NOT NULL,
+    from_time timestamptz NOT NULL CHECK (isfinite(from_time)),
+    to_time timestamptz NOT NULL CHECK (isfinite(to_time)),
+    format text NOT NULL CHECK (format IN ('csv', 'jsonl')),
+    state text NOT NULL DEFAULT 'NOT_STARTED' CHECK (state IN ('NOT_STARTED', 'STARTED', 'FINISHED', 'FAILED')),
+    file text NOT NULL CHECK (file ~ '^[0-9]+-[0-9]+-[0-9]+-[0-9]+[.](csv|jsonl)$'),
+    uri text,
+    rows bigint,
+    attempts integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    message text,
+    asked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    due_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at timestamptz,
+    CHECK (from_time < to_time),
+    CHECK ((state = 'FINISHED') = (uri IS NOT NULL) AND (state = 'FINISHED') = (rows IS NOT NULL)),
+    CHECK ((state IN ('FINISHED', 'FAILED')) = (finished_at IS NOT NULL))
+) PARTITION BY HASH (export_id);
+CREATE TABLE tablesync.all_exports PARTITION OF tablesync.export FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+ALTER SEQUENCE tablesync.export_export_id_seq OWNED BY tablesync.all_exports.export_id;
+ALTER TABLE tablesync.all_exports ADD FOREIGN KEY (replica) REFERENCES tablesync.all_replicas ON DELETE CASCADE;
+CREATE INDEX export_of_replica ON tablesync.all_exports (replica);
+CREATE INDEX export_unfinished ON tablesync.all_exports (export_id) WHERE state IN ('NOT_STARTED', 'STARTED');
+CREATE INDEX export_finished ON tablesync.all_exports (finished_at) WHERE finished_at IS NOT NULL;
+COMMENT ON TABLE tablesync.export IS 'one row per export; not part of a dump; read it through the view tablesync_exports';
+COMMENT ON TABLE tablesync.all_exports IS 'the rows of tablesync.export, of all roles';
+COMMENT ON COLUMN tablesync.export.export_id IS 'its number';
+COMMENT ON COLUMN tablesync.export.role IS 'the role that has asked for it, with whose rights it is read';
+COMMENT ON COLUMN tablesync.export.replica IS 'the local table';
+COMMENT ON COLUMN tablesync.export.from_time IS 'beginning of the window, inclusive';
+COMMENT ON COLUMN tablesync.export.to_time IS 'end of the window, exclusive';
+COMMENT ON COLUMN tablesync.export.format IS 'csv or jsonl';
+COMMENT ON COLUMN tablesync.export.state IS 'as recorded; an export recorded as STARTED whose worker is gone is tried again';
+COMMENT ON COLUMN tablesync.export.file IS 'name of the file in tablesync.export_directory';
+COMMENT ON COLUMN tablesync.export.uri IS 'where the file is; NULL until it is whole';
+COMMENT ON COLUMN tablesync.export.rows IS 'rows in the file';
+COMMENT ON COLUMN tablesync.export.attempts IS 'how often it was started';
+COMMENT ON COLUMN tablesync.export.message IS 'why the last attempt failed, or what is to be known about the file';
+COMMENT ON COLUMN tablesync.export.asked_at IS 'when it was asked for';
+COMMENT ON COLUMN tablesync.export.due_at IS 'when the next attempt may begin';
+COMMENT ON COLUMN tablesync.export.finished_at IS 'when it has finished or failed';
 
 /* The contents of these tables belong into a dump. */
 SELECT pg_catalog.pg_extension_config_dump('tablesync.all_replicas', '');

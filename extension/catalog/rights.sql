@@ -31,7 +31,8 @@ DECLARE
         feed_name,base_type,feed_columns,feed_problem,create_feed,fit_feed,column_names,rename_feed_columns,start_feed,begin_feed,drop_feed,end_feed,
         decimal_bytes,bit_bytes,point_wkb,base64,iso_instant,plain_expression,debezium_expression,row_expression,
         feed_of,missing_until,read_feed,milliseconds,snapshot_envelopes,change_envelopes,fetch_envelopes,
-        add_consumer,remove_consumer,hold_consumer,commit_consumer}';
+        add_consumer,remove_consumer,hold_consumer,commit_consumer,
+        add_export,serve_exports}';
 BEGIN
     REVOKE ALL ON ALL ROUTINES IN SCHEMA tablesync FROM PUBLIC;
     FOR f IN SELECT p.oid::regprocedure AS name FROM pg_proc p

@@ -88,7 +88,9 @@ typedef enum TsyncLock
 	TSYNC_LOCK_QUEUE,			/* shared until what was put into the queue is visible; exclusive to leave it */
 	TSYNC_LOCK_TURN,			/* a process: exclusive from one run to the next, shared to cancel a run of it */
 	TSYNC_LOCK_NEED,			/* shared while somebody waits for a process to be free */
-	TSYNC_LOCK_IDLE				/* a role: shared while a worker of hers looks into the queue, and has nothing to do */
+	TSYNC_LOCK_IDLE,			/* a role: shared while a worker of hers looks into the queue, and has nothing to do */
+	TSYNC_LOCK_EXPORT = 20,		/* an export, while it is written; tablesync.is_export_live() looks for it */
+	TSYNC_LOCK_EXPORT_SLOT		/* one of tablesync.max_export_workers, while its owner writes exports */
 } TsyncLock;
 
 /* Whom to become again after tsync_assume_identity(). */

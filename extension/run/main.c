@@ -11,6 +11,7 @@
 #include "catalog/tables.h"
 #include "compat.h"
 #include "execute/execute.h"
+#include "export/export.h"
 #include "load/load.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -48,6 +49,7 @@ leave_to_others(void)
 	/* whoever waits for a process starts the others when it has ended */
 	if (!tsync_is_locked(TSYNC_LOCK_NEED, 0))
 		(void) tsync_start_serving();
+	(void) tsync_start_exports();
 	tsync_commit();
 }
 

@@ -453,7 +453,7 @@ BEGIN
     FOR mine IN SELECT t.replica FROM tablesync.replica t LOOP
         done := done + tablesync.watch(mine);
     END LOOP;
-    PERFORM tablesync.serve_queue();    -- after a crash nobody does
+    PERFORM tablesync.serve_queue(), tablesync.serve_exports();    -- after a crash nobody does
     RETURN done;
 END
 $$;

@@ -115,7 +115,7 @@ nobody_rose('names');
 
 # --- tables ---
 
-for my $table (qw(replica run chunk alert schedule schema_log total difference stray_write all_replicas all_runs all_chunks all_alerts all_schedules all_schema_changes all_totals all_differences))
+for my $table (qw(replica run chunk alert schedule schema_log total difference export stray_write all_replicas all_runs all_chunks all_alerts all_schedules all_schema_changes all_totals all_differences all_exports))
 {
 	for my $role (qw(a nobody))
 	{

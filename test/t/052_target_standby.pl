@@ -44,7 +44,7 @@ sub both
 my $status = q{SELECT state, rows, schedule, message FROM tablesync_status WHERE replica = 'items'::regclass};
 is(both($status), 'ok|1000|0 0 1 1 *| / ok|1000|0 0 1 1 *|', 'the same state');
 is(both('SELECT status FROM tablesync_health()'), 'ok / ok', 'all is well');
-is(app_sql($standby, 'SELECT tablesync.watch(), tablesync.serve_queue()'), '0|0', 'nothing to do there');
+is(app_sql($standby, 'SELECT tablesync.watch(), tablesync.serve_queue(), tablesync.serve_exports()'), '0|0|0', 'nothing to do there');
 is(app_sql($standby, q{SELECT string_agg(check_name, ' ') FROM tablesync_check('items') WHERE NOT ok}), 'connection', 'checks of the source are the primary\'s');
 like(app_sql($standby, q{SELECT detail || hint FROM tablesync_check('items') WHERE NOT ok}), qr/^cannot use tablesync_check\(\) on a standby .*Use it on the primary server/, 'and say so');
 
@@ -77,7 +77,7 @@ for my $call (
 	q{tablesync_pause('items')}, q{tablesync_resume('items')}, q{tablesync_alter('items', workers => 3)}, q{tablesync_remove('items')},
 	q{tablesync_schedule('items', '* * * * *')}, q{tablesync_unschedule('items')},
 	q{tablesync_add('more', 'src', 'public.items')}, q{tablesync_add('more', 'items_source')}, q{tablesync_add_schema('src', 'public', 'public')},
-	q{tablesync_consumer_add('c', 'items')}, q{tablesync_consumer_remove('c')}, q{tablesync_fetch('c')}, q{tablesync_commit('c', 1)},
+	q{tablesync_consumer_add('c', 'items')}, q{tablesync_consumer_remove('c')}, q{tablesync_fetch('c')}, q{tablesync_commit('c', 1)}, q{tablesync_export('items', '2026-01-01', '2026-01-02')},
 	q{tablesync.run_scheduled('items')})
 {
 	my ($name) = $call =~ /^([\w.]+)/;
