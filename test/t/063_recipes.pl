@@ -88,6 +88,23 @@ is(app_sql($standby, $averages), app_sql($target, $averages), 'the same at a sta
 timed('averages of a week, at a standby', $standby, $averages);
 is(app_sql($standby, $recipe{fresh}), app_sql($target, $recipe{fresh}), 'and as fresh as it says');
 
+# --- rows of a day, as a file ---
+
+my $dir = PostgreSQL::Test::Utils::tempdir();
+chmod 0700, $dir;
+$target->append_conf('postgresql.conf', "tablesync.export_directory = '$dir'");
+$target->reload;
+for my $format ('csv', 'jsonl')
+{
+	$begin = time;
+	my $export = app_sql($target, "SELECT tablesync_export('media', '2020-01-01', now(), '$format')");
+	wait_until($target, "SELECT state = 'FINISHED' FROM tablesync_exports WHERE export_id = $export");
+	diag(sprintf 'an export of all rows, %s: %.1f s', $format, time - $begin);
+}
+my $exported = app_sql($target, $recipe{export});
+wait_until($target, "SELECT state = 'FINISHED' FROM tablesync_exports WHERE export_id = $exported");
+is(app_sql($target, $recipe{exported}), app_sql($target, q{SELECT count(*) FROM media WHERE updated_at >= date_trunc('day', now(), 'UTC') - interval '1 day' AND updated_at < date_trunc('day', now(), 'UTC')}), 'rows of a day');
+
 # --- a consumer for each service ---
 
 $target->safe_psql('postgres', q{CREATE ROLE search LOGIN; CREATE ROLE cache LOGIN});
