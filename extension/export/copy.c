@@ -125,6 +125,41 @@ hold_relation(ExportQuery *query)
 				 errmsg("%s is not a table", query->label)));
 }
 
+/* The query, as of a new snapshot. */
+static ExportQuery
+look_up_anew(TsyncExport *export)
+{
+	PopActiveSnapshot();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	return look_up_query(export);
+}
+
+/*
+ * The query, made when what it names was locked already: its columns are still of
+ * the types for which it was made.  The replica is, a feed is not the first time.
+ */
+static ExportQuery
+hold_query(TsyncExport *export)
+{
+	ExportQuery query;
+	Oid			relid;
+
+	LockRelationOid(export->replica, AccessShareLock);
+	query = look_up_anew(export);
+	relid = query.relid;
+	hold_relation(&query);
+	if (relid != export->replica)
+	{
+		query = look_up_anew(export);
+		hold_relation(&query);
+	}
+	if (query.relid != relid && query.relid != export->replica)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("%s has got another feed as its export began", tsync_relation_label(export->replica))));
+	return query;
+}
+
 /* Write the rows of a query to a file that is there. */
 static uint64
 copy_to(const char *statement, bool json, const char *path)
@@ -151,12 +186,7 @@ tsync_copy_export(TsyncExport *export, const char *part)
 
 	tsync_begin_in(context);
 	settle_session();
-	/* before the snapshot: what was renamed since is known by its new name */
-	LockRelationOid(export->replica, AccessShareLock);
-	PopActiveSnapshot();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	query = look_up_query(export);
-	hold_relation(&query);
+	query = hold_query(export);
 	export->rows = copy_to(query.statement, export->json, part);
 	tsync_commit();
 }

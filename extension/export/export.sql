@@ -49,6 +49,10 @@ BEGIN
                   HINT = format('Its owner may switch a feed on, which tells from then on: SELECT tablesync_alter(%L, feed => true);', export.replica);
     ELSIF (SELECT c.relkind NOT IN ('r', 'p') FROM pg_class c WHERE c.oid = relation) THEN    -- a view would run its owner's code
         RAISE EXCEPTION '% is not a table', relation USING ERRCODE = 'wrong_object_type', HINT = 'An export reads tables only.';
+    ELSIF is_feed AND tablesync.feed_problem(export.replica, relation) IS NOT NULL THEN    -- of a type of the owner's, a column would have his casts called
+        RAISE EXCEPTION '% can''t be the feed of %', relation, export.replica
+            USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = tablesync.feed_problem(export.replica, relation),
+                  HINT = format('The owner of the replica makes another one: DROP TABLE %s; SELECT tablesync_alter(%L, feed => true);', relation, export.replica);
     END IF;
 END
 $$;

@@ -170,6 +170,23 @@ $export = export_as('postgres', "'events', $window, 'jsonl'");
 is("@$export{qw(state rows)}", 'FINISHED 6', 'a column of a type of the owner\'s');
 is($target->safe_psql('postgres', q{SELECT rolsuper FROM pg_roles WHERE rolname = 'app'}), 'f', 'whose cast was not called');
 as('app', 'ALTER TABLE events DROP COLUMN mine');
+as('app', q{CREATE FUNCTION rise_to_text(mood) RETURNS text LANGUAGE plpgsql AS $$BEGIN EXECUTE 'ALTER ROLE app SUPERUSER'; RETURN 'c'; END$$;
+	CREATE CAST (mood AS text) WITH FUNCTION rise_to_text(mood);
+	ALTER TABLE plain_changes RENAME op TO op_old; ALTER TABLE plain_changes ADD op mood DEFAULT 'happy'});
+refused('postgres', q{SELECT tablesync_export('plain', now() - interval '1 ms', now(), 'jsonl')}, qr/ERROR:  55000: public.plain_changes can't be the feed of public.plain\n/, 'a feed with a column of such a type');
+is($target->safe_psql('postgres', q{SELECT rolsuper FROM pg_roles WHERE rolname = 'app'}), 'f', 'nobody has risen');
+as('app', 'ALTER TABLE plain_changes DROP op; ALTER TABLE plain_changes RENAME op_old TO op');
+# and one that gets it as the worker begins
+my $changer = session($target, '-U', 'app');
+$changer->query_safe(q{BEGIN; LOCK TABLE plain_changes});
+my $raced = $target->safe_psql('postgres', q{SELECT tablesync_export('plain', clock_timestamp(), '2100-01-01', 'jsonl')});
+wait_until($target, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'tablesync export' AND wait_event_type = 'Lock'});
+$changer->query_safe(q{ALTER TABLE plain_changes RENAME op TO op_old; ALTER TABLE plain_changes ADD op mood DEFAULT 'happy'; COMMIT});
+$export = ended($raced);
+like("@$export{qw(state message)}", qr/^FAILED public.plain_changes can't be the feed of public.plain/, 'what is locked is looked at again');
+is($target->safe_psql('postgres', q{SELECT rolsuper FROM pg_roles WHERE rolname = 'app'}), 'f', 'nobody has risen');
+$changer->query_safe('ALTER TABLE plain_changes DROP op; ALTER TABLE plain_changes RENAME op_old TO op');
+$changer->quit;
 
 # rights that are gone when the worker reads
 my $locker = session($target, '-U', 'app');
