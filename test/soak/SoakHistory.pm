@@ -65,7 +65,7 @@ sub change
 	my $sql = 'SELECT setseed(' . sprintf('%.6f', rand()) . ');' . ($change->{alone} ? " $change->{sql}" : " BEGIN; $change->{sql}; COMMIT");
 	my ($answer, $ok) = $h->{$session}->ask($sql);
 	$h->note("-- $name, at $session: $change->{name}" . ($ok ? '' : ', fails: ' . $answer =~ s/\n/ /gr) . "\n$sql;");
-	$h->{$session}->ask('ROLLBACK') if !$ok && !$change->{alone};
+	$h->{$session}->ask('ROLLBACK') if !$ok;
 	$h->{counts}{'changes'}++;
 	$h->{counts}{'changes that failed'}++ if !$ok;
 	if ($ENV{SOAK_DEBUG} && !$ok) { Test::More::diag("$change->{name}: $answer\n$sql"); }

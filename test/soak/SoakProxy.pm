@@ -57,7 +57,8 @@ sub serve
 	my (%other, %is_client);
 	my ($frozen, $bytes_left, $delay) = (0, undef, 0);
 	my $drop = sub {
-		for my $s (grep { defined } $_[0], $other{ $_[0] })
+		my @both = grep { defined } ($_[0], $other{ $_[0] });
+		for my $s (@both)
 		{
 			$all->remove($s);
 			delete $other{$s};
@@ -68,7 +69,8 @@ sub serve
 	local $SIG{PIPE} = 'IGNORE';
 	for (;;)
 	{
-		for my $socket (($frozen ? $only_commands : $all)->can_read)
+		my @ready = ($frozen ? $only_commands : $all)->can_read;
+		for my $socket (@ready)
 		{
 			if ($socket == $commands)
 			{
