@@ -44,6 +44,7 @@ sub kill_postmaster
 	{
 		# processes of the old one may still be there
 		last if $node->start(fail_ok => 1);
+		undef $node->{_pid};
 		sleep 0.1;
 	}
 	return wait_for($h, $name);

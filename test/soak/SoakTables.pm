@@ -138,7 +138,7 @@ sub random_table
 		$t{filter} = random_filter(\%t) if rand() < 0.7;
 		push @settings, 'filter => ' . literal($t{filter}) if $t{filter};
 		$t{expressions} = { s => one_of('md5(s)', 'left(s, 2)', 'upper(s)') } if rand() < 0.4;
-		push @settings, q{expressions => '{"s": "} . $t{expressions}{s} . q{"}'} if $t{expressions}{s};
+		push @settings, qq[expressions => '{"s": "$t{expressions}{s}"}'] if $t{expressions}{s};
 		if (rand() < 0.4)
 		{
 			$t{only} = [ (map { $_->{name} } @{ $t{key} }), 'n', 'updated_at', grep { rand() < 0.5 } map { /^(\w+)/ } grep { /^c\d/ } @columns ];

@@ -101,11 +101,15 @@ sub write_down
 
 report("SEED=$seed");
 my $violations = 0;
+my $interrupted;
+$SIG{INT} = $SIG{TERM} = sub { $interrupted = 1; };
 my $started = time;
 my $histories = 0;
 for my $number (@numbers)
 {
+	my $began = time;
 	my ($h, $error) = history(number => $number);
+	note(sprintf('history %d: %.1f s', $number, time - $began));
 	$histories++;
 	if (defined $error)
 	{
@@ -119,6 +123,7 @@ for my $number (@numbers)
 		}
 		last if !$ENV{KEEP_GOING};
 	}
+	last if $interrupted;
 	report("$histories histories, " . int(time - $started) . ' s') if $histories % 50 == 0;
 }
 stop_place() if $place;
