@@ -100,7 +100,7 @@ sub source_change
 	my $number = ++$t->{added};
 	return draw(
 		[ 14, { name => 'insert', sql => inserts($source, $t, $few) } ],
-		[ 6, { name => 'insert many', sql => inserts($source, $t, 1 + int(rand(150))) } ],
+		[ 6, { name => 'insert many', sql => inserts($source, $t, 1 + int(rand(80))) } ],
 		[ 16, { name => 'update', sql => updates($source, $t, pick($t, $few)) } ],
 		[ 6, { name => 'update without stamp', sql => updates($source, $t, pick($t, $few), 1) } ],
 		[ 5, { name => 'update many', sql => updates($source, $t, 'random() < ' . rand(), rand() < 0.3) } ],
@@ -194,7 +194,7 @@ sub target_change
 	my $filter = one_of('n > 0', 'n IS NOT NULL', 'n % 2 = 0', "updated_at > '2020-01-01 00:10'", 's IS NULL OR n < 0', '');
 	return draw(
 		[ 8, { name => 'stray write', sql => stray_write($t), writes => 1, alone => 1 } ],
-		[ 2, { name => 'chunk_rows', sql => $alter . 'chunk_rows => ' . one_of(1, 3, 20, 1000) . ')' } ],
+		[ 2, { name => 'chunk_rows', sql => $alter . 'chunk_rows => ' . one_of(5, 20, 1000) . ')' } ],
 		[ 2, { name => 'fingerprint', sql => $alter . "fingerprint => '$kind')", set => { fingerprint => $kind } } ],
 		[ $t->{group} ? 0 : 2, { name => 'consistency', sql => $alter . "consistency => '" . one_of('auto', 'snapshot', 'chunk') . "')" } ],
 		[ 1, { name => 'verify_fraction', sql => $alter . 'verify_fraction => ' . one_of(0, 0.5, 1) . ')' } ],

@@ -75,7 +75,7 @@ sub fault
 	elsif ($kind eq 'cut') { $proxy->command('cut ' . int(rand() ** 3 * 30000)); return sub { $proxy->command('whole') } }
 	elsif ($kind eq 'frozen') { $proxy->command('freeze'); sleep rand(0.5); $proxy->command('thaw') }
 	elsif ($kind eq 'silent') { $proxy->command('freeze'); sleep 4; $proxy->command('thaw') }
-	elsif ($kind eq 'delayed') { $proxy->command('delay ' . int(rand(30))); return sub { $proxy->command('delay 0') } }
+	elsif ($kind eq 'delayed') { $proxy->command('delay ' . int(rand(10))); return sub { $proxy->command('delay 0') } }
 	elsif ($kind eq 'locked at the source')
 	{
 		$h->{other_source}->ask("BEGIN; LOCK TABLE $t->{table} IN ACCESS EXCLUSIVE MODE");

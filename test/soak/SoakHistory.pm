@@ -85,7 +85,7 @@ sub make_tables
 		$h->note("-- at the source\n$t->{create};");
 		$h->{source}->must($t->{create});
 		$h->seed("rows.$t->{name}");
-		my $rows = int(rand() ** 2 * 1500);
+		my $rows = int(rand() ** 2 * ($t->{add} =~ m{chunk_rows => [1-7]\b} ? 60 : 600));
 		$t->{original} = { map { $_ => $t->{$_} } qw(fingerprint filter expressions feed) };
 		$h->change('source', { name => 'first rows', sql => SoakChanges::inserts($h->{source}, $t, $rows) }, 'rows');
 		$h->add($t);
@@ -224,7 +224,7 @@ sub flight
 		$h->note("-- meanwhile at the target: $writes;");
 		$h->{other_target}->ask($writes);
 	}
-	$h->{proxy}->command('delay 3') if $with_fault;
+	$h->{proxy}->command('delay 1') if $with_fault;
 	$h->{runner}->send($sql);
 	sleep $delay;
 	if ($with_change)
