@@ -175,7 +175,8 @@ sub stray_write
 	my $sql = one_of(
 		"DELETE FROM $t->{table} WHERE " . pick($t, $few),
 		"UPDATE $t->{table} SET updated_at = 'epoch', n = 4711 WHERE " . pick($t, $few),
-		"UPDATE $t->{table} SET n = n + 1 WHERE " . pick($t, $few),
+		# a version that stays hides what somebody does to the replica
+		"UPDATE $t->{table} SET n = n + 1" . ($t->{fingerprint} eq 'version' ? ", updated_at = 'epoch'" : '') . ' WHERE ' . pick($t, $few),
 		"TRUNCATE $t->{table}",
 		"DELETE FROM $t->{table}");
 	my $way = int(rand(6));

@@ -6,6 +6,7 @@ package SoakSession;
 use strict;
 use warnings;
 
+use Errno;
 use IO::Select;
 use IPC::Open2;
 use Time::HiRes qw(time);
@@ -54,7 +55,9 @@ sub receive
 	while ($self->{buffer} !~ /(^|\n)\Q$end\E/)
 	{
 		my $left = $until - time;
-		if ($left <= 0 || !$select->can_read($left))
+		my $ready = $left > 0 && $select->can_read($left);
+		next if !$ready && $!{EINTR} && $left > 0;
+		if (!$ready)
 		{
 			$self->quit;
 			die "no answer within $patience s\n";
