@@ -98,7 +98,7 @@ sub add
 	my ($h, $t) = @_;
 	$h->note("-- at the target\n$t->{add};");
 	my ($answer, $ok) = $h->{app}->ask($t->{add});
-	if (!$ok && $answer =~ /can't be compared exactly/)
+	if (!$ok && $answer =~ /can't be replicated exactly/)
 	{
 		# a type without an exact hash
 		$t->{add} =~ s/fingerprint => 'row'/fingerprint => 'xmin'/;
@@ -258,7 +258,8 @@ sub flight
 sub settle
 {
 	my ($h) = @_;
-	my $left = SoakModel::becomes($h->{target}, "SELECT count(*) FROM tablesync_progress", 0, 30);
+	my $left = SoakModel::becomes($h->{target}, "SELECT (SELECT count(*) FROM tablesync_progress)
+		+ (SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND query LIKE '%tablesync_run(%' AND state = 'active')", 0, 30);
 	violation("a run does not end: $left") if $left;
 	return;
 }
