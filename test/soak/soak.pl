@@ -54,7 +54,7 @@ sub history
 # Leave out one part after the other of a history that fails, and keep what still does.
 sub reduce
 {
-	my ($number, $failed) = @_;
+	my ($number, $failed, $first) = @_;
 	my $until = time + $ENV{REDUCE};
 	my $rounds = $failed->{round} // 1;
 	my %skip;
@@ -70,7 +70,7 @@ sub reduce
 			my @out = @operations[ $at .. ($at + $size > @operations ? $#operations : $at + $size - 1) ];
 			my ($h, $error) = history(number => $number, rounds => $rounds, skip => { %skip, map { $_ => 1 } @out });
 			$tries++;
-			if (defined $error && $error =~ /^violation/)
+			if (defined $error && ($error =~ /^violation/ || $first !~ /^violation/))
 			{
 				@skip{@out} = (1) x @out;
 				my %out = map { $_ => 1 } @out;
@@ -118,7 +118,7 @@ for my $number (@numbers)
 		write_down($h, "soak-$seed-$number", $error);
 		if ($ENV{REDUCE} > 0)
 		{
-			my $shortest = reduce($number, $h);
+			my $shortest = reduce($number, $h, $error);
 			write_down($shortest, "soak-$seed-$number-reduced", $shortest->{error} // $error);
 		}
 		last if !$ENV{KEEP_GOING};
