@@ -56,7 +56,10 @@ sub kill_processes
 	my $pids = $h->{$name}->must("SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE $condition") or return 0;
 	$h->{crashed}{$name} = 1;
 	kill 'KILL', split / /, $pids;
-	# the postmaster notices it, and lets nobody in until it has begun again
+	# the postmaster notices it, and lets nobody in until it has begun again; a process may have ended before
+	my $until = time + 3;
+	my $any = join '|', split / /, $pids;
+	sleep 0.05 until time > $until || PostgreSQL::Test::Utils::slurp_file($h->{nodes}{$name}->logfile, $h->{at}{$name} // 0) =~ /PID (?:$any)\) was terminated/;
 	sleep 0.1;
 	return wait_for($h, $name);
 }
