@@ -197,13 +197,13 @@ BEGIN
         EXECUTE format('SELECT EXISTS (SELECT FROM %s)', existing) INTO has_rows;
         IF has_rows AND wanted.fingerprint <> 'xmin' AND EXISTS (SELECT FROM tablesync.columns_of_replica(wanted) c
                                 JOIN pg_attribute a ON a.attrelid = existing AND a.attname = c."column"
-                                WHERE tablesync.type_problem(a.atttypid, false, true) IS NOT NULL) THEN
+                                WHERE tablesync.type_problem(nullif(a.atttypid, 0), false, true) IS NOT NULL) THEN
             RAISE EXCEPTION 'the rows of table % can''t be compared with its source', existing
                 USING ERRCODE = 'feature_not_supported',
-                      DETAIL = (SELECT format('Column %I: %s.', a.attname, tablesync.type_problem(a.atttypid, false, true))
+                      DETAIL = (SELECT format('Column %I: %s.', a.attname, tablesync.type_problem(nullif(a.atttypid, 0), false, true))
                                 FROM tablesync.columns_of_replica(wanted) c
                                 JOIN pg_attribute a ON a.attrelid = existing AND a.attname = c."column"
-                                WHERE tablesync.type_problem(a.atttypid, false, true) IS NOT NULL LIMIT 1),
+                                WHERE tablesync.type_problem(nullif(a.atttypid, 0), false, true) IS NOT NULL LIMIT 1),
                       HINT = format('TRUNCATE %s; the first run loads it again.', existing);
         END IF;
     END IF;

@@ -113,7 +113,8 @@ append_verdict_of_pair(StringInfo buf, TsyncTable *table, bool touched, bool by_
 {
 	TsyncColumn *version = ordered_version(table);
 
-	if (touched ? !version : by_row)
+	/* by xmin there may be no version, and nothing else that could be told from it */
+	if (touched ? !version : by_row || !table->version)
 	{
 		appendStringInfoString(buf, touched ? "'different'" : NEWER);
 		return;

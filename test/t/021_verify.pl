@@ -379,4 +379,14 @@ sub md5
 	return $hex;
 }
 
+# --- another fingerprint than that of the last success, and no version column ---
+
+$source->safe_psql('postgres', q{CREATE TABLE switched (id integer PRIMARY KEY, v text); INSERT INTO switched SELECT i, 'v' FROM generate_series(1, 100) i});
+app_sql($target, q{SELECT tablesync_add('switched', 'src', 'public.switched', fingerprint => 'row', verify_fraction => 1)});
+is(run_counts($target, 'switched'), 'succeeded|100|0|0', 'loaded');
+app_sql($target, q{SELECT tablesync_alter('switched', fingerprint => 'xmin')});
+$source->safe_psql('postgres', q{UPDATE switched SET v = 'w' WHERE id = 7});
+is(run_counts($target, 'switched'), 'succeeded|0|1|0', 'from row to xmin, with verify_fraction');
+is_replica($source, $target, 'switched', 'switched', 'identical');
+
 done_testing();

@@ -262,4 +262,14 @@ at_source('CREATE ROLE uncounted SUPERUSER LOGIN; ALTER ROLE uncounted SET track
 $source->safe_psql('postgres', q{UPDATE counted SET v = -1, updated_at = now() WHERE id = 1}, extra_params => [ '-U', 'uncounted' ]);
 ends_well('counted', 'a writer whose changes are not counted');
 
+# --- a table with a dropped column, that has rows, becomes a replica again ---
+
+replicate('kept', 'a text, b text', "'a', 'b'", ", fingerprint => 'version', drop_columns => true");
+at_source('ALTER TABLE kept DROP b');
+ends_well('kept', 'a column is dropped on both sides');
+app_sql($target, q{SELECT tablesync_remove('kept')});
+app_sql($target, q{SET enable_nestloop = off;
+	SELECT tablesync_add('kept', 'src', 'public.kept', version_column => 'updated_at', fingerprint => 'version')});
+ends_well('kept', 'a table with a dropped column is added');
+
 done_testing();
