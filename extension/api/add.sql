@@ -130,6 +130,7 @@ DECLARE
     target record;
     name_parts text[] := parse_ident(replica_name);
     wanted tablesync.replica;
+    whole_shape jsonb;
     suggestion text;
     no_xmin text;
     has_rows boolean := false;
@@ -166,12 +167,13 @@ BEGIN
     wanted.feed := coalesce(wanted.feed, false);
     no_xmin := CASE WHEN coalesce(wanted.fingerprint, 'xmin') = 'xmin' THEN tablesync.xmin_problem(source, readable) END;
     wanted.fingerprint := coalesce(wanted.fingerprint, CASE WHEN no_xmin IS NULL THEN 'xmin' WHEN wanted.version_column IS NULL THEN 'row' ELSE 'version' END);
-    wanted.shape := tablesync.source_shape(source);
+    whole_shape := tablesync.source_shape(source);
+    wanted.shape := whole_shape;
     wanted.key_columns := CASE WHEN wanted.source_is_view THEN tablesync.view_key(source, wanted.shape, wanted.key_columns)
                                ELSE tablesync.source_key(source, wanted.key_columns) END;
     PERFORM tablesync.check_settings(wanted);
     wanted.shape := tablesync.wanted_shape(wanted, wanted.shape);
-    wanted := tablesync.checked_part(wanted, tablesync.source_shape(source));
+    wanted := tablesync.checked_part(wanted, whole_shape);
     IF NOT readable THEN
         PERFORM tablesync.check_readable(wanted);
     END IF;

@@ -102,7 +102,7 @@ AS $$
 $$;
 COMMENT ON FUNCTION tablesync.foreign_part_statements(tablesync.replica, jsonb, boolean) IS 'DDL that adds the columns that a foreign table lacks, or drops those that it does not need any more';
 
-/* All that other settings ask for, as steps; the filter is a step that changes no table. */
+/* All that other settings ask of the replica's columns, as steps. */
 CREATE FUNCTION tablesync.plan_part(before tablesync.replica, after tablesync.replica)
 RETURNS SETOF tablesync.schema_step
 LANGUAGE plpgsql
@@ -117,7 +117,7 @@ BEGIN
         SELECT o.o AS old, n.n AS new FROM jsonb_array_elements(before.shape) o (o)
         FULL JOIN jsonb_array_elements(after.shape) n (n) ON n.n->'attnum' = o.o->'attnum'
         WHERE (o.o IS NOT NULL AND o.o->>'hidden' IS NULL) <> (n.n IS NOT NULL AND n.n->>'hidden' IS NULL)
-        ORDER BY coalesce(n.n, o.o)->>'attnum'
+        ORDER BY (coalesce(n.n, o.o)->>'attnum')::integer
     LOOP
         IF entry.new IS NOT NULL AND entry.new->>'hidden' IS NULL THEN
             step := tablesync.plan_added(after, entry.new, NULL);
@@ -137,7 +137,7 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION tablesync.plan_part(tablesync.replica, tablesync.replica) IS 'what other columns, filter and expressions of a replica ask for';
+COMMENT ON FUNCTION tablesync.plan_part(tablesync.replica, tablesync.replica) IS 'what other columns and expressions of a replica ask for';
 
 /* Give replica and foreign table the columns that changed settings want; returns the settings as they are to be kept, and the steps. */
 CREATE FUNCTION tablesync.change_part(before tablesync.replica, after tablesync.replica)
