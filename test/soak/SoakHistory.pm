@@ -14,6 +14,7 @@ use SoakChanges;
 use SoakFaults;
 use SoakModel;
 use SoakSession;
+use SoakStates;
 use SoakTables;
 use Time::HiRes qw(time sleep);
 
@@ -153,9 +154,7 @@ sub work
 	$h->seed("$round.late");
 	if ($h->{late_table})
 	{
-		my ($answer, $ok) = $h->{late}->ask('COMMIT');
-		$h->note('-- the late transaction commits');
-		delete $h->{late_table};
+		$h->late_commits;
 	}
 	elsif (rand() < 0.2 && $h->begins("$round.late"))
 	{
@@ -205,52 +204,87 @@ sub work_at_target
 	return [ 'app', $change->{undo} ];
 }
 
-# A run while something goes wrong, or somebody writes at the source.
+# Runs while something goes wrong, or somebody writes at the source, or to the replica, and readers read.
 sub flight
 {
 	my ($h, $round, $excused) = @_;
 	$h->seed("$round.flight");
-	my ($with_fault, $with_change, $with_writer) = ($h->{faults} && rand() < 0.3, rand() < 0.15, rand() < 0.08);
+	my ($with_fault, $busy, $with_writer) = ($h->{faults} && rand() < 0.3, rand() < 0.3, rand() < 0.08);
 	my $t = one_of(@{ $h->{all} });
 	my ($all, $delay, $kind) = (rand() < 0.3, rand() ** 2 * 0.3, random_fault());
+	my $runs = $busy ? 1 + int(rand(4)) : 1;
+	my %plan = (table => $t, changes => $busy ? 4 + int(rand(12)) : 0, shapes => rand() < 0.1, round => $round, all => $all, pause => rand(0.04), done => 0);
 	$with_fault &&= $h->begins("$round.fault");
-	$with_change &&= $h->begins("$round.meanwhile");
 	$with_writer &&= $h->begins("$round.writer");
-	return if !$with_fault && !$with_change && !$with_writer && !$excused;
+	return if !$with_fault && !$busy && !$with_writer && !$excused;
 
 	my $before = $h->states;
-	my $sql = 'SELECT status, message FROM tablesync_run(' . ($all ? '' : "'$t->{table}'") . ')';
-	$h->note("-- round $round, at the target" . ($with_fault ? ", with a fault after $delay s: $kind" : '') . ($with_change ? ', and a change meanwhile' : '') . "\n$sql;");
-	my ($writes, $undo);
-	if ($with_writer)
-	{
-		$h->seed("$round.writer");
-		$writes = stray_write($t) =~ s/COMMIT$|ROLLBACK$//r;
-		$h->note("-- meanwhile at the target: $writes;");
-		$h->{other_target}->ask($writes);
-	}
-	$h->{proxy}->command('delay 1') if $with_fault;
+	begin_reads($h);
+	my $sql = join ";\n", ('SELECT status, message FROM tablesync_run(' . ($all ? '' : "'$t->{table}'") . ')') x $runs;
+	$h->note("-- round $round, at the target" . ($with_fault ? ", with a fault after $delay s: $kind" : '') . ($busy ? ', and changes meanwhile' : '') . "\n$sql;");
+	$h->writer_begins($t, $round) if $with_writer;
+	$h->{proxy}->command('delay ' . ($busy && rand() < 0.5 ? 3 : 1)) if $with_fault || $busy;
 	$h->{runner}->send($sql);
-	sleep $delay;
-	if ($with_change)
-	{
-		$h->seed("$round.meanwhile");
-		my $change = source_change($h->{source}, $t);
-		$h->change('source', $change, "$round.meanwhile") if !$change->{excuse};
-		$t->{stale} = $h->{shaped} = 1 if $change->{shape};
-	}
+	my $until = time + $delay;
+	$h->meanwhile(\%plan) or sleep 0.005 while time < $until;
+	my $undo;
 	if ($with_fault)
 	{
 		$h->{counts}{"fault: $kind"}++;
 		$undo = fault($h, $t, $kind);
 	}
 	$h->{other_target}->ask(rand() < 0.3 ? 'ROLLBACK' : 'COMMIT') if $with_writer;
+	while (!$h->{runner}->ready && $h->meanwhile(\%plan)) { }
 	my ($answer, $ok) = $h->{runner}{pid} ? $h->{runner}->receive : ('', 0);
 	$undo->() if $undo;
 	$h->{proxy}->command('delay 0');
 	$h->note('-- ' . $answer =~ s/\n/\n-- /gr);
 	$h->settle;
-	$h->after_flight($before, $with_change, $with_writer, $ok || $with_fault || $with_change || $excused || $h->{shaped}, $answer);
+	end_reads($h, $with_writer ? $t->{name} : undef);
+	$h->after_flight($before, $plan{done}, $with_writer, $ok || $with_fault || $plan{done} || $excused || $h->{shaped}, $answer);
+	return;
+}
+
+# Somebody writes to the replica, and commits when the run has begun.
+sub writer_begins
+{
+	my ($h, $t, $round) = @_;
+	$h->seed("$round.writer");
+	my $writes = stray_write($t) =~ s/COMMIT$|ROLLBACK$//r;
+	$h->note("-- meanwhile at the target: $writes;");
+	$h->{other_target}->ask($writes);
+	return;
+}
+
+# The next change at the source while a run goes on; false if there is none any more.
+sub meanwhile
+{
+	my ($h, $plan) = @_;
+	return 0 if $plan->{changes} <= 0;
+	my $name = "$plan->{round}.meanwhile." . $plan->{changes}--;
+	return 1 if !$h->begins($name);
+	sleep $plan->{pause};
+	if ($h->{late_table} && rand() < 0.3)
+	{
+		$h->late_commits;
+		note_state($h);
+		return 1;
+	}
+	my $t = $plan->{all} || rand() < 0.3 ? one_of(@{ $h->{all} }) : $plan->{table};
+	my $change = source_change($h->{source}, $t);
+	return 1 if $change->{excuse} || $change->{shape} && !$plan->{shapes};
+	$t->{stale} = $h->{shaped} = 1 if $change->{shape};
+	$plan->{done}++;
+	note_state($h) if $h->change('source', $change, $name);
+	return 1;
+}
+
+sub late_commits
+{
+	my ($h) = @_;
+	$h->{late}->ask('COMMIT');
+	$h->note('-- the late transaction commits');
+	delete $h->{late_table};
 	return;
 }
 
@@ -287,6 +321,7 @@ sub quiet_run
 {
 	my ($h, $round) = @_;
 	$h->seed("$round.run");
+	begin_reads($h) if rand() < 0.25;
 	my $session = rand() < 0.3 ? 'runner' : 'app';
 	my @runs = rand() < 0.3 ? ('') : map { "'$_->{table}'" } @{ $h->{all} };
 	for my $which (@runs)
@@ -299,6 +334,7 @@ sub quiet_run
 		violation("a run failed: $answer") if !$h->{shaped};
 		$h->after_shape;
 	}
+	end_reads($h);
 	$_->{ran} = 1 for @{ $h->{all} };
 	return;
 }
@@ -307,6 +343,7 @@ sub quiet_run
 sub after_shape
 {
 	my ($h) = @_;
+	end_reads($h);
 	for my $t (@{ $h->{all} })
 	{
 		my $paused = $h->{target}->must("SELECT NOT enabled OR (SELECT sqlstate FROM tablesync.run r WHERE r.replica = x.replica ORDER BY run_id DESC LIMIT 1) IS NOT DISTINCT FROM 'TS003'
@@ -382,6 +419,7 @@ sub run
 		1;
 	};
 	my $error = $done ? undef : $@;
+	$h->{reader}->end if delete $h->{reading};
 	eval { $h->clean_up; 1 } or $error //= $@;
 	return $error;
 }

@@ -10,7 +10,7 @@ use warnings;
 
 use Exporter 'import';
 
-our @EXPORT = qw(random_tables columns_of random_value one_of literal key_list wanted_rows replica_rows);
+our @EXPORT = qw(random_tables columns_of random_value one_of literal key_list wanted_rows replica_rows keyed_sql);
 
 # Values by type as format_type() has it.
 my %values = (
@@ -193,6 +193,16 @@ sub wanted_rows
 	my @list = map { $t->{expressions}{$_} // $_ } replicated($source, $t);
 	my $where = $t->{filter} ? "WHERE $t->{filter}" : '';
 	return $source->must('SELECT ROW(' . join(', ', @list) . qq{)::text COLLATE "C" FROM $t->{table} $where ORDER BY 1});
+}
+
+# SQL for the rows of the source (those that the replica is to have) or of the replica, each after its key.
+sub keyed_sql
+{
+	my ($source, $t, $side) = @_;
+	my $wanted = $side eq 'source';
+	my @list = map { $wanted && $t->{expressions}{$_} || $_ } replicated($source, $t);
+	my $where = $wanted && $t->{filter} ? "WHERE $t->{filter}" : '';
+	return 'SELECT (ROW(' . key_list($t) . ")::text || E'\\001' || ROW(" . join(', ', @list) . qq{)::text) COLLATE "C" FROM $t->{table} $where ORDER BY 1};
 }
 
 # The rows that the replica has.  Columns that it lacks are an error.

@@ -6,6 +6,7 @@ use warnings;
 
 use SoakHistory;
 use SoakProxy;
+use SoakReader;
 use TablesyncTest;
 use Test::More;
 use Time::HiRes qw(time);
@@ -30,12 +31,12 @@ sub start_place
 		ALTER ROLE app SET tablesync.retry_timeout = '4s';
 		ALTER ROLE app SET tablesync.statement_timeout = '3s';
 		ALTER ROLE app SET tablesync.lock_timeout = '2s'});
-	return { nodes => { source => $source, target => $target }, proxy => $proxy, counts => \%counts, at => {} };
+	return { nodes => { source => $source, target => $target }, reader => SoakReader->start($target, $ENV{TMPDIR}), proxy => $proxy, counts => \%counts, at => {} };
 }
 
 sub stop_place
 {
-	$place->{proxy}->stop;
+	$place->{$_}->stop for qw(proxy reader);
 	for my $node (values %{ $place->{nodes} }) { $node->stop('immediate', fail_ok => 1); }
 	undef $place;
 	return;
