@@ -149,6 +149,7 @@ sub random_table
 	}
 	$t{own} = rand() < 0.15;
 	$t{unique_here} = rand() < 0.5 && $t{create} =~ /\bu integer/ && !$t{only};
+	$t{small_disk} = rand() < 0.15;
 	$t{add} = "SELECT tablesync_add('$t{table}', 'src', '$t{table}', " . join(', ', @settings) . ')';
 	return \%t;
 }

@@ -30,14 +30,27 @@ sub start_place
 	$target->safe_psql('postgres', q{
 		ALTER ROLE app SET tablesync.retry_timeout = '4s';
 		ALTER ROLE app SET tablesync.statement_timeout = '3s';
-		ALTER ROLE app SET tablesync.lock_timeout = '2s'});
-	return { nodes => { source => $source, target => $target }, reader => SoakReader->start($target, $ENV{TMPDIR}), proxy => $proxy, counts => \%counts, at => {} };
+		ALTER ROLE app SET tablesync.lock_timeout = '2s';
+		CREATE TABLE soak_filler (a integer, page text) WITH (parallel_workers = 64);
+		ALTER TABLE soak_filler ALTER page SET STORAGE PLAIN;
+		INSERT INTO soak_filler SELECT i, repeat('x', 5000) FROM generate_series(1, 64) i;
+		ANALYZE soak_filler});
+	my $small_disk;
+	if ($ENV{SOAK_SMALL_DISK})
+	{
+		$small_disk = "$ENV{SOAK_SMALL_DISK}/$generation";
+		mkdir $small_disk or die "$small_disk: $!";
+		$target->safe_psql('postgres', "CREATE TABLESPACE small LOCATION '$small_disk'");
+		$target->safe_psql('postgres', 'GRANT CREATE ON TABLESPACE small TO app');
+	}
+	return { nodes => { source => $source, target => $target }, reader => SoakReader->start($target, $ENV{TMPDIR}), proxy => $proxy, small_disk => $small_disk, counts => \%counts, at => {} };
 }
 
 sub stop_place
 {
 	$place->{$_}->stop for qw(proxy reader);
 	for my $node (values %{ $place->{nodes} }) { $node->stop('immediate', fail_ok => 1); }
+	system('rm', '-rf', $place->{small_disk}) if $place->{small_disk};
 	undef $place;
 	return;
 }
