@@ -19,7 +19,15 @@ my @kinds = (
 	[ 3, 'out of memory' ], [ $ENV{SOAK_SMALL_DISK} ? 2 : 0, 'disk full' ],
 	[ 1, 'source killed' ], [ 1, 'target killed' ], [ 1, 'source restarted' ], [ 0.7, 'target restarted' ], [ 0.4, 'silent' ]);
 
-sub random_fault { return SoakChanges::draw(@kinds); }
+my @with_standby = (
+	[ 12, 'conflict with recovery' ], [ 4, 'replay paused' ], [ 2, 'source promoted' ]);
+
+sub random_fault
+{
+	my ($h) = @_;
+	my @also = $h->has_standby ? @with_standby : $h->{nodes}{standby} ? [ 8, 'target promoted' ] : ();
+	return SoakChanges::draw(@kinds, @also);
+}
 
 # Wait until a cluster lets us in again.
 sub wait_for
@@ -126,7 +134,7 @@ sub fault
 	my ($source, $target, $proxy) = @$h{qw(source target proxy)};
 	my $ours = "usename = 'reader'";
 	my $run = "backend_type = 'tablesync run'";
-	if ($kind eq 'source session ended') { $source->must("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE $ours") }
+	if ($kind eq 'source session ended') { $h->{served}->must("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE $ours") }
 	elsif ($kind eq 'worker ended') { $target->must("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE $run") }
 	elsif ($kind eq 'cancelled') { $target->must("SELECT tablesync_cancel('$t->{table}')") }
 	elsif ($kind eq 'caller gone') { $h->{runner}->kill_client }
@@ -153,11 +161,24 @@ sub fault
 	elsif ($kind eq 'out of memory') { return limit_memory($h, $run) }
 	elsif ($kind eq 'disk full') { return fill_disk($h) if $h->{small_disk} }
 	elsif ($kind eq 'worker killed') { kill_processes($h, 'target', $run) }
-	elsif ($kind eq 'source session killed') { kill_processes($h, 'source', $ours) }
-	elsif ($kind =~ /^(\w+) killed/) { kill_postmaster($h, $1) }
+	elsif ($kind eq 'source session killed') { kill_processes($h, 'served', $ours) }
+	elsif ($kind eq 'conflict with recovery')
+	{
+		$h->change('source', { name => 'delete', sql => "DELETE FROM $t->{table} WHERE " . SoakChanges::pick($t, 20) }, 'conflict');
+		SoakStates::note_state($h);
+		$h->change('source', { name => 'vacuum', sql => "VACUUM (INDEX_CLEANUP on) $t->{table}", alone => 1 }, 'conflict');
+	}
+	elsif ($kind eq 'replay paused')
+	{
+		$h->{served}->must('SELECT pg_wal_replay_pause()');
+		sleep rand(0.3);
+		return sub { $h->{served}->must('SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume() END') };
+	}
+	elsif ($kind =~ /^(\w+) promoted/) { $h->promote($1) }
+	elsif ($kind =~ /^(\w+) killed/) { kill_postmaster($h, $1 eq 'source' ? 'served' : $1) }
 	elsif ($kind =~ /^(\w+) restarted/)
 	{
-		my $name = $1;
+		my $name = $1 eq 'source' ? 'served' : $1;
 		$h->{nodes}{$name}->stop(rand() < 0.5 ? 'fast' : 'immediate');
 		sleep rand(0.3);
 		$h->{nodes}{$name}->start;

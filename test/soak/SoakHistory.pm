@@ -23,20 +23,58 @@ sub new
 {
 	my ($class, $place, %options) = @_;
 	my $h = bless {
-		%$place, %options, schema => "h$options{number}", log => [], operations => [], counts => $place->{counts} // {} }, $class;
+		%$place, place => $place, %options, schema => "h$options{number}", log => [], operations => [], counts => $place->{counts} // {} }, $class;
 	$h->{$_} = SoakSession->new($h->{nodes}{source}, 'postgres') for qw(source other_source late);
+	$h->{served} = SoakSession->new($h->{nodes}{served}, 'postgres');
 	$h->{target} = SoakSession->new($h->{nodes}{target}, 'postgres');
 	$h->{$_} = SoakSession->new($h->{nodes}{target}, 'app') for qw(app runner other_target);
 	return $h;
 }
 
-sub sessions_of { return $_[0] eq 'source' ? qw(source other_source late) : qw(target app runner other_target); }
+# Sessions at a node, but for the one that waits for a run.
+sub sessions_of
+{
+	my ($h, $name) = @_;
+	return qw(target app other_target) if $name eq 'target';
+	return 'served' if $name eq 'served' && $h->has_standby;
+	return qw(source other_source late served);
+}
 
 sub forget_sessions
 {
 	my ($h, $name) = @_;
-	$h->{$_}->quit for grep { $_ ne 'runner' } sessions_of($name);
-	delete $h->{late_table} if $name eq 'source';
+	my @sessions = $h->sessions_of($name);
+	$h->{$_}->quit for @sessions;
+	delete $h->{late_table} if grep { $_ eq 'late' } @sessions;
+	return;
+}
+
+# Do runs read a standby of the source?
+sub has_standby { my ($h) = @_; return $h->{nodes}{served} != $h->{nodes}{source}; }
+
+# Wait until what runs read is what we have written.
+sub catch_up
+{
+	my ($h) = @_;
+	return if !$h->has_standby;
+	my $wanted = $h->{source}->must('SELECT pg_current_wal_insert_lsn()');
+	my $behind = SoakModel::becomes($h->{served}, "SELECT pg_last_wal_replay_lsn() >= '$wanted'", 't', 30);
+	die "the standby of the source does not get to $wanted\n" if $behind;
+	return;
+}
+
+# A standby takes the place of its primary.
+sub promote
+{
+	my ($h, $what) = @_;
+	$h->forget_sessions($what);
+	delete @$h{qw(reading states)} if $what eq 'target';    # the reader has gone with it
+	$h->{place}->promote($what);
+	$h->{$_} = $h->{place}{$_} for qw(nodes reader at);
+	for my $session (qw(source other_source late served)) { $h->{$session}{node} = $h->{nodes}{source} if $what eq 'source'; }
+	for my $session (qw(target app other_target runner)) { $h->{$session}{node} = $h->{nodes}{target} if $what eq 'target'; }
+	$h->forget_sessions($what);
+	$h->{runner}->quit if $what eq 'target';
 	return;
 }
 
@@ -184,6 +222,7 @@ sub work_at_target
 	my ($h, $t, $change, $name) = @_;
 	if ($change->{verify})
 	{
+		$h->catch_up;
 		$h->note("-- $name, at target: verify");
 		my $same = wanted_rows($h->{source}, $t) eq replica_rows($h->{source}, $h->{target}, $t);
 		my ($answer, $ok) = $h->{app}->ask("SELECT count(*) FROM tablesync_verify('$t->{table}')");
@@ -210,21 +249,22 @@ sub flight
 {
 	my ($h, $round, $excused) = @_;
 	$h->seed("$round.flight");
-	my ($with_fault, $busy, $with_writer) = ($h->{faults} && rand() < 0.3, rand() < 0.3, rand() < 0.08);
+	my ($with_fault, $busy, $with_writer) = ($h->{faults} && rand() < ($h->{place}{kind} eq 'plain' ? 0.3 : 0.5), rand() < 0.3, rand() < 0.08);
 	my $t = one_of(@{ $h->{all} });
-	my ($all, $delay, $kind) = (rand() < 0.3, rand() ** 2 * 0.3, random_fault());
+	my ($all, $delay, $kind) = (rand() < 0.3, rand() ** 2 * 0.3, random_fault($h));
 	my $runs = $busy ? 1 + int(rand(4)) : 1;
 	my %plan = (table => $t, changes => $busy ? 4 + int(rand(12)) : 0, shapes => rand() < 0.1, round => $round, all => $all, pause => rand(0.04), done => 0);
 	$with_fault &&= $h->begins("$round.fault");
 	$with_writer &&= $h->begins("$round.writer");
 	return if !$with_fault && !$busy && !$with_writer && !$excused;
 
+	$h->catch_up;
 	my $before = $h->states;
 	begin_reads($h);
 	my $sql = join ";\n", ('SELECT status, message FROM tablesync_run(' . ($all ? '' : "'$t->{table}'") . ')') x $runs;
 	$h->note("-- round $round, at the target" . ($with_fault ? ", with a fault after $delay s: $kind" : '') . ($busy ? ', and changes meanwhile' : '') . "\n$sql;");
 	my $undo;
-	my $go_wrong = sub { $h->{counts}{"fault: $kind"}++; $undo = fault($h, $t, $kind); $with_fault = 2; };
+	my $go_wrong = sub { $h->{counts}{"fault: $kind"}++; $undo = fault($h, $t, $kind); $with_fault = 2; $plan{done}++ if $kind =~ /^conflict/; };
 	$h->{runner}->ask('SELECT 1');
 	$go_wrong->() if $with_fault && is_early($kind);
 	$h->writer_begins($t, $round) if $with_writer;
@@ -321,6 +361,7 @@ sub quiet_run
 {
 	my ($h, $round) = @_;
 	$h->seed("$round.run");
+	$h->catch_up;
 	begin_reads($h) if rand() < 0.25;
 	my $session = rand() < 0.3 ? 'runner' : 'app';
 	# a run of all leaves out replicas that a flight has paused
@@ -406,7 +447,7 @@ sub run
 	my ($h) = @_;
 	my $done = eval {
 		$h->{last_run} = $h->{target}->must('SELECT coalesce(max(run_id), 0) FROM tablesync.run');
-		check_logs({ %$h, crashed => { source => 1, target => 1 } }) if !$h->{at}{source};
+		check_logs({ %$h, crashed => { served => 1, target => 1 } }) if !$h->{at}{served};
 		$h->make_tables;
 		$h->seed('rounds');
 		my $rounds = 5 + int(rand(11));
@@ -430,7 +471,7 @@ sub clean_up
 	my ($h) = @_;
 	$h->{late}->quit;
 	for my $name (qw(target source)) { $h->{$name}->ask("SET lock_timeout = '10s'; DROP SCHEMA IF EXISTS $h->{schema} CASCADE"); }
-	$h->{$_}->quit for sessions_of('source'), sessions_of('target');
+	$h->{$_}->quit for $h->sessions_of('source'), $h->sessions_of('target'), 'runner', 'served';
 	return;
 }
 

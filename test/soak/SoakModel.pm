@@ -149,9 +149,9 @@ sub new_lines
 sub check_logs
 {
 	my ($h) = @_;
-	for my $line (new_lines($h, 'source'))
+	for my $line (new_lines($h, 'served'))
 	{
-		violation("the source crashed: $line") if $line =~ /PANIC|TRAP|terminated by signal/ && !$h->{crashed}{source};
+		violation("the source crashed: $line") if $line =~ /PANIC|TRAP|terminated by signal/ && !$h->{crashed}{served};
 		next if $line !~ / reader\|.*LOG:  (?:statement|execute [^:]*|duration[^:]*): (.*)/;
 		violation("a statement for the source: $1")
 		  if $1 !~ /^\s*(SELECT|SET|SHOW|START TRANSACTION|BEGIN|COMMIT|ROLLBACK|ABORT|SAVEPOINT|RELEASE|DECLARE \w+ CURSOR FOR|FETCH|CLOSE|MOVE|DEALLOCATE|DISCARD|EXPLAIN)\b/i;
@@ -179,7 +179,7 @@ sub becomes
 sub check_ends
 {
 	my ($h) = @_;
-	my $left = becomes($h->{source}, "SELECT string_agg(application_name || ' ' || state, ', ') FROM pg_stat_activity WHERE usename = 'reader'", '', 5);
+	my $left = becomes($h->{served}, "SELECT string_agg(application_name || ' ' || state, ', ') FROM pg_stat_activity WHERE usename = 'reader'", '', 5);
 	violation("connections are left at the source: $left") if $left;
 	$left = becomes($h->{target}, "SELECT string_agg(backend_type || ' ' || coalesce(query, ''), ', ') FROM pg_stat_activity WHERE backend_type LIKE 'tablesync%'", '', 5);
 	violation("processes are left: $left") if $left;
