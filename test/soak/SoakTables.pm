@@ -82,6 +82,7 @@ sub literal { my ($text) = @_; return "'" . $text =~ s/'/''/gr . "'" }
 sub random_value
 {
 	my ($type) = @_;
+	return "(enum_range(NULL::$type))[1 + floor(random() * array_length(enum_range(NULL::$type), 1))::integer]" if $type =~ /\.mood_/;
 	return 'CASE WHEN random() < 0.85 THEN ' . ($values{$type} // 'NULL') . ' END';
 }
 
@@ -116,6 +117,7 @@ sub random_table
 	push @all, splice(@all, 0, 1) if rand() < 0.3;
 	push @all, 'u integer UNIQUE' if !($t{partitioned} = rand() < 0.15 && $keys < 32) && rand() < 0.5;
 	push @all, 'g bigint GENERATED ALWAYS AS (n::bigint * 2) STORED' if rand() < 0.2;
+	push @all, 'e1 ' . ($t{enum} = "$schema.mood_$name") if rand() < 0.15;
 	my $names = key_list(\%t);
 	$t{create} = "CREATE TABLE $t{table} (" . join(', ', @all) . ", PRIMARY KEY ($names))";
 	if ($t{partitioned})
