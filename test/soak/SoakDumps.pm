@@ -64,8 +64,8 @@ sub restore_target
 	runs($h, 'pg_restore', '--exit-on-error', '-d', $target->connstr('restored'), $file) or die "pg_restore fails, see $ENV{TMPDIR}/dump.log\n";
 	unlink $file;
 	$target->safe_psql('template1', "$others; ALTER DATABASE postgres RENAME TO gone; ALTER DATABASE restored RENAME TO postgres; DROP DATABASE gone WITH (FORCE)");
-	my $paused = $h->{target}->must('SELECT count(*) FROM tablesync.replica WHERE enabled');
-	SoakModel::violation("$paused replicas are not paused in a restored database") if $paused;
+	my $others_run = $h->{target}->must("SELECT count(*) FROM tablesync_status WHERE state <> 'paused'");
+	SoakModel::violation("$others_run replicas are not paused in a restored database") if $others_run;
 	$h->{app}->must("SELECT tablesync_resume('$_->{table}')") for @{ $h->{all} };
 	return;
 }

@@ -49,6 +49,7 @@ sub flight
 	$h->{proxy}->command('delay 0');
 	$h->note('-- ' . $answer =~ s/\n/\n-- /gr);
 	$h->settle;
+	if (!$h->{crashed}{target} && $kind !~ /^target/) { check_alerts($h, $_) for @{ $h->{all} }; }
 	end_reads($h, $with_writer ? $t->{name} : undef);
 	$h->after_flight($before, $plan{done}, $with_writer, $ok || $with_fault || $plan{done} || $excused || $h->{shaped}, $answer);
 	return;

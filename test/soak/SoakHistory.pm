@@ -317,6 +317,7 @@ sub round
 	$h->quiet_run($round);
 	check_proof($h, $_, check_same($h, $_)) for @{ $h->{all} };
 	check_feed($h, $_) for @{ $h->{all} };
+	check_alerts($h, $_, 1) for @{ $h->{all} };
 	check_runs($h);
 	check_logs($h);
 	$h->{counts}{rounds}++;
@@ -335,6 +336,7 @@ sub finish
 	$h->{$_}->quit for qw(app runner other_target other_source late);
 	check_ends($h);
 	check_logs($h);
+	check_files($h);
 	return;
 }
 

@@ -49,7 +49,7 @@ sub start
 		$target->reload;
 	}
 	elsif ($ENV{SOAK_SMALL_DISK}) { $place{small_disk} = small_disk($target) }
-	$place{reader} = SoakReader->start($target, $ENV{TMPDIR});
+	$place{reader} = SoakReader->start($target, $served, $ENV{TMPDIR});
 	$counts->{"place: $kind"}++;
 	return bless \%place, $class;
 }
@@ -61,6 +61,7 @@ sub prepare_target
 		ALTER ROLE app SET tablesync.retry_timeout = '4s';
 		ALTER ROLE app SET tablesync.statement_timeout = '3s';
 		ALTER ROLE app SET tablesync.lock_timeout = '2s';
+		ALTER ROLE app SET tablesync.max_snapshot_age = '6s';
 		CREATE TABLE soak_filler (a integer, page text) WITH (parallel_workers = 64);
 		ALTER TABLE soak_filler ALTER page SET STORAGE PLAIN;
 		INSERT INTO soak_filler SELECT i, repeat('x', 5000) FROM generate_series(1, 64) i;
@@ -111,7 +112,7 @@ sub promote
 		$place->{at}{target} = -s $nodes->{target}->logfile;
 		$nodes->{target}->promote;
 		$place->{reader}->stop;
-		$place->{reader} = SoakReader->start($nodes->{target}, $ENV{TMPDIR});
+		$place->{reader} = SoakReader->start($nodes->{target}, $nodes->{served}, $ENV{TMPDIR});
 	}
 	$place->{kind} .= ', promoted';
 	return;

@@ -8,15 +8,16 @@ use warnings;
 
 use IO::Handle;
 use IO::Select;
+use List::Util qw(max);
 use POSIX ();
 use SoakSession;
 use Storable qw(store retrieve);
 use Time::HiRes qw(sleep);
 
-# node: where it reads, as role app; folder: for its files
+# node: where it reads, as role app; served: the source as runs read it; folder: for its files
 sub start
 {
-	my ($class, $node, $folder) = @_;
+	my ($class, $node, $served, $folder) = @_;
 	pipe(my $commands, my $to_child) or die "pipe: $!";
 	pipe(my $from_child, my $answers) or die "pipe: $!";
 	my $pid = fork() // die "fork: $!";
@@ -27,7 +28,7 @@ sub start
 		$answers->autoflush(1);
 		srand($$);
 		$SIG{INT} = $SIG{TERM} = 'DEFAULT';
-		eval { serve($node, $commands, $answers); 1 } or warn $@;
+		eval { serve($node, $served, $commands, $answers); 1 } or warn $@;
 		POSIX::_exit(0);
 	}
 	close $commands;
@@ -44,8 +45,10 @@ sub begin
 	return $self->command("begin $self->{file}");
 }
 
-# End it; returns what was seen, in order: rows as text by name of the table, each
-# read that differs from the one before.  Then how many reads there were.
+# End it; returns how many reads there were, the private memory of the largest process
+# of ours (in kB), the age of the oldest transaction at the source (in seconds), and what
+# was seen, in order: rows as text by name of the table, each read that differs from the
+# one before.
 sub end
 {
 	my ($self) = @_;
@@ -87,18 +90,42 @@ sub read_once
 	return { map { /^(\w+)\n?(.*)\z/s ? ($1 => $2 =~ s/\n\z//r) : () } split /^\x02/m, $answer };
 }
 
+# Private memory of the largest worker, in kB; a page that it shares with others is none.
+sub largest_worker
+{
+	my ($session) = @_;
+	my $largest = 0;
+	my ($pids, $ok) = $session->ask("SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'tablesync%'");
+	for my $pid ($ok ? split /\n/, $pids : ())
+	{
+		open my $status, '<', "/proc/$pid/status" or next;
+		my ($kb) = join('', <$status>) =~ /^RssAnon:\s+(\d+)/m;
+		close $status;
+		$largest = $kb if ($kb // 0) > $largest;
+	}
+	return $largest;
+}
+
+sub oldest_transaction
+{
+	my ($session) = @_;
+	my ($age, $ok) = $session->ask("SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0) FROM pg_stat_activity WHERE usename = 'reader'");
+	return $ok ? $age : 0;
+}
+
 # The process itself: ends when "commands" ends.
 sub serve
 {
-	my ($node, $commands, $answers) = @_;
+	my ($node, $served, $commands, $answers) = @_;
 	my $session = SoakSession->new($node, 'app');
+	my $source = SoakSession->new($served, 'postgres');
 	my $select = IO::Select->new($commands);
 	while (defined(my $command = readline $commands))
 	{
 		my ($file) = $command =~ /^begin (.*)/ or die "what is $command";
 		my $tables = retrieve("$file.tables");
 		my (@seen, $last);
-		my $reads = 0;
+		my ($reads, $memory, $age, $tries) = (0, 0, 0, 0);
 		print {$answers} "begun\n";
 		until ($select->can_read(0))
 		{
@@ -109,10 +136,15 @@ sub serve
 				push @seen, $read;
 				$last = $all;
 			}
+			if ($tries++ % 3 == 0)
+			{
+				$memory = max($memory, largest_worker($session));
+				$age = max($age, oldest_transaction($source));
+			}
 			sleep 0.002 + rand(0.01);
 		}
 		readline $commands;
-		store([ $reads, @seen ], "$file.seen");
+		store([ $reads, $memory, $age, @seen ], "$file.seen");
 		print {$answers} "ended\n";
 	}
 	return;

@@ -71,7 +71,12 @@ sub end_reads
 {
 	my ($h, $written) = @_;
 	return if !delete $h->{reading};
-	my ($count, @seen) = $h->{reader}->end;
+	my ($count, $memory, $age, @seen) = $h->{reader}->end;
+	violation("a worker had $memory kB of private memory") if $memory > 64 * 1024;
+	# max_snapshot_age, then a statement until its timeout
+	violation("a transaction at the source was $age s old") if $age > 10;
+	$h->{counts}{'largest worker, in kB'} = $memory if $memory > ($h->{counts}{'largest worker, in kB'} // 0);
+	$h->{counts}{'oldest transaction at the source, in s'} = $age if $age > ($h->{counts}{'oldest transaction at the source, in s'} // 0);
 	my $states = delete $h->{states};
 	return if !$states || $h->{shaped};
 	my $last = SoakReader::read_once($h->{app}, replica_sql($h), 0) // return;
