@@ -98,6 +98,7 @@ sub source_change
 	my $c = @free ? one_of(@free) : undef;
 	my $d = @free ? one_of(@free) : undef;
 	my $number = ++$t->{added};
+	my $label = $t->{label} // 'c';
 	return draw(
 		[ 14, { name => 'insert', sql => inserts($source, $t, $few) } ],
 		[ 6, { name => 'insert many', sql => inserts($source, $t, 1 + int(rand(80))) } ],
@@ -134,14 +135,22 @@ sub source_change
 			. ($c->{type} eq 'integer' ? 'bigint' : $c->{type} eq 'character varying(20)' ? 'text' : "text USING $c->{name}::text") : '' } ],
 		[ @free ? 1 : 0, { name => 'column renamed, and its name used again', shape => 1, sql => $c ? "ALTER TABLE $table RENAME $c->{name} TO x$number; ALTER TABLE $table ADD $c->{name} $c->{type}" : '' } ],
 		[ $t->{enum} ? 5 : 0, { name => 'label added', shape => 1, alone => 1, sql => 'ALTER TYPE ' . ($t->{enum} // '') . " ADD VALUE 'new $number'" . one_of('', " BEFORE 'a'", " AFTER 'a'") } ],
-		[ $t->{enum} ? 5 : 0, { name => 'label renamed', shape => 1, excuse => 1, sql => 'ALTER TYPE ' . ($t->{enum} // '') . " RENAME VALUE 'b' TO 'b$number'; ALTER TYPE " . ($t->{enum} // '') . " ADD VALUE 'b'",
-			undo_at => 'app', undo => 'ALTER TYPE ' . ($t->{enum} // '') . " RENAME VALUE 'b' TO 'b$number'; SELECT tablesync_resume('$table')" } ],
+		[ $t->{enum} ? 5 : 0, { name => 'label renamed', shape => 1, excuse => 1, label => "renamed $number", %{ renamed_label($t, $label, "renamed $number") } } ],
 		[ 2, { name => 'restored from a dump', shape => 1, restore => 1, excuse => 1, undo => 'SELECT 1', sql => '' } ],
 		[ 1, { name => 'granted by column', shape => 1, excuse => 1, undo => "REVOKE SELECT ON $table FROM reader; GRANT SELECT ON $table TO reader",
 			sql => "REVOKE SELECT ON $table FROM reader; GRANT SELECT (" . join(', ', grep { rand() < 0.8 } map { $_->{name} } columns_of($source, $t)) . ", updated_at) ON $table TO reader" } ],
 		[ 1, { name => 'revoked', excuse => 1, undo => "GRANT SELECT ON $table TO reader", sql => "REVOKE SELECT ON $table FROM reader" } ],
 		[ $t->{partitioned} ? 4 : 0, { name => 'partition detached', sql => "ALTER TABLE $table DETACH PARTITION ${table}_1" } ],
 		[ $t->{partitioned} ? 6 : 0, { name => 'partition attached', sql => "ALTER TABLE $table ATTACH PARTITION ${table}_1 FOR VALUES WITH (MODULUS 3, REMAINDER 1)" } ]);
+}
+
+# A label gets another name, and sometimes a new one the old name.  Where a run has paused the replica for it, somebody does the same here.
+sub renamed_label
+{
+	my ($t, $old, $new) = @_;
+	my $type = $t->{enum} // 'none';
+	return { sql => "ALTER TYPE $type RENAME VALUE '$old' TO '$new'" . (rand() < 0.5 ? "; ALTER TYPE $type ADD VALUE '$old'" : ''), undo_at => 'app',
+		undo => "DO \$\$ BEGIN IF NOT EXISTS (SELECT FROM pg_enum WHERE enumtypid = '$type'::regtype AND enumlabel = '$new') THEN ALTER TYPE $type RENAME VALUE '$old' TO '$new'; END IF; END \$\$; SELECT tablesync_resume('$t->{table}')" };
 }
 
 # What two rows have besides their keys changes places.

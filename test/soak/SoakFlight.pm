@@ -49,6 +49,8 @@ sub flight
 	$h->{proxy}->command('delay 0');
 	$h->note('-- ' . $answer =~ s/\n/\n-- /gr);
 	$h->settle;
+	# a process that could not open its alert leaves that to others
+	$h->{target}->must('SELECT tablesync.watch()') if $with_fault && $kind =~ /memory|worker|disk/;
 	if (!$h->{crashed}{target} && $kind !~ /^target/) { check_alerts($h, $_) for @{ $h->{all} }; }
 	end_reads($h, $with_writer ? $t->{name} : undef);
 	$h->after_flight($before, $plan{done}, $with_writer, $ok || $with_fault || $plan{done} || $excused || $h->{shaped}, $answer);

@@ -220,6 +220,7 @@ sub work
 		my $ok = $change->{restore} ? restore_table($h, $t, "$round.source.$i") : $h->change('source', $change, "$round.source.$i");
 		$t->{stale} = 1 if $change->{shape};
 		$h->{shaped} = 1 if $change->{shape};
+		$t->{label} = $change->{label} if $ok && $change->{label};
 		if ($ok && $change->{undo}) { push @undo, [ $change->{undo_at} // 'source', $change->{undo} ] }
 	}
 	return @undo;
