@@ -227,6 +227,8 @@ sub target_change
 		[ $t->{expressions}{s} ? 2 : 0, { name => 'expressions', sql => $alter . q{expressions => '{"s": "lower(s)"}')}, set => { expressions => { s => 'lower(s)' } } } ],
 		[ 1, { name => 'pause', sql => "SELECT tablesync_pause('$t->{table}')", undo => "SELECT tablesync_resume('$t->{table}')", excuse => 1 } ],
 		[ 2, { name => 'verify', verify => 1, sql => '' } ],
+		[ 3, { name => 'write without a trace', verify => 1, repair => 1, sql => "BEGIN; SET LOCAL session_replication_role = replica; ALTER TABLE $t->{table} DISABLE TRIGGER ALL; "
+			. (stray_write($t) =~ s/^BEGIN; //r =~ s/; (?:COMMIT|ROLLBACK)$//r) . "; ALTER TABLE $t->{table} ENABLE TRIGGER ALL; COMMIT" } ],
 		[ 0.5, { name => 'restore', restore => 1, sql => '' } ],
 		[ 1, { name => 'lock_timeout', sql => 'ALTER ROLE app SET tablesync.lock_timeout = ' . one_of("'2s'", "'300ms'", 0) } ],
 		[ 1, { name => 'remove and add', sql => "SELECT tablesync_remove('$t->{table}'); DROP FOREIGN TABLE IF EXISTS $t->{table}_source", add => 1 } ],

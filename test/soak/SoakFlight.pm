@@ -37,7 +37,8 @@ sub flight
 	$h->{runner}->ask('SELECT 1');
 	$go_wrong->() if $with_fault && is_early($kind);
 	$h->writer_begins($t, $round) if $with_writer;
-	$h->{proxy}->command('delay ' . ($busy && rand() < 0.5 ? 3 : 1)) if $with_fault || $busy;
+	# a run of many small chunks takes long enough
+	$h->{proxy}->command('delay ' . ($busy && rand() < 0.5 ? 3 : 1)) if ($with_fault || $busy) && !grep { $_->{add} =~ /chunk_rows => [1-7]\b/ } @{ $h->{all} };
 	$h->{runner}->send($sql);
 	my $until = time + $delay;
 	$h->meanwhile(\%plan) or sleep 0.005 while time < $until;

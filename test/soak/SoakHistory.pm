@@ -226,17 +226,35 @@ sub work
 	return @undo;
 }
 
+# Whatever was done to the replica, verify finds what differs, and a repair mends it.
+sub verify_at_target
+{
+	my ($h, $t, $change, $name) = @_;
+	$h->catch_up;
+	return if $change->{repair} && ($h->{excused} || !$t->{ran});
+	if ($change->{sql})
+	{
+		my ($answer, $ok) = $h->{target}->ask($change->{sql});
+		$h->note("-- $name, at target, as a superuser: $change->{name}" . ($ok ? '' : ', fails: ' . $answer =~ s/\n/ /gr) . "\n$change->{sql};");
+		$h->{target}->ask('ROLLBACK') if !$ok;
+		delete $t->{base};    # nor does the feed tell of it
+	}
+	$h->note("-- $name, at target: verify");
+	my $same = wanted_rows($h->{source}, $t) eq replica_rows($h->{source}, $h->{target}, $t);
+	my ($answer, $ok) = $h->{app}->ask("SELECT count(*) FROM tablesync_verify('$t->{table}'" . ($change->{repair} ? ', repair => true' : '') . ')');
+	violation("verify of $t->{table} fails: $answer") if !$ok && !$h->{excused};
+	violation("verify of $t->{table} finds $answer, and it is " . ($same ? 'equal' : 'different')) if $ok && ($answer eq '0') != $same;
+	$h->{counts}{"verify finds what is " . ($same ? 'equal' : 'different')}++ if $ok;
+	check_same($h, $t) if $ok && $change->{repair};
+	return;
+}
+
 sub work_at_target
 {
 	my ($h, $t, $change, $name) = @_;
 	if ($change->{verify})
 	{
-		$h->catch_up;
-		$h->note("-- $name, at target: verify");
-		my $same = wanted_rows($h->{source}, $t) eq replica_rows($h->{source}, $h->{target}, $t);
-		my ($answer, $ok) = $h->{app}->ask("SELECT count(*) FROM tablesync_verify('$t->{table}')");
-		violation("verify of $t->{table} fails: $answer") if !$ok && !$h->{excused};
-		violation("verify of $t->{table} finds $answer, and it is " . ($same ? 'equal' : 'different')) if $ok && ($answer eq '0') != $same;
+		$h->verify_at_target($t, $change, $name);
 		return;
 	}
 	return restore_target($h) if $change->{restore};
