@@ -22,7 +22,7 @@ sub flight
 	my $t = one_of(@{ $h->{all} });
 	my ($all, $delay, $kind) = (rand() < 0.3, rand() ** 2 * 0.3, random_fault($h));
 	my $runs = $busy ? 1 + int(rand(4)) : 1;
-	my %plan = (table => $t, changes => $busy ? 4 + int(rand(12)) : 0, shapes => rand() < 0.1, round => $round, all => $all, pause => rand(0.04), done => 0);
+	my %plan = (table => $t, changes => $busy ? 4 + int(rand(12)) : 0, shapes => rand() < 0.1, round => $round, all => $all, pause => rand(0.04), done => 0, written => $with_writer);
 	$with_fault &&= $h->begins("$round.fault");
 	$with_writer &&= $h->begins("$round.writer");
 	return if !$with_fault && !$busy && !$with_writer && !$excused;
@@ -84,7 +84,7 @@ sub meanwhile
 		return 1;
 	}
 	my $t = $plan->{all} || rand() < 0.3 ? one_of(@{ $h->{all} }) : $plan->{table};
-	return $h->meanwhile_here($t, $name) if rand() < 0.06;
+	return $h->meanwhile_here($t, $name) if rand() < 0.06 && !$plan->{written};    # it would wait for the writer, who waits for us
 	my $change = source_change($h->{source}, $t);
 	return 1 if $change->{excuse} || $change->{shape} && !$plan->{shapes};
 	$t->{stale} = $h->{shaped} = 1 if $change->{shape};

@@ -120,6 +120,7 @@ sub make_tables
 	my $schema = $h->{schema};
 	$h->{source}->must("DROP SCHEMA IF EXISTS $schema CASCADE; CREATE SCHEMA $schema");
 	$h->{target}->must("DROP SCHEMA IF EXISTS $schema CASCADE; CREATE SCHEMA $schema AUTHORIZATION app");
+	$h->{app}->must("ALTER ROLE app SET tablesync.lock_timeout = '2s'");
 	$h->{all} = [ random_tables($schema) ];
 	for my $t (@{ $h->{all} })
 	{
