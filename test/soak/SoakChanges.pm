@@ -230,7 +230,7 @@ sub target_change
 		[ 3, { name => 'write without a trace', verify => 1, repair => 1, sql => "BEGIN; SET LOCAL session_replication_role = replica; ALTER TABLE $t->{table} DISABLE TRIGGER ALL; "
 			. (stray_write($t) =~ s/^BEGIN; //r =~ s/; (?:COMMIT|ROLLBACK)$//r) . "; ALTER TABLE $t->{table} ENABLE TRIGGER ALL; COMMIT" } ],
 		[ 0.5, { name => 'restore', restore => 1, sql => '' } ],
-		[ 1, { name => 'lock_timeout', sql => 'ALTER ROLE app SET tablesync.lock_timeout = ' . one_of("'2s'", "'300ms'", 0) } ],
+		[ 1, { name => 'lock_timeout', as => 'target', sql => 'ALTER ROLE app SET tablesync.lock_timeout = ' . one_of("'2s'", "'300ms'", 0) } ],
 		[ 1, { name => 'remove and add', sql => "SELECT tablesync_remove('$t->{table}'); DROP FOREIGN TABLE IF EXISTS $t->{table}_source", add => 1 } ],
 		[ 2, { name => 'feed', sql => $alter . 'feed => ' . ($t->{feed} ? 'false' : 'true') . ')', set => { feed => !$t->{feed} } } ]);
 }

@@ -39,11 +39,12 @@ sub flight
 	$h->writer_begins($t, $round) if $with_writer;
 	# a run of many small chunks takes long enough
 	$h->{proxy}->command('delay ' . ($busy && rand() < 0.5 ? 3 : 1)) if ($with_fault || $busy) && !grep { $_->{add} =~ /chunk_rows => [1-7]\b/ } @{ $h->{all} };
+	$h->step('runner', $sql);
 	$h->{runner}->send($sql);
 	my $until = time + $delay;
 	$h->meanwhile(\%plan) or sleep 0.005 while time < $until;
 	$go_wrong->() if $with_fault == 1;
-	$h->{other_target}->ask(rand() < 0.3 ? 'ROLLBACK' : 'COMMIT') if $with_writer;
+	$h->writer_ends if $with_writer;
 	while (!$h->{runner}->ready && $h->meanwhile(\%plan)) { }
 	my ($answer, $ok) = $h->{runner}{pid} ? $h->{runner}->receive : ('', 0);
 	$undo->() if $undo;
@@ -66,6 +67,16 @@ sub writer_begins
 	my $writes = stray_write($t) =~ s/COMMIT$|ROLLBACK$//r;
 	$h->note("-- meanwhile at the target: $writes;");
 	$h->{other_target}->ask($writes);
+	$h->step('other_target', $writes);
+	return;
+}
+
+sub writer_ends
+{
+	my ($h) = @_;
+	my $how = rand() < 0.3 ? 'ROLLBACK' : 'COMMIT';
+	$h->{other_target}->ask($how);
+	$h->step('other_target', $how);
 	return;
 }
 
@@ -99,6 +110,7 @@ sub meanwhile_here
 	my ($h, $t, $name) = @_;
 	my $sql = rand() < 0.6 ? setting($t) : "SELECT count(*) FROM tablesync_verify('$t->{table}')";
 	my ($answer, $ok) = $h->{app}->ask($sql);
+	$h->step('app', $sql);
 	$h->note("-- $name, at the target\n$sql;\n-- " . $answer =~ s/\n/\n-- /gr);
 	$h->{counts}{ 'at the target during a run: ' . ($sql =~ /tablesync_(\w+)/)[0] . ($ok ? '' : ', refused') }++;
 	return 1;
@@ -109,6 +121,7 @@ sub late_commits
 	my ($h) = @_;
 	$h->{late}->ask('COMMIT');
 	$h->note('-- the late transaction commits');
+	$h->step('late', 'COMMIT');
 	delete $h->{late_table};
 	return;
 }

@@ -49,14 +49,14 @@ sub note_state
 	return;
 }
 
-sub replica_sql { my ($h) = @_; return { map { $_->{name} => keyed_sql($h->{source}, $_, 'replica') } @{ $h->{all} } }; }
+sub sql_of_replicas { my ($h) = @_; return { map { $_->{name} => keyed_sql($h->{source}, $_, 'replica') } @{ $h->{all} } }; }
 
 # Let the reader begin.
 sub begin_reads
 {
 	my ($h) = @_;
 	begin_states($h);
-	my $sql = replica_sql($h);
+	my $sql = sql_of_replicas($h);
 	$h->{first_read} = SoakReader::read_once($h->{app}, $sql, 0);
 	# columns that are still to come
 	return delete $h->{states} if !$h->{first_read};
@@ -79,7 +79,7 @@ sub end_reads
 	$h->{counts}{'oldest transaction at the source, in s'} = $age if $age > ($h->{counts}{'oldest transaction at the source, in s'} // 0);
 	my $states = delete $h->{states};
 	return if !$states || $h->{shaped};
-	my $last = SoakReader::read_once($h->{app}, replica_sql($h), 0) // return;
+	my $last = SoakReader::read_once($h->{app}, sql_of_replicas($h), 0) // return;
 	$h->{counts}{'reads of replicas'} += $count;
 	$h->{counts}{'reads of replicas that differ from the one before'} += @seen;
 	$h->{counts}{'states of sources meanwhile'} += @$states;

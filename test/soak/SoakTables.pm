@@ -10,7 +10,7 @@ use warnings;
 
 use Exporter 'import';
 
-our @EXPORT = qw(random_tables columns_of random_value one_of literal key_list wanted_rows replica_rows keyed_sql);
+our @EXPORT = qw(random_tables columns_of random_value one_of literal key_list wanted_sql wanted_rows replica_sql replica_rows keyed_sql);
 
 # Values by type as format_type() has it.
 my %values = (
@@ -190,13 +190,20 @@ sub replicated
 }
 
 # The rows that the replica is to have, as text: one that is the same means the same.
-sub wanted_rows
+sub wanted_sql
 {
 	my ($source, $t) = @_;
 	my @list = map { $t->{expressions}{$_} // $_ } replicated($source, $t);
 	my $where = $t->{filter} ? "WHERE $t->{filter}" : '';
-	return $source->must('SELECT ROW(' . join(', ', @list) . qq{)::text COLLATE "C" FROM $t->{table} $where ORDER BY 1});
+	return 'SELECT ROW(' . join(', ', @list) . qq{)::text COLLATE "C" FROM $t->{table} $where ORDER BY 1};
 }
+
+sub wanted_rows { my ($source, $t) = @_; return $source->must(wanted_sql($source, $t)); }
+
+# The rows that the replica has.  Columns that it lacks are an error.
+sub replica_sql { my ($source, $t) = @_; return 'SELECT ROW(' . join(', ', replicated($source, $t)) . qq{)::text COLLATE "C" FROM $t->{table} ORDER BY 1}; }
+
+sub replica_rows { my ($source, $target, $t) = @_; return $target->must(replica_sql($source, $t)); }
 
 # SQL for the rows of the source (those that the replica is to have) or of the replica, each after its key.
 sub keyed_sql
@@ -206,13 +213,6 @@ sub keyed_sql
 	my @list = map { $wanted && $t->{expressions}{$_} || $_ } replicated($source, $t);
 	my $where = $wanted && $t->{filter} ? "WHERE $t->{filter}" : '';
 	return 'SELECT (ROW(' . key_list($t) . ")::text || E'\\001' || ROW(" . join(', ', @list) . qq{)::text) COLLATE "C" FROM $t->{table} $where ORDER BY 1};
-}
-
-# The rows that the replica has.  Columns that it lacks are an error.
-sub replica_rows
-{
-	my ($source, $target, $t) = @_;
-	return $target->must('SELECT ROW(' . join(', ', replicated($source, $t)) . qq{)::text COLLATE "C" FROM $t->{table} ORDER BY 1});
 }
 
 1;

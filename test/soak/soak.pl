@@ -6,6 +6,7 @@ use warnings;
 
 use SoakHistory;
 use SoakPlace;
+use SoakTest;
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -81,6 +82,8 @@ sub write_down
 	print $out "$_\n" for @{ $h->{log} };
 	close $out;
 	report("what was done is in $file");
+	SoakTest::write_test("$ENV{TMPDIR}/$name.pl", "SEED=$seed HISTORY=$h->{number}: $error", $h->{schema}, $h->{steps} // []);
+	report("and, without what went wrong in the middle, in $ENV{TMPDIR}/$name.pl");
 	return;
 }
 
