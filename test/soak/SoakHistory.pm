@@ -273,6 +273,7 @@ sub work_at_target
 	if ($change->{add})
 	{
 		$h->{app}->must("DROP TABLE IF EXISTS $t->{table}_changes");
+		$h->step('app', "DROP TABLE IF EXISTS $t->{table}_changes");
 		$h->add($t);
 	}
 	$t->{$_} = $change->{set}{$_} for keys %{ $change->{set} };
@@ -319,13 +320,18 @@ sub after_shape
 		next if $paused ne 't';
 		$h->{counts}{'shapes that were not followed'}++;
 		$h->note("-- $t->{table} is paused: made anew");
-		$h->{app}->must("SELECT tablesync_remove('$t->{table}', drop_replica => true); DROP FOREIGN TABLE IF EXISTS $t->{table}_source");
-		$h->{app}->must("DROP TABLE IF EXISTS $t->{table}_changes");
+		for ("SELECT tablesync_remove('$t->{table}', drop_replica => true); DROP FOREIGN TABLE IF EXISTS $t->{table}_source", "DROP TABLE IF EXISTS $t->{table}_changes")
+		{
+			$h->{app}->must($_);
+			$h->step('app', $_);
+		}
 		$h->add($t);
 	}
 	for my $t (@{ $h->{all} })
 	{
-		my ($answer, $ok) = $h->{app}->ask("SELECT status FROM tablesync_run('$t->{table}', force => true)");
+		my $sql = "SELECT status FROM tablesync_run('$t->{table}', force => true)";
+		$h->step('app', $sql);
+		my ($answer, $ok) = $h->{app}->ask($sql);
 		violation("a run failed after all: $answer") if !$ok;
 	}
 	return;
