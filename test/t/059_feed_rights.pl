@@ -58,7 +58,7 @@ is(as('reader', q{SELECT count(*) FROM tablesync_as_of('a.t', now())}), 5, 'as t
 is(as('reader', "SELECT count(*) FROM $_"), 0, "and sees nothing in $_") for qw(tablesync.fed_run tablesync.consumer tablesync.replica);
 refused('reader', "SELECT * FROM $_", 42501) for qw(tablesync.all_fed_runs tablesync.all_consumers);
 refused('reader', q{INSERT INTO tablesync.consumer (role, consumer, replica, position) VALUES ('reader', 'x', 'a.t', 0)}, 42501);
-refused('reader', $_, 42501) for q{SELECT tablesync.record_commit_consumer('a'::regrole, 'x', 1)}, q{SELECT tablesync.prune_feed('a.t', 3)}, q{SELECT tablesync.finish_feed('a.t', 1, 98, 99, 1, now())},
+refused('reader', $_, 42501) for q{SELECT tablesync.record_commit_consumer('a'::regrole, 'x', 1)}, q{SELECT tablesync.prune_feed('a.t', 3)}, q{SELECT tablesync.finish_feed('a.t', 1, 98, 99, now())},
 	q{SELECT tablesync.describe_feed('a.t', 0, NULL)}, q{SELECT tablesync.settle_feed('a.t', 1)}, q{SELECT tablesync.start_feed('a.t', 'a.t_changes')}, q{SELECT tablesync.begin_feed('a.t')},
 	q{SELECT tablesync_alter('a.t', feed => false)};
 
