@@ -10,6 +10,7 @@ use strict;
 use warnings;
 
 use File::Basename;
+use File::Spec;
 use PostgreSQL::Test::Utils;
 use TablesyncTest;
 use Test::More;
@@ -23,7 +24,7 @@ sub pg_config { chomp(my $got = qx{pg_config --$_[0]}); return $got; }
 my %folder = map { $_ => pg_config($_) } qw(bindir pkglibdir sharedir);
 my $common = dirname($folder{bindir});
 $common = dirname($common) until !grep { index($_, "$common/") != 0 } values %folder;
-my $here = PostgreSQL::Test::Utils::tempdir();
+my $here = File::Spec->rel2abs(PostgreSQL::Test::Utils::tempdir());    # 17 gives a relative one
 for (values %folder)
 {
 	my $to = $here . dirname(substr $_, length $common);
