@@ -24,7 +24,7 @@ $source->safe_psql('postgres', q{
 	CREATE TABLE big (id integer PRIMARY KEY, note text);
 	INSERT INTO big SELECT i, md5(i::text) FROM generate_series(1, 105000) i;
 	ANALYZE});
-my $node = start_target($source, name => 'first', conf => "wal_level = logical\nmax_wal_senders = 4\nfsync = off\nhot_standby_feedback = on\nmax_standby_streaming_delay = -1");
+my $node = start_target($source, name => 'first', conf => "wal_level = logical\nmax_wal_senders = 4\ntablesync.lock_timeout = 60s\nfsync = off\nhot_standby_feedback = on\nmax_standby_streaming_delay = -1");
 $node->append_conf('pg_hba.conf', 'local replication all trust');
 $node->reload;
 app_sql($node, q{

@@ -92,7 +92,7 @@ $source->safe_psql('postgres', q{
 	CREATE TABLE big (id integer PRIMARY KEY, note text);
 	INSERT INTO big SELECT i, md5(i::text) FROM generate_series(1, 120000) i;
 	ANALYZE});
-my $target = start_target($source, install_path => $install, conf => "fsync = off\nlog_min_messages = fatal");
+my $target = start_target($source, install_path => $install, conf => "tablesync.lock_timeout = 60s\nfsync = off\nlog_min_messages = fatal");
 
 # A database as the old version has made it, whose replica "items" is loaded.
 sub start_anew
