@@ -78,7 +78,7 @@ SELECT is(pg_temp.functions('tablesync', false),
     'record_add_export record_alter record_bulk_load record_commit_consumer record_enable record_evolution '
     'record_fail_export record_finish_export record_forget record_forget_export record_hold_consumer record_identity '
     'record_register record_remove_consumer record_schedule record_start_feed record_take_export record_take_part '
-    'record_unreadable record_unschedule record_waiting_exports record_watch renamed_part renew_schedule retry_delay '
+    'record_unreadable record_unschedule record_waiting_exports record_watch renamed_part renew_schedule restored_shape retry_delay '
     'settle_failure settle_feed settle_run settle_success skip_scan source_catalogs_missing source_time_of '
     'start_alert_worker untold_alerts want_filled watch_drop watch_step watch_steps with_settings xmin_columns '
     'xmin_table'
