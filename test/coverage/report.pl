@@ -1,7 +1,7 @@
 #!/usr/bin/perl
 # report.pl src counts list map: what gcov says of each folder of counts (one for
 # each test), added up.  With list, the lines that no test has reached; map is the
-# file for those that some test has, with its tests.
+# file for the tests of each line, and for the seconds that each takes.
 
 use strict;
 use warnings;
@@ -74,6 +74,12 @@ if ($map)
 	foreach my $file (sort keys %reached)
 	{
 		print $out "$file:$_ @{ $reached{$file}{$_} }\n" foreach sort { $a <=> $b } keys %{ $reached{$file} };
+	}
+	foreach my $file (glob "$counts/*/seconds")
+	{
+		open(my $in, '<', $file) or next;
+		my ($test) = $file =~ m!([^/]+)/seconds$!;
+		print $out "$test ", <$in>;
 	}
 	close $out;
 }
