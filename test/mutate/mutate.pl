@@ -20,7 +20,6 @@ my $budget = $ENV{BUDGET} // 90;
 my $more = $ENV{MORE} // 600;
 my $histories = $ENV{HISTORIES} || 10;
 my $suite = $ENV{SUITE} || 'test';
-my $longest = 240;    # seconds of one test: what takes longer hangs
 my @as_user = $> == 0 ? ('runuser', '-u', $user, '--') : ();
 
 # What is likely to catch a fault in a folder; then what looks at everything.
@@ -103,6 +102,9 @@ sub run_for
 	return $? >> 8 || $? & 127;
 }
 
+# Seconds after which a test hangs.
+sub longest { return $seconds{ $_[0] } ? 60 + 3 * $seconds{ $_[0] } : 240 }
+
 sub bindir { return dirname("$_[0]$there") }
 
 # Servers that a test has left: those of this lane, and only those.
@@ -175,7 +177,7 @@ sub regress
 {
 	my ($lane, $part) = @_;
 	return with_server($lane, sub {
-		my $code = run_for($longest, "$lane/test.log", @as_user, 'env', @_, 'make', '-s', '-C', "$lane/src", "PG_CONFIG=$lane$there", 'with_llvm=no',
+		my $code = run_for(120, "$lane/test.log", @as_user, 'env', @_, 'make', '-s', '-C', "$lane/src", "PG_CONFIG=$lane$there", 'with_llvm=no',
 			@{ $regress{$part} }, 'installcheck') or return;
 		return 'pg_regress: ' . ($code >= 124 ? 'hangs' : first_failure("$lane/test.log"));
 	});
@@ -193,10 +195,9 @@ sub environment
 sub tap
 {
 	my ($lane, $test) = @_;
-	print STDERR time, " $test\n" if $ENV{DEBUG};
 	return regress($lane, $test) if $regress{$test};
 	chdir "$lane/src" or die "$lane/src: $!";
-	my $code = run_for($longest, "$lane/test.log", @as_user, environment($lane), 'perl', $tests{$test});
+	my $code = run_for(longest($test), "$lane/test.log", @as_user, environment($lane), 'perl', $tests{$test});
 	end_servers($lane);
 	system('rm', '-rf', "$lane/src/tmp_check", glob "$lane/tmp/*");
 	return if $code == 0;
