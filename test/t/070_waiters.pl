@@ -7,7 +7,7 @@ use warnings;
 use TablesyncTest;
 use Test::More;
 
-my ($source, $target) = start_pair(target => { conf => "max_worker_processes = 8\nmax_logical_replication_workers = 0\ntablesync.max_workers = 1" });
+my ($source, $target) = start_pair(target => { conf => "max_worker_processes = 8\nmax_logical_replication_workers = 0\ntablesync.max_workers = 1\ntablesync.lock_timeout = 60s" });
 $source->safe_psql('postgres', q{
 	SELECT format('CREATE TABLE t%s AS SELECT i AS id, ''n'' || i AS note FROM generate_series(1, 50) i', n) FROM generate_series(1, 6) n \gexec
 	SELECT format('ALTER TABLE t%s ADD PRIMARY KEY (id)', n) FROM generate_series(1, 6) n \gexec});
@@ -62,6 +62,22 @@ $one->finish;
 is($out_two, "succeeded\n", 'the other run ends well');
 app_sql($target, "SELECT tablesync_resume('t2')");
 
+# --- one that is dropped as soon as its run lets go of it ---
+
+$source->safe_psql('postgres', q{UPDATE t6 SET note = 'new' WHERE id = 1});
+$locker->query_safe('BEGIN; LOCK TABLE t6');
+($out, $err) = ('') x 2;
+$all = start_psql('SELECT replica, status, message FROM tablesync_run()', \$out, \$err);
+wait_until($source, sprintf $waits_at_source, 1);
+my $dropper = session($target, '-U', 'app');
+$dropper->query_until(qr/asked/, "\\echo asked\nDROP TABLE t6;\n");
+wait_until($target, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE 'DROP TABLE t6%' AND wait_event_type = 'Lock'});
+$locker->query_safe('COMMIT');
+$all->finish;
+$dropper->query_safe('SELECT 1');    # has ended, too
+$dropper->quit;
+like($out, qr/^\d+\|failed\|background worker for replica with OID \d+ ended before it could record its run$/m, 'a replica that is gone after its run has failed');
+
 # --- as pg_cron calls: given up while it waits, and while it is run ---
 
 sub call_until
@@ -94,7 +110,7 @@ $running->signal('INT');
 $running->finish;
 like($$running_err, qr/57014: canceling statement due to user request/, 'a call is cancelled while its run goes on');
 wait_until($target, 'SELECT count(*) = 0 FROM tablesync_progress');
-is(status_of('t1'), 'cancelled', 'which ends it');diag(app_sql($target, 'SELECT now(),run_id, replica,status,started_at, finished_at, message FROM tablesync_runs'));
+is(status_of('t1'), 'cancelled', 'which ends it');
 $locker->query_safe('COMMIT');
 like(app_sql($target, q{SELECT tablesync.withdraw_run('t1', 1)}), qr/^f$/, 'a run that has ended long ago can not be given up');
 
@@ -105,7 +121,7 @@ $target->append_conf('postgresql.conf', "max_worker_processes = 1\nmax_logical_r
 $target->restart;
 ($waiting, $waiting_out, $waiting_err) = call_until('t3', 'true');
 my ($session_out, $session_err) = ('', '');
-my $session = start_psql(q{SELECT tablesync_run('t6')}, \$session_out, \$session_err);
+my $session = start_psql(q{SELECT tablesync_run('t5')}, \$session_out, \$session_err);
 $_->finish foreach $waiting, $session;
 like($$waiting_err, qr/53000: no background worker is available.*HINT:  Increase max_worker_processes/s, 'who calls as pg_cron does is told after a while');
 like($session_err, qr/53000: no background worker is available/, 'and so is who waits himself');
