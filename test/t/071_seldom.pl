@@ -183,6 +183,17 @@ app_sql($target, q{SELECT tablesync_add('failing', 'src', 'public.failing', key_
 at_source('CREATE OR REPLACE VIEW failing AS SELECT id, note FROM behind WHERE 1 / (id - 1777) IS NOT NULL');
 like(app_fails($target, q{SELECT tablesync_run('failing')}), qr/in the row that follows key \(id\)=\(1776\) in the source's order/, 'the key before the row is named');
 
+# --- ranges of a bulk load with more bytes than one statement may read ---
+
+at_source(q{
+	CREATE TABLE wide (a integer, b integer, note text, PRIMARY KEY (a, b));
+	INSERT INTO wide SELECT i % 3, i, repeat(chr(64 + i % 50), 500) FROM generate_series(1, 150000) i;
+	ANALYZE wide});
+app_sql($target, q{SELECT tablesync_add('wide', 'src', 'public.wide')});
+is(run_counts($target, 'wide'), 'succeeded|150000|0|0', 'a bulk load of wide rows');
+is($target->safe_psql('postgres', 'SELECT count(*), sum(hashtextextended(w::text, 0)) FROM wide w'), at_source('SELECT count(*), sum(hashtextextended(w::text, 0)) FROM wide w'), 'each is there once');
+is(run_counts($target, 'wide'), 'succeeded|0|0|0', 'and a run finds nothing');
+
 # --- expressions that are refused ---
 
 for (
