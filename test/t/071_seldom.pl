@@ -89,6 +89,13 @@ app_sql($target, q{
 	SELECT tablesync_run('checked')});
 is(app_sql($target, q{SELECT count(*) FROM tablesync_check('checked') WHERE NOT ok AND check_name <> 'pg_cron'}), 0, 'tablesync_check() of a replica by xmin that has been run');
 
+# its statement over the foreign table with xmin is planned, too: here it could not be
+my $xmin_table = $target->safe_psql('postgres', q{SELECT tablesync.find_xmin_table('checked')});
+$target->safe_psql('postgres', "ALTER FOREIGN TABLE $xmin_table ALTER COLUMN id TYPE text");
+is(app_sql($target, q{SELECT check_name FROM tablesync_check('checked') WHERE NOT ok AND check_name <> 'pg_cron'}), 'statements', 'tablesync_check() looks at the statement with xmin');
+is(run_counts($target, 'checked'), 'succeeded|0|0|0', 'a run makes that foreign table again');
+is(app_sql($target, q{SELECT count(*) FROM tablesync_check('checked') WHERE NOT ok AND check_name <> 'pg_cron'}), 0, 'which is as it has to be then');
+
 # --- what can not be compared before a run ---
 
 at_source('ALTER TABLE checked ADD COLUMN more integer DEFAULT 7');
