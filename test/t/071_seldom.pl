@@ -194,6 +194,22 @@ at_source(q{
 like(run_counts($target, 'parted'), qr/^succeeded\|300\|0\|/, 'and once more, with new ones and deleted ones');
 is_replica($source, $target, 'parted', 'parted', 'in the same buckets');
 
+# --- partitions of partitions ---
+
+at_source(q{
+	CREATE TABLE deep (id integer, part integer, PRIMARY KEY (id, part)) PARTITION BY LIST (part);
+	CREATE TABLE deep_1 PARTITION OF deep FOR VALUES IN (1) PARTITION BY RANGE (id);
+	CREATE TABLE deep_1_1 PARTITION OF deep_1 FOR VALUES FROM (0) TO (1000);
+	CREATE TABLE deep_1_2 PARTITION OF deep_1 FOR VALUES FROM (1000) TO (2000);
+	INSERT INTO deep SELECT i, 1 FROM generate_series(1, 1999) i});
+app_sql($target, q{SELECT tablesync_add('deep', 'src', 'public.deep')});
+is(run_counts($target, 'deep'), 'succeeded|1999|0|0', 'a partition that is partitioned');
+my $identity = q{SELECT tablesync.source_identity('deep_source')};
+my $before = app_sql($target, $identity);
+is(app_sql($target, $identity), $before, 'a source stays what it is');
+at_source('VACUUM FULL deep_1_2');
+isnt(app_sql($target, $identity), $before, 'until a partition of a partition is rewritten');
+
 # --- a view that fails in the middle ---
 
 at_source(q{
