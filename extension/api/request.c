@@ -135,7 +135,9 @@ tsync_alert_no_worker(TsyncReport *report)
 	CStringGetTextDatum(report->hint)};
 
 	SPI_connect();
-	tsync_record("SELECT tablesync.open_alert($1::regclass, 'worker_unavailable', 'warning', $2, $3)",
+	/* it may be gone by now, and its worker with it */
+	tsync_record("SELECT tablesync.open_alert(r.replica, 'worker_unavailable', 'warning', $2, $3)"
+				 " FROM tablesync.all_replicas r WHERE r.replica = $1::regclass",
 				 lengthof(types), types, values, NULL);
 	SPI_finish();
 }
