@@ -54,7 +54,7 @@ $(UPDATE_SQL): $(SQL_PARTS) $(SETTINGS) $(wildcard extension/updates/0.1.0--*.sq
 	  grep -v '^CREATE SCHEMA\|^.echo Use' extension/catalog/catalog.sql; cat extension/updates/0.1.0--$(EXTVERSION)-rows.sql; \
 	  cat $(filter-out %/catalog.sql,$(SQL_PARTS)); } | sed 's/^CREATE FUNCTION/CREATE OR REPLACE FUNCTION/' | $(WITH_SETTINGS) >$@
 
-.PHONY: layers lint typedefs format format-check demo test test-assert test-sanitize test-versions test-package test-pipeline dist fuzz fuzz-source soak bench bench-far bench-impact bench-plot bench-feed pgspot sql-parts
+.PHONY: layers lint typedefs format format-check demo test test-assert test-sanitize test-coverage mutate test-versions test-package test-pipeline dist fuzz fuzz-source soak bench bench-far bench-impact bench-plot bench-feed pgspot sql-parts
 sql-parts:
 	@echo $(SQL_PARTS)
 layers: all
@@ -85,6 +85,10 @@ test-assert:
 	@test/assert.sh
 test-sanitize:
 	@test/sanitize.sh
+test-coverage:
+	@test/coverage/coverage.sh
+mutate:
+	@test/mutate/mutate.sh
 test-versions:
 	@test/versions.sh
 test-package:

@@ -135,7 +135,9 @@ tsync_alert_no_worker(TsyncReport *report)
 	CStringGetTextDatum(report->hint)};
 
 	SPI_connect();
-	tsync_record("SELECT tablesync.open_alert($1::regclass, 'worker_unavailable', 'warning', $2, $3)",
+	/* it may be gone by now, and its worker with it */
+	tsync_record("SELECT tablesync.open_alert(r.replica, 'worker_unavailable', 'warning', $2, $3)"
+				 " FROM tablesync.all_replicas r WHERE r.replica = $1::regclass",
 				 lengthof(types), types, values, NULL);
 	SPI_finish();
 }
@@ -160,8 +162,11 @@ BackgroundWorkerHandle *
 tsync_start_or_wait(TsyncStart *start, const char *label, Oid relid)
 {
 	TimestampTz since = GetCurrentTimestamp();
-	BackgroundWorkerHandle *handle = tsync_start_worker(start, label);
+	BackgroundWorkerHandle *handle;
 
+	/* a session may have called us before an update, and a worker would be of the next version */
+	tsync_check_version();
+	handle = tsync_start_worker(start, label);
 	if (handle == NULL && max_worker_processes > 0)
 		tsync_lock(TSYNC_LOCK_NEED, 0, ShareLock, false);
 	while (handle == NULL)

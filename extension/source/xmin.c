@@ -81,9 +81,10 @@ tsync_find_horizon(TsyncSource *source, int64 first, const char *epoch)
 bool
 tsync_find_xmin(TsyncTable *table)
 {
+	/* a foreign table has system columns of that type, too */
 	if (tsync_catalog_execute_oid("SELECT x.relation::pg_catalog.oid::pg_catalog.int8, a.attname"
 								  " FROM (SELECT tablesync.find_xmin_table($1::pg_catalog.regclass)) x (relation)"
-								  " JOIN pg_attribute a ON a.attrelid = x.relation AND a.atttypid = 'xid'::pg_catalog.regtype"
+								  " JOIN pg_attribute a ON a.attrelid = x.relation AND a.attnum > 0 AND a.atttypid = 'xid'::pg_catalog.regtype"
 								  " WHERE has_table_privilege(x.relation, 'SELECT')", table->relid) != 1)
 		return false;
 	table->xmin_table = (Oid) tsync_result_int64(0, 1);

@@ -73,7 +73,7 @@ SELECT is(pg_temp.functions('tablesync', false),
     'close_alert count_run create_source_catalog describe_feed drop_xmin_table end_jobs end_queued export_note '
     'export_of_changes export_of_rows export_query export_relation find_consumer finish_feed finish_refetch '
     'follow_schedule forget_dropped forget_total grant_source_catalogs has_alert_handler instant_literal '
-    'is_export_live is_lost is_watched keep_names log_alert log_steps memory_columns next_position note_consumers '
+    'is_export_live is_watched keep_names log_alert log_steps memory_columns note_consumers '
     'note_drift open_alert plan_export prunable prune_feed prune_runs public_message record_add_consumer '
     'record_add_export record_alter record_bulk_load record_commit_consumer record_enable record_evolution '
     'record_fail_export record_finish_export record_forget record_forget_export record_hold_consumer record_identity '

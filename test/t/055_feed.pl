@@ -175,6 +175,7 @@ for my $table (sort keys %tables)
 		is(app_sql($target, 'SELECT coalesce(md5(string_agg(row::text, E\'\n\' ORDER BY row::text COLLATE "C")), \'empty\') FROM tablesync_as_of(' . literal($table) . ", '$at') a (row)"), $then{$table}{$at}, "$table: as of $at");
 	}
 }
+is(app_sql($target, q{SELECT count(*) > 20 AND bool_and(f.source_time = r.source_instant) FROM tablesync.fed_run f JOIN tablesync_runs r USING (run_id)}), 't', 'each run has its instant of the source');
 # a run that finds nothing writes nothing
 my $before = app_sql($target, 'SELECT max(position) FROM by_xmin_changes');
 app_sql($target, q{SELECT tablesync_run('by_xmin')});

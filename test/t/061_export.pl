@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 
+use File::Spec;
 use PostgreSQL::Test::Utils;
 use TablesyncTest;
 use Test::More;
@@ -21,7 +22,7 @@ $source->safe_psql('postgres', q{
 	INSERT INTO plain SELECT i, 'p' || i FROM generate_series(1, 10) i;
 	CREATE TABLE nothing (LIKE plain INCLUDING ALL)});
 my $target = start_target($source, conf => "restart_after_crash = on\n");
-my $dir = PostgreSQL::Test::Utils::tempdir();
+my $dir = File::Spec->rel2abs(PostgreSQL::Test::Utils::tempdir());    # 17 gives a relative one
 chmod 0700, $dir;
 my $port = $target->port;
 $target->safe_psql('postgres', q{CREATE ROLE clerk LOGIN; CREATE ROLE stranger LOGIN; CREATE ROLE grp; GRANT grp TO clerk});
@@ -151,6 +152,7 @@ $export = export_as('clerk', "'plain', '2020-01-01', '2020-01-02'");
 is("@$export{qw(state rows)}", 'FINISHED 0', 'changes: none');
 $export = export_as('clerk', "'plain', '2020-01-01', '2100-01-01'");
 like($export->{message}, qr/^as the source was at .*, before the end of the window$/, 'a window that is not over yet is told');
+is($export->{message} =~ /at (.*),/ ? $1 : '', $target->safe_psql('postgres', q{SET timezone = 'UTC'; SELECT source_instant FROM tablesync_runs WHERE replica = 'plain'::regclass AND status = 'succeeded' ORDER BY run_id DESC LIMIT 1}), 'with the instant of the last run');
 app_sql($target, q{SELECT tablesync_alter('plain', keep_changes => '1 ms'); SELECT tablesync_run('plain')});
 refused('clerk', "SELECT tablesync_export('plain', '$begin', '2100-01-01')", qr/ERROR:  22023: the feed of public.plain does not go back to .*\nDETAIL:  Changes are kept that are newer than .*\nHINT:  The setting keep_changes/, 'changes that are gone');
 
@@ -239,6 +241,20 @@ $export = ended($id);
 is("@$export{qw(state attempts message)}", 'FAILED 1 canceling statement due to user request', 'cancelled');
 $locker->query_safe('COMMIT');
 unlike(files(), qr/part/, 'no part is left');
+
+# the next attempt comes later each time
+$id = $target->safe_psql('postgres', "INSERT INTO tablesync.all_exports (role, replica, from_time, to_time, format, state, file, attempts) VALUES ('clerk', 'events', $window, 'csv', 'STARTED', '1-2-3-5.csv', 1) RETURNING export_id");
+for ([ 1, 1 ], [ 2, 5 ], [ 4, 125 ])
+{
+	my ($attempts, $seconds) = @$_;
+	is($target->safe_psql('postgres', "
+		BEGIN;
+		UPDATE tablesync.all_exports SET state = 'STARTED', attempts = $attempts WHERE export_id = $id;
+		SELECT tablesync.record_fail_export($id, 'it has failed', true);
+		SELECT state, due_at - interval '$seconds s' BETWEEN now() AND clock_timestamp() FROM tablesync.all_exports WHERE export_id = $id;
+		ROLLBACK") =~ s/^\n//r, 'NOT_STARTED|t', "attempt $attempts is followed after $seconds s");
+}
+$target->safe_psql('postgres', "DELETE FROM tablesync.all_exports WHERE export_id = $id");
 
 # always crashing
 $target->safe_psql('postgres', "INSERT INTO tablesync.all_exports (role, replica, from_time, to_time, format, state, file, attempts) VALUES ('clerk', 'events', $window, 'csv', 'STARTED', '1-2-3-4.csv', 5)");
