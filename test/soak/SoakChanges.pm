@@ -131,6 +131,9 @@ sub source_change
 		[ @free ? 1 : 0, { name => 'column dropped and added', shape => 1, sql => $c ? "ALTER TABLE $table DROP $c->{name}, ADD $c->{name} $c->{type}" : '' } ],
 		[ @free && $c->{name} ne $d->{name} ? 1 : 0, { name => 'columns change names', shape => 1, sql => $c ?
 			"ALTER TABLE $table RENAME $c->{name} TO swapping; ALTER TABLE $table RENAME $d->{name} TO $c->{name}; ALTER TABLE $table RENAME swapping TO $d->{name}" : '' } ],
+		[ @free && $c->{name} ne $d->{name} ? 1 : 0, { name => 'column dropped, another takes its name', shape => 1, sql => $c ? "ALTER TABLE $table DROP $c->{name}; ALTER TABLE $table RENAME $d->{name} TO $c->{name}" : '' } ],
+		[ @free && $c->{name} ne $d->{name} ? 1 : 0, { name => 'columns renamed, added, dropped', shape => 1, sql => $c ?
+			"ALTER TABLE $table RENAME $c->{name} TO x$number; ALTER TABLE $table ADD $c->{name} $d->{type}, DROP $d->{name}; ALTER TABLE $table RENAME $c->{name} TO $d->{name}" : '' } ],
 		[ @free ? 2 : 0, { name => 'column retyped', shape => 1, sql => $c ? "ALTER TABLE $table ALTER $c->{name} DROP DEFAULT, ALTER $c->{name} TYPE "
 			. ($c->{type} eq 'integer' ? 'bigint' : $c->{type} eq 'character varying(20)' ? 'text' : "text USING $c->{name}::text") : '' } ],
 		[ @free ? 1 : 0, { name => 'column renamed, and its name used again', shape => 1, sql => $c ? "ALTER TABLE $table RENAME $c->{name} TO x$number; ALTER TABLE $table ADD $c->{name} $c->{type}" : '' } ],
