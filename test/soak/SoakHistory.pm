@@ -321,7 +321,9 @@ sub after_shape
 		next if $paused ne 't';
 		$h->{counts}{'shapes that were not followed'}++;
 		$h->note("-- $t->{table} is paused: made anew");
-		for ("SELECT tablesync_remove('$t->{table}', drop_replica => true); DROP FOREIGN TABLE IF EXISTS $t->{table}_source", "DROP TABLE IF EXISTS $t->{table}_changes")
+		my $labels = $t->{enum} && $h->{source}->must("SELECT string_agg(quote_literal(l), ', ' ORDER BY n) FROM unnest(enum_range(NULL::$t->{enum})) WITH ORDINALITY u (l, n)");
+		for ("SELECT tablesync_remove('$t->{table}', drop_replica => true); DROP FOREIGN TABLE IF EXISTS $t->{table}_source", "DROP TABLE IF EXISTS $t->{table}_changes",
+			$labels ? "DROP TYPE IF EXISTS $t->{enum} CASCADE; CREATE TYPE $t->{enum} AS ENUM ($labels)" : ())
 		{
 			$h->{app}->must($_);
 			$h->step('app', $_);
