@@ -47,6 +47,7 @@ sub flight
 	$h->writer_ends if $with_writer;
 	while (!$h->{runner}->ready && $h->meanwhile(\%plan)) { }
 	my ($answer, $ok) = $h->{runner}{pid} ? $h->{runner}->receive : ('', 0);
+	$h->{runner}->quit if $with_fault;    # its server may have gone after the answer
 	$undo->() if $undo;
 	$h->{proxy}->command('delay 0');
 	$h->note('-- ' . $answer =~ s/\n/\n-- /gr);

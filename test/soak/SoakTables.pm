@@ -139,7 +139,7 @@ sub random_table
 		$t{part} = 1;
 		$t{filter} = random_filter(\%t) if rand() < 0.7;
 		push @settings, 'filter => ' . literal($t{filter}) if $t{filter};
-		$t{expressions} = { s => one_of('md5(s)', 'left(s, 2)', 'upper(s)') } if rand() < 0.4;
+		$t{expressions} = { s => one_of('md5(s)', 'left(s, 2)', 'upper(s)') } if rand() < 0.4 && !$t{enum};
 		push @settings, qq[expressions => '{"s": "$t{expressions}{s}"}'] if $t{expressions}{s};
 		if (rand() < 0.4)
 		{
