@@ -9,6 +9,7 @@
 #             HISTORIES (10) of make soak; 0 leaves both out (600)
 #   LANES     faults that are tried at a time (1)
 #   SUITE     soak: only the soak is tried, nothing else
+#   TESTS     numbers of TAP files, sql, sql2: only these are tried ("013 sql")
 #   COVERAGE_MAP  what make test-coverage has written: tests that reach a line of
 #             C are tried first, and no others.  Else and for SQL the folder says.
 #   RESULTS   file to which each line of the table is also added
