@@ -120,6 +120,18 @@ follow_hint($err);
 is(app_sql($target, q{SELECT count(*) FROM tablesync_verify('checked')}), 0, 'after the run of the hint there is nothing to find');
 is_replica($source, $target, 'checked', 'checked', 'with the new column');
 
+# --- both sides have changed a row, whose stamp is NULL or becomes it ---
+
+at_source(q{CREATE TABLE stamped (id integer PRIMARY KEY, note text, updated_at timestamptz); INSERT INTO stamped SELECT i, 'n', '2020-01-01' FROM generate_series(1, 4) i});
+app_sql($target, q{SELECT tablesync_add('stamped', 'src', 'public.stamped', fingerprint => 'version', version_column => 'updated_at')});
+is(run_counts($target, 'stamped'), 'succeeded|4|0|0', 'rows with a stamp');
+app_sql($target, q{UPDATE stamped SET note = 'mine', updated_at = CASE WHEN id > 2 THEN timestamptz '2019-01-01' END});
+at_source(q{
+	UPDATE stamped SET note = 'theirs', updated_at = clock_timestamp() WHERE id IN (2, 4);
+	UPDATE stamped SET note = 'theirs', updated_at = NULL WHERE id IN (1, 3)});
+is(app_sql($target, q{SELECT string_agg(concat_ws(' ', key->>'id', difference), ', ' ORDER BY key->>'id') FROM tablesync_verify('stamped')}),
+	'1 different, 2 newer at source, 3 different, 4 newer at source', 'a stamp that has come is newer, one that is gone is not');
+
 # --- policies and a foreign table that is gone ---
 
 app_sql($target, 'ALTER TABLE held ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY');
