@@ -20,6 +20,7 @@
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "fmgr.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
@@ -166,8 +167,8 @@ _PG_init(void)
 }
 
 /* The version of the extension in this database, NULL if it is not there. */
-static char *
-installed_version(void)
+char *
+tsync_installed_version(void)
 {
 	Relation	extensions = table_open(ExtensionRelationId, AccessShareLock);
 	char	   *version = NULL;
@@ -193,7 +194,7 @@ installed_version(void)
 bool
 tsync_fits_extension(void)
 {
-	char	   *version = installed_version();
+	char	   *version = tsync_installed_version();
 
 	return version != NULL && strcmp(version, tsync_version) == 0;
 }
@@ -208,6 +209,18 @@ tsync_check_version(void)
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("the library of tablesync %s does not fit the extension, which is of version %s",
-					tsync_version, installed_version()),
+					tsync_version, tsync_installed_version()),
 			 errhint("Use ALTER EXTENSION tablesync UPDATE. Sessions that were there before have to connect again.")));
+}
+
+/*
+ * Likewise, and so it stays until the transaction ends: scripts that update the
+ * extension begin with its comment, which takes a lock that this one keeps away.
+ * Not a lock on a table: those are taken in any order, and would end in deadlocks.
+ */
+void
+tsync_hold_version(void)
+{
+	LockDatabaseObject(ExtensionRelationId, get_extension_oid("tablesync", false), 0, ShareLock);
+	tsync_check_version();
 }

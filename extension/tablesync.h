@@ -49,8 +49,10 @@ extern int	no_such_variable
 /* in tablesync.c */
 #define TSYNC_VERSION_BYTES 16
 extern const char tsync_version[TSYNC_VERSION_BYTES];
+extern char *tsync_installed_version(void);
 extern bool tsync_fits_extension(void);
 extern void tsync_check_version(void);
+extern void tsync_hold_version(void);
 extern int	tsync_chunk_time;	/* ms */
 extern int	tsync_max_snapshot_age; /* ms */
 extern int	tsync_statement_timeout;	/* ms */

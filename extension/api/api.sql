@@ -237,15 +237,22 @@ COMMENT ON FUNCTION @extschema@.tablesync_cancel(regclass) IS 'cancels the live 
 
 CREATE FUNCTION tablesync.record_enable(replica regclass, enabled boolean)
 RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
+BEGIN
+    -- numbers of columns, types and files mean nothing elsewhere
+    IF $2 THEN
+        UPDATE tablesync.all_replicas t
+        SET shape = tablesync.restored_shape(t.shape, t.replica, t.source), memory_file = NULL
+        WHERE t.replica = $1 AND t.home <> tablesync.home();
+    END IF;
     UPDATE tablesync.all_replicas t
     SET enabled = $2,
         home = CASE WHEN $2 THEN tablesync.home() ELSE t.home END,
-        retry_after = CASE WHEN $2 THEN NULL ELSE t.retry_after END,
-        memory_file = CASE WHEN NOT $2 OR t.home = tablesync.home() THEN t.memory_file END    -- numbers of files mean nothing elsewhere
+        retry_after = CASE WHEN $2 THEN NULL ELSE t.retry_after END
     WHERE t.replica = $1;
+END
 $$;
 COMMENT ON FUNCTION tablesync.record_enable(regclass, boolean) IS 'behind the door tablesync.enable()';
 

@@ -162,8 +162,11 @@ BackgroundWorkerHandle *
 tsync_start_or_wait(TsyncStart *start, const char *label, Oid relid)
 {
 	TimestampTz since = GetCurrentTimestamp();
-	BackgroundWorkerHandle *handle = tsync_start_worker(start, label);
+	BackgroundWorkerHandle *handle;
 
+	/* a session may have called us before an update, and a worker would be of the next version */
+	tsync_check_version();
+	handle = tsync_start_worker(start, label);
 	if (handle == NULL && max_worker_processes > 0)
 		tsync_lock(TSYNC_LOCK_NEED, 0, ShareLock, false);
 	while (handle == NULL)

@@ -33,6 +33,7 @@ typedef struct Asked
 	Oid			replica;
 	Oid			owner;
 	const char *group;			/* NULL: none; others of the same are run with it */
+	bool		force;
 	bool		listed;			/* to be run, unless it has a report */
 	int64		run_id;
 	TsyncReport *report;
@@ -40,7 +41,7 @@ typedef struct Asked
 
 /* The caller's replicas that may be run, in the order in which they were added. */
 static List *
-enabled_replicas(void)
+enabled_replicas(bool force)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	List	   *items = NIL;
@@ -62,6 +63,7 @@ enabled_replicas(void)
 			Asked	   *item = palloc0(sizeof(Asked));
 
 			item->replica = replica;
+			item->force = force;
 			item->owner = owner;
 			item->group = group ? pstrdup(group) : NULL;
 			items = lappend(items, item);
@@ -77,7 +79,7 @@ check_item(void *arg)
 {
 	Asked	   *item = arg;
 
-	item->report = tsync_report_backing_off(item->replica);
+	item->report = item->force ? NULL : tsync_report_backing_off(item->replica);
 	if (item->report == NULL)
 		item->report = tsync_check_runnable(item->replica);
 	item->owner = tsync_check_owner(item->replica);
@@ -340,7 +342,7 @@ run_list(List *items, Oid owner, bool force)
 
 /* Put all replicas into the queue. */
 static void
-queue_items(List *items, bool force)
+queue_items(List *items)
 {
 	ListCell   *lc;
 
@@ -348,9 +350,9 @@ queue_items(List *items, bool force)
 	{
 		Asked	   *item = lfirst(lc);
 
-		item->report = tsync_report_backing_off(item->replica);
+		item->report = item->force ? NULL : tsync_report_backing_off(item->replica);
 		if (item->report == NULL)
-			item->report = tsync_try_enqueue(item->replica, force);
+			item->report = tsync_try_enqueue(item->replica, item->force);
 		if (tsync_has_failed(item->report))
 			tsync_raise_report(item->report, WARNING);
 	}
@@ -360,11 +362,11 @@ queue_items(List *items, bool force)
 void
 tsync_run_all(ReturnSetInfo *result, bool wait, bool force)
 {
-	List	   *items = enabled_replicas();
+	List	   *items = enabled_replicas(force);
 	ListCell   *lc;
 
 	if (!wait)
-		queue_items(items, force);
+		queue_items(items);
 	while (check_items(items))
 		foreach(lc, items)
 			run_list(items, ((Asked *) lfirst(lc))->owner, force);

@@ -60,7 +60,7 @@ apply_once(List *applies)
 	MemoryContext caller = CurrentMemoryContext;
 	ListCell   *lc;
 
-	tsync_begin();
+	tsync_begin_change(NULL);
 	foreach(lc, applies)
 	{
 		TsyncApply *apply = lfirst(lc);

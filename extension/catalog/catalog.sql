@@ -70,7 +70,6 @@ CREATE TABLE tablesync.replica (
     feed_position bigint NOT NULL DEFAULT 0,
     feed_pruned bigint NOT NULL DEFAULT 0,
     feed_starts_again boolean NOT NULL DEFAULT false,
-    feed_timeline integer,
     home text NOT NULL DEFAULT tablesync.home(),
     added_at timestamptz NOT NULL DEFAULT now(),
     CHECK (fingerprint <> 'version' OR version_column IS NOT NULL),
@@ -111,7 +110,6 @@ COMMENT ON COLUMN tablesync.replica.feed_table IS 'the table that changes are wr
 COMMENT ON COLUMN tablesync.replica.feed_position IS 'position of the newest change in the feed';
 COMMENT ON COLUMN tablesync.replica.feed_pruned IS 'changes up to this position are not kept any more';
 COMMENT ON COLUMN tablesync.replica.feed_starts_again IS 'true when the replica has changed in ways that the feed does not show: the next success writes one row that says so';
-COMMENT ON COLUMN tablesync.replica.feed_timeline IS 'timeline of the server on which the feed was last written to: after a promotion positions of lost runs are not used again';
 COMMENT ON COLUMN tablesync.replica.home IS 'tablesync.home() of the database the replica was added or last resumed in';
 COMMENT ON COLUMN tablesync.replica.added_at IS 'when the replica was added';
 

@@ -37,7 +37,7 @@ tsync_evolve(TsyncTable *table, int64 run_id, const char *new_shape, bool *pause
 	char	   *hint;
 
 	Assert(!IsTransactionState());
-	tsync_begin_in(CurrentMemoryContext);
+	tsync_begin_change(CurrentMemoryContext);
 	*paused = !tsync_evolve_catalog(table->relid, run_id, new_shape, &problem, &hint);
 	tsync_commit();				/* a pause too */
 	if (*paused)
@@ -107,7 +107,7 @@ static void
 store_page(Refetch *page)
 {
 	page->message.updated = page->rows.count;
-	tsync_begin_in(page->context);
+	tsync_begin_change(page->context);
 	tsync_emit_message(&page->message);
 	tsync_rowset_register(&page->rows);
 	tsync_modify(page->table, tsync_sql_update(page->table, page->rows.name, TSYNC_UNCOUNTED));

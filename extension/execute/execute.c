@@ -59,6 +59,20 @@ tsync_begin_in(MemoryContext context)
 	MemoryContextSwitchTo(context);
 }
 
+/*
+ * Likewise a transaction that changes a replica, and what is known of it: the
+ * extension is not updated meanwhile, and an error if it was before.  The context
+ * may be NULL: that of the transaction.
+ */
+void
+tsync_begin_change(MemoryContext context)
+{
+	tsync_begin();
+	tsync_hold_version();
+	if (context != NULL)
+		MemoryContextSwitchTo(context);
+}
+
 /* Commit, and go back to the memory context in which the transaction was begun. */
 void
 tsync_commit(void)

@@ -70,6 +70,7 @@ typedef void (*TsyncKeysFunction) (TsyncTable *table, List *keys, void *arg);
 /* in execute.c */
 extern void tsync_begin(void);
 extern void tsync_begin_in(MemoryContext context);
+extern void tsync_begin_change(MemoryContext context);
 extern void tsync_commit(void);
 extern void tsync_abort(void);
 extern uint64 tsync_select(TsyncTable *table, TsyncSide side, const char *sql, DestReceiver *dest);

@@ -15,7 +15,6 @@ AS $$
 DECLARE
     settings tablesync.all_replicas;
     target record;
-    begin_after bigint;
 BEGIN
     SELECT * INTO settings FROM tablesync.all_replicas t WHERE t.replica = $1;
     IF since < 0 OR since > settings.feed_position THEN
@@ -28,9 +27,7 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', HINT = 'It must be greater than 0.';
     END IF;
     target := tablesync.source_target(settings.source);
-    begin_after := CASE WHEN tablesync.is_lost($1, since) THEN since ELSE tablesync.next_position($1, since) - 1 END;
     RETURN jsonb_build_object(
-        'after', begin_after,
         'feed', settings.feed_table::oid::bigint, 'newest', settings.feed_position, 'pruned', settings.feed_pruned,
         'source_time', tablesync.source_time_of((SELECT r.run_id FROM tablesync.all_runs r WHERE r.replica = $1 AND r.status = 'succeeded'
                                                  ORDER BY r.run_id DESC LIMIT 1)),
@@ -45,7 +42,7 @@ BEGIN
         'runs', (SELECT coalesce(jsonb_agg(jsonb_build_object('run_id', f.run_id, 'first', f.first_position, 'last', f.last_position,
                                                               'applied_at', f.applied_at, 'source_time', f.source_time) ORDER BY f.last_position), '[]')
                  FROM tablesync.all_fed_runs f
-                 WHERE f.replica = $1 AND f.last_position > begin_after AND (most IS NULL OR f.first_position <= greatest(begin_after, settings.feed_pruned) + most)));
+                 WHERE f.replica = $1 AND f.last_position > since AND (most IS NULL OR f.first_position <= greatest(since, settings.feed_pruned) + most)));
 END
 $$;
 COMMENT ON FUNCTION tablesync.describe_feed(regclass, bigint, integer) IS 'behind tablesync.feed_of()';
@@ -90,7 +87,6 @@ DECLARE
     present bigint;
     until bigint;
 BEGIN
-    since := (description->>'after')::bigint;    -- over what a promotion has left out
     present := tablesync.missing_until(since, description);
     IF since < present THEN
         RETURN QUERY SELECT present, NULL::bigint, 't', NULL::jsonb, NULL::jsonb, NULL::jsonb, NULL::timestamptz, NULL::timestamptz, NULL::bigint;
@@ -211,7 +207,6 @@ BEGIN
         RAISE EXCEPTION 'at must not be NULL' USING ERRCODE = 'null_value_not_allowed';
     END IF;
     since := (SELECT max(r.last) FROM jsonb_to_recordset(description->'runs') r (last bigint, applied_at timestamptz) WHERE r.applied_at <= at);
-    since := coalesce((SELECT min(r.first) - 1 FROM jsonb_to_recordset(description->'runs') r (first bigint) WHERE r.first > since), since);    -- over what a promotion has left out
     IF since IS NOT NULL AND tablesync.missing_until(since, description) > since THEN
         since := NULL;
     END IF;

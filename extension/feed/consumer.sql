@@ -175,7 +175,7 @@ DECLARE
 BEGIN
     IF $3 IS NULL THEN
         RAISE EXCEPTION 'position must not be NULL' USING ERRCODE = 'null_value_not_allowed';
-    ELSIF $3 > newest OR tablesync.is_lost(it.replica, $3) THEN
+    ELSIF $3 > newest THEN
         RAISE EXCEPTION 'position % is not in the feed of %', $3, it.replica
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Its newest position is %s.', newest),
                   HINT = 'Commit the position of the last row that tablesync_fetch has returned. If a server was lost that has returned this one, so was its run: start again.';
@@ -211,9 +211,7 @@ SELECT c.consumer,
        c.replica,
        c."position",
        t.feed_position AS newest,
-       CASE WHEN t.feed_position - c."position" < 1000000000 THEN t.feed_position - c."position"
-            ELSE (SELECT pg_catalog.sum(f.last_position - greatest(f.first_position - 1, c."position")) FROM tablesync.all_fed_runs f    -- but what promotions have left out
-                  WHERE f.replica = c.replica AND f.last_position > c."position")::pg_catalog.int8 END AS behind,
+       t.feed_position - c."position" AS behind,
        coalesce(pg_catalog.clock_timestamp() - missed.applied_at, '0') AS lag
 FROM tablesync.all_consumers c
 JOIN tablesync.all_replicas t ON t.replica = c.replica

@@ -20,7 +20,6 @@ typedef struct TsyncFeed
 	bool		starts_again;	/* the replica has changed otherwise: one row says so */
 	Oid			relid;
 	int64		position;		/* of the last change */
-	int			timeline;		/* of the server */
 	TimestampTz source_instant; /* what was committed there before is in the replica; 0: unknown */
 } TsyncFeed;
 

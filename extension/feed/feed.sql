@@ -294,40 +294,16 @@ $$;
 COMMENT ON FUNCTION tablesync.source_time_of(bigint) IS 'the instant of the source that a run brings';
 
 /* What a run has written, in its transaction; its own row does not have the source's clock yet, which may not be known. */
-CREATE FUNCTION tablesync.finish_feed(replica regclass, run_id bigint, first_position bigint, last_position bigint, timeline integer, source_instant timestamptz)
+CREATE FUNCTION tablesync.finish_feed(replica regclass, run_id bigint, first_position bigint, last_position bigint, source_instant timestamptz)
 RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    UPDATE tablesync.all_replicas t SET feed_position = $4, feed_starts_again = false, feed_timeline = $5 WHERE t.replica = $1;
+    UPDATE tablesync.all_replicas t SET feed_position = $4, feed_starts_again = false WHERE t.replica = $1;
     INSERT INTO tablesync.all_fed_runs (replica, first_position, last_position, run_id, source_time)
-    VALUES ($1, $3, $4, $2, coalesce($6, tablesync.source_time_of($2)));
+    VALUES ($1, $3, $4, $2, coalesce($5, tablesync.source_time_of($2)));
 $$;
-COMMENT ON FUNCTION tablesync.finish_feed(regclass, bigint, bigint, bigint, integer, timestamptz) IS 'notes up to which position a run has written to the feed';
-
-/*
- * After a promotion positions are left out (write.c).  Who has come to the end of
- * the last run before goes on with the first one after; a position in between is
- * of a run that was lost.
- */
-CREATE FUNCTION tablesync.next_position(replica regclass, since bigint)
-RETURNS bigint
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT coalesce((SELECT greatest(f.first_position, $2 + 1) FROM tablesync.all_fed_runs f WHERE f.replica = $1 AND f.last_position > $2 ORDER BY f.last_position LIMIT 1), $2 + 1);
-$$;
-COMMENT ON FUNCTION tablesync.next_position(regclass, bigint) IS 'the position that follows a position: the next number, unless a promotion lies between';
-
-CREATE FUNCTION tablesync.is_lost(replica regclass, since bigint)
-RETURNS boolean
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT tablesync.next_position($1, $2) > $2 + 1
-           AND $2 > (SELECT f.last_position FROM tablesync.all_fed_runs f WHERE f.replica = $1 AND f.last_position <= $2 ORDER BY f.last_position DESC LIMIT 1);
-$$;
-COMMENT ON FUNCTION tablesync.is_lost(regclass, bigint) IS 'whether a position is among those that a promotion has left out';
+COMMENT ON FUNCTION tablesync.finish_feed(regclass, bigint, bigint, bigint, timestamptz) IS 'notes up to which position a run has written to the feed';
 
 /*
  * Up to where changes may go now, in one transaction: what is older than
@@ -338,7 +314,7 @@ RETURNS bigint
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT least(p.until, tablesync.next_position(t.replica, t.feed_pruned) - 1 + $2)
+    SELECT least(p.until, t.feed_pruned + $2)
     FROM tablesync.all_replicas t
     CROSS JOIN LATERAL (
         SELECT CASE WHEN t.keep_changes IS NOT NULL THEN

@@ -14,7 +14,6 @@
 
 #include "access/htup_details.h"
 #include "access/relation.h"
-#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "execute/execute.h"
 #include "executor/spi.h"
@@ -32,25 +31,16 @@
 #define MIN_ROWS_PER_LOOKUP 20	/* 14,400 of a million rows: 24 to 41 ms by index, 64 in a hash join, 76 to 106 in a
 								 * merge join */
 
-/* More changes than a standby will ever lack; also in consumer.sql. */
-#define LEFT_OUT "1000000000"
-
-/*
- * Does a replica have a feed, and how far has that come?  A server that was
- * promoted may lack the last runs of the one before, whose changes somebody has
- * read: it leaves out so many positions that it never gives one of those away
- * a second time.
- */
+/* Does a replica have a feed, and how far has that come? */
 TsyncFeed
 tsync_look_at_feed(TsyncTable *table)
 {
-	TsyncFeed	feed = {.timeline = (int) GetWALInsertionTimeLine()};
-	Oid			types[] = {OIDOID, INT4OID};
-	Datum		values[] = {ObjectIdGetDatum(table->relid), Int32GetDatum(feed.timeline)};
+	TsyncFeed	feed = {0};
+	Oid			types[] = {OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(table->relid)};
 
 	table->feed = InvalidOid;
-	feed.on = tsync_record("SELECT t.feed_table::oid::int8,"
-						   " t.feed_position + CASE WHEN t.feed_timeline <> $2 THEN " LEFT_OUT " ELSE 0 END, t.feed_starts_again"
+	feed.on = tsync_record("SELECT t.feed_table::oid::int8, t.feed_position, t.feed_starts_again"
 						   " FROM tablesync.all_replicas t WHERE t.replica = $1::regclass AND t.feed",
 						   lengthof(types), types, values, NULL) > 0;
 	if (feed.on)
@@ -153,12 +143,12 @@ feed_rows(TsyncTable *table, const char *sql, int64 expected)
 static void
 finish_feed(TsyncTable *table, TsyncFeed *feed, int64 before, int64 run_id)
 {
-	Oid			types[] = {OIDOID, INT8OID, INT8OID, INT8OID, INT4OID, TIMESTAMPTZOID};
+	Oid			types[] = {OIDOID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID};
 	Datum		values[] = {ObjectIdGetDatum(table->relid), Int64GetDatum(run_id), Int64GetDatum(before + 1), Int64GetDatum(feed->position),
-	Int32GetDatum(feed->timeline), TimestampTzGetDatum(feed->source_instant)};
+	TimestampTzGetDatum(feed->source_instant)};
 
-	tsync_record("SELECT tablesync.finish_feed($1::regclass, $2, $3, $4, $5, $6)", lengthof(types), types, values,
-				 feed->source_instant == 0 ? "     n" : NULL);
+	tsync_record("SELECT tablesync.finish_feed($1::regclass, $2, $3, $4, $5)", lengthof(types), types, values,
+				 feed->source_instant == 0 ? "    n" : NULL);
 	SPI_freetuptable(SPI_tuptable);
 }
 

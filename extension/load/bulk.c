@@ -176,8 +176,8 @@ load_range(void *arg)
 	TsyncChunk *range;
 	Relation	rel;
 
-	tsync_begin_in(attempt->context);
-	/* first: from here on nobody can add an index that misses our rows */
+	tsync_begin_change(attempt->context);
+	/* before all else: from here on nobody can add an index that misses our rows */
 	rel = table_open(table->relid, RowExclusiveLock);
 	/* whoever dies gives a range back by dying: it is claimed for this transaction */
 	range = tsync_claim_range(table);
@@ -332,7 +332,7 @@ suspend_and_plan(TsyncLoad *load, char **bounds, int nbounds)
 	MemoryContext caller = CurrentMemoryContext;
 	List	   *indexes;
 
-	tsync_begin();
+	tsync_begin_change(NULL);
 	indexes = tsync_suspend_indexes(load->table->relid);
 	if (tsync_select(load->table, TSYNC_REPLICA, psprintf("SELECT FROM %s LIMIT 1", load->table->replica_sql), NULL) > 0)
 	{

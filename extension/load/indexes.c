@@ -100,7 +100,7 @@ end_load(void *arg)
 {
 	TsyncLoad  *load = arg;
 
-	tsync_begin();
+	tsync_begin_change(NULL);
 	(void) set_config_option("maintenance_work_mem", INDEX_MEMORY, PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
 	tsync_end_bulk_load(load->table);

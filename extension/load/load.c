@@ -149,7 +149,7 @@ load_page(TsyncLoad *load, LoadState *state, MemoryContext page_context)
 		return false;
 
 	/* a transaction without the source, which must not wait for our locks */
-	tsync_begin_in(page_context);
+	tsync_begin_change(page_context);
 	insert_page(load, state, page.reached);
 	tsync_commit();
 	state->position = page.reached;

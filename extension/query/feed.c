@@ -4,9 +4,10 @@
  *	  SQL text that writes the changes of a run to the feed.
  *
  * The statements precede those that change the replica (write.c), and see its
- * rows as they were.  Positions are counted in the order of the stage: so both
- * rows of an update get the same one without being joined.  Each returns how many
- * rows it has written, as a digest.
+ * rows as they were.  Positions are counted in the order of keys: so both rows of
+ * an update get the same one without being joined, and a run that is lost with a
+ * server and done again at another gives each change the position that it had.
+ * Each returns how many rows it has written, as a digest.
  *
  *-------------------------------------------------------------------------
  */
@@ -41,12 +42,21 @@ begin_feeding(StringInfo buf, TsyncTable *table)
 	appendStringInfoString(buf, ") SELECT ");
 }
 
-/* The columns before the row's own; "number" counts from 1. */
+/* Number rows in the order of their keys. */
 static void
-append_head(StringInfo buf, const char *number, int64 position, int64 run_id, char op)
+append_number(StringInfo buf, TsyncTable *table, const char *prefix)
 {
-	appendStringInfo(buf, "%s OPERATOR(pg_catalog.+) '" INT64_FORMAT "'::pg_catalog.int8, '" INT64_FORMAT "'::pg_catalog.int8, '%c'::pg_catalog.\"char\", ",
-					 number, position, run_id, op);
+	appendStringInfoString(buf, "pg_catalog.row_number() OVER (ORDER BY ");
+	tsync_append_keys(buf, table, 0, table->nkeys, prefix);
+	appendStringInfoChar(buf, ')');
+}
+
+/* What precedes the row's own columns; the expression for its number, which counts from 1, is there. */
+static void
+append_head(StringInfo buf, int64 position, int64 run_id, char op)
+{
+	appendStringInfo(buf, " OPERATOR(pg_catalog.+) '" INT64_FORMAT "'::pg_catalog.int8, '" INT64_FORMAT "'::pg_catalog.int8, '%c'::pg_catalog.\"char\", ",
+					 position, run_id, op);
 }
 
 static void
@@ -62,7 +72,8 @@ tsync_sql_feed_deleted(TsyncTable *table, const char *keys, const char *except, 
 	StringInfoData buf;
 
 	begin_feeding(&buf, table);
-	append_head(&buf, "pg_catalog.row_number() OVER ()", position, run_id, 'd');
+	append_number(&buf, table, "d.");
+	append_head(&buf, position, run_id, 'd');
 	tsync_append_columns(&buf, table, "r.");
 	appendStringInfo(&buf, " FROM %s d JOIN %s r ON ", keys, table->replica_sql);
 	tsync_append_keys_equal(&buf, table, "r.", "d.");
@@ -84,9 +95,12 @@ tsync_sql_feed_before(TsyncTable *table, const char *rows, int64 position, int64
 	StringInfoData buf;
 
 	begin_feeding(&buf, table);
-	append_head(&buf, psprintf("s.%s", number), position, run_id, 'b');
+	appendStringInfo(&buf, "s.%s", number);
+	append_head(&buf, position, run_id, 'b');
 	tsync_append_columns(&buf, table, "r.");
-	appendStringInfo(&buf, " FROM (SELECT pg_catalog.row_number() OVER () AS %s, ", number);
+	appendStringInfoString(&buf, " FROM (SELECT ");
+	append_number(&buf, table, "");
+	appendStringInfo(&buf, " AS %s, ", number);
 	tsync_append_keys(&buf, table, 0, table->nkeys, "");
 	appendStringInfo(&buf, " FROM %s) s JOIN %s r ON ", rows, table->replica_sql);
 	tsync_append_keys_equal(&buf, table, "r.", "s.");
@@ -101,7 +115,8 @@ tsync_sql_feed_rows(TsyncTable *table, const char *rows, char op, int64 position
 	StringInfoData buf;
 
 	begin_feeding(&buf, table);
-	append_head(&buf, "pg_catalog.row_number() OVER ()", position, run_id, op);
+	append_number(&buf, table, "");
+	append_head(&buf, position, run_id, op);
 	tsync_append_columns(&buf, table, "");
 	appendStringInfo(&buf, " FROM %s", rows);
 	end_feeding(&buf);

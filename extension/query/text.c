@@ -14,6 +14,7 @@
  */
 #include "tablesync.h"
 
+#include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "query/query.h"
 #include "utils/array.h"
@@ -109,10 +110,19 @@ tsync_append_bound(StringInfo buf, TsyncTable *table, int first, int end, char *
 	appendStringInfoString(buf, "))");
 }
 
+/* May two values be equal that are written differently, like 1.0 and 1.00? */
+static bool
+has_equal_texts(TsyncColumn *column)
+{
+	return column->type == NUMERICOID || column->type == BPCHAROID;
+}
+
 /*
- * Append the condition that a key is between two bounds that differ in column "first" and
- * have more columns.  In parts that an index finds each for itself: it would else
- * read all keys that share that column with a bound.
+ * Append the condition that a key is between two bounds whose texts differ in column "first"
+ * and that have more columns.  In parts that an index finds each for itself: it
+ * would else read all keys that share that column with a bound.  Where the
+ * values may be equal all the same, the first part has to end at the upper bound
+ * by itself, and the last one must not repeat it.
  */
 static void
 append_between(StringInfo buf, TsyncTable *table, int first, TsyncRange *range)
@@ -120,6 +130,7 @@ append_between(StringInfo buf, TsyncTable *table, int first, TsyncRange *range)
 	TsyncColumn *column = table->keys[first];
 	char	   *lower = range->lower[first];
 	char	   *upper = range->upper[first];
+	bool		may_be_equal = has_equal_texts(column);
 
 	tsync_append_comparison(buf, column, ">=", lower);
 	appendStringInfoString(buf, " AND ");
@@ -128,6 +139,14 @@ append_between(StringInfo buf, TsyncTable *table, int first, TsyncRange *range)
 	tsync_append_comparison(buf, column, "=", lower);
 	appendStringInfoString(buf, " AND ");
 	tsync_append_bound(buf, table, first + 1, table->nrange, range->lower, ">", ">=", ">=");
+	if (may_be_equal)
+	{
+		appendStringInfoString(buf, " AND (");
+		tsync_append_comparison(buf, column, "<", upper);
+		appendStringInfoString(buf, " OR (");
+		tsync_append_bound(buf, table, first + 1, table->nrange, range->upper, "<", "<=", "<");
+		appendStringInfoString(buf, "))");
+	}
 	appendStringInfoString(buf, ") OR (");
 	tsync_append_comparison(buf, column, ">", lower);
 	appendStringInfoString(buf, " AND ");
@@ -135,6 +154,11 @@ append_between(StringInfo buf, TsyncTable *table, int first, TsyncRange *range)
 	appendStringInfoString(buf, ") OR (");
 	tsync_append_comparison(buf, column, "=", upper);
 	appendStringInfoString(buf, " AND ");
+	if (may_be_equal)
+	{
+		tsync_append_comparison(buf, column, ">", lower);
+		appendStringInfoString(buf, " AND ");
+	}
 	tsync_append_bound(buf, table, first + 1, table->nrange, range->upper, "<", "<=", "<");
 	appendStringInfoString(buf, "))");
 }

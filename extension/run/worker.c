@@ -345,6 +345,24 @@ record_starts(List *runs, bool from_queue)
 	return true;
 }
 
+/* If the extension was updated during a run, that is why it has failed, whatever the error says. */
+static void
+name_update(ErrorData *edata)
+{
+	char	   *version;
+
+	tsync_begin_in(CurrentMemoryContext);
+	version = tsync_installed_version();
+	if (version != NULL && !tsync_fits_extension())
+	{
+		edata->detail = psprintf("It has ended with: %s.", edata->message);
+		edata->message = psprintf("tablesync was updated from version %s to %s during the run", tsync_version, version);
+		edata->hint = pstrdup("Nothing is lost. Run again.");
+		edata->sqlerrcode = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+	}
+	tsync_commit();
+}
+
 /* Say what mends an error that has its reason here. */
 static void
 explain_failure(List *runs, ErrorData *edata)
@@ -401,7 +419,10 @@ run_in_envelope(List *runs)
 		tsync_explain_error(edata);
 	}
 	if (edata != NULL && !tsync_is_cancelled())
+	{
 		explain_failure(runs, edata);
+		name_update(edata);
+	}
 	tsync_begin_recording();
 	if (edata != NULL)
 		record_failure(runs, edata);

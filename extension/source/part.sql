@@ -236,6 +236,8 @@ RETURNS tablesync.replica
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    too_long text;
 BEGIN
     IF settings.columns IS NOT NULL THEN
         settings.columns := ARRAY(SELECT n FROM unnest(settings.columns) WITH ORDINALITY u (n, i) GROUP BY n ORDER BY min(i));
@@ -246,6 +248,11 @@ BEGIN
         PERFORM tablesync.check_computed_there(settings.source, 'filter', settings.filter);
     END IF;
     IF settings.expressions IS NOT NULL THEN
+        too_long := (SELECT k FROM jsonb_object_keys(settings.expressions) k WHERE octet_length(k) > current_setting('max_identifier_length')::integer LIMIT 1);
+        IF too_long IS NOT NULL THEN    -- cut, it could be another one's name
+            RAISE EXCEPTION 'invalid value for expressions: the name of column % is too long', quote_literal(too_long)
+                USING ERRCODE = 'name_too_long', DETAIL = format('Names have at most %s bytes.', current_setting('max_identifier_length'));
+        END IF;
         PERFORM tablesync.check_computed(settings, shape);
         settings.expressions := (SELECT jsonb_object_agg(c.name, c.expression) FROM tablesync.computed_columns(settings) c);
     END IF;

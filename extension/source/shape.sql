@@ -234,6 +234,23 @@ END
 $$;
 COMMENT ON FUNCTION tablesync.source_shape(regclass) IS 'names, types, collations, NOT NULL and key of the source''s columns as jsonb';
 
+/*
+ * A shape in a database that was restored from a dump, where columns have other
+ * numbers, for those that were dropped are not there, and types other OIDs.
+ */
+CREATE FUNCTION tablesync.restored_shape(shape jsonb, replica regclass, source regclass)
+RETURNS jsonb
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT jsonb_agg(c.c - '{local,foreign}'::text[] || jsonb_strip_nulls(jsonb_build_object(
+               'local', (SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = $2 AND a.attname = c.c->>'column' AND a.attnum > 0 AND NOT a.attisdropped AND c.c->>'hidden' IS NULL),
+               'foreign', (SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = $3 AND a.attname = c.c->>'column' AND a.attnum > 0 AND NOT a.attisdropped),
+               'type_oid', CASE WHEN (c.c->>'type_oid')::bigint >= 16384 THEN to_regtype(c.c->>'type')::oid::bigint END)) ORDER BY c.n)
+    FROM jsonb_array_elements(shape) WITH ORDINALITY c (c, n);
+$$;
+COMMENT ON FUNCTION tablesync.restored_shape(jsonb, regclass, regclass) IS 'a shape with the numbers that columns and types have in a restored database';
+
 /* The part of a shape whose change is a change of the source; the rest is for building columns here. */
 CREATE FUNCTION tablesync.shape_core(shape jsonb)
 RETURNS jsonb

@@ -11,6 +11,9 @@
 
 SET LOCAL search_path TO pg_catalog, pg_temp;
 
+/* Transactions that are changing a replica end first; no other one changes anything after this (tsync_hold_version). */
+COMMENT ON EXTENSION tablesync IS 'an exact, always fresh copy of a table you can only read';
+
 DROP EVENT TRIGGER tablesync_forget_dropped;
 DROP TRIGGER follow_schedule ON tablesync.schedule;
 DROP TRIGGER renew_schedule ON tablesync.replica;

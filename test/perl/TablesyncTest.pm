@@ -27,7 +27,7 @@ sub write_hba
 sub new_node
 {
 	my ($name, %options) = @_;
-	my $node = PostgreSQL::Test::Cluster->new($name);
+	my $node = PostgreSQL::Test::Cluster->new($name, $options{install_path} ? (install_path => $options{install_path}) : ());
 	$node->init(extra => [ '--no-locale', '-E', $options{encoding} // 'UTF8' ]);
 	$node->append_conf('postgresql.conf', <<"CONF");
 listen_addresses = '127.0.0.1'

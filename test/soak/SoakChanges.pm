@@ -12,7 +12,7 @@ use warnings;
 use Exporter 'import';
 use SoakTables;
 
-our @EXPORT = qw(source_change late_change target_change stray_write pick draw);
+our @EXPORT = qw(source_change late_change target_change setting stray_write pick draw);
 
 # One of pairs of weight and value.
 sub draw
@@ -98,6 +98,7 @@ sub source_change
 	my $c = @free ? one_of(@free) : undef;
 	my $d = @free ? one_of(@free) : undef;
 	my $number = ++$t->{added};
+	my $label = $t->{label} // 'c';
 	return draw(
 		[ 14, { name => 'insert', sql => inserts($source, $t, $few) } ],
 		[ 6, { name => 'insert many', sql => inserts($source, $t, 1 + int(rand(80))) } ],
@@ -132,9 +133,24 @@ sub source_change
 			"ALTER TABLE $table RENAME $c->{name} TO swapping; ALTER TABLE $table RENAME $d->{name} TO $c->{name}; ALTER TABLE $table RENAME swapping TO $d->{name}" : '' } ],
 		[ @free ? 2 : 0, { name => 'column retyped', shape => 1, sql => $c ? "ALTER TABLE $table ALTER $c->{name} DROP DEFAULT, ALTER $c->{name} TYPE "
 			. ($c->{type} eq 'integer' ? 'bigint' : $c->{type} eq 'character varying(20)' ? 'text' : "text USING $c->{name}::text") : '' } ],
+		[ @free ? 1 : 0, { name => 'column renamed, and its name used again', shape => 1, sql => $c ? "ALTER TABLE $table RENAME $c->{name} TO x$number; ALTER TABLE $table ADD $c->{name} $c->{type}" : '' } ],
+		[ $t->{enum} ? 5 : 0, { name => 'label added', shape => 1, alone => 1, sql => 'ALTER TYPE ' . ($t->{enum} // '') . " ADD VALUE 'new $number'" . one_of('', " BEFORE 'a'", " AFTER 'a'") } ],
+		[ $t->{enum} ? 5 : 0, { name => 'label renamed', shape => 1, excuse => 1, label => "renamed $number", %{ renamed_label($t, $label, "renamed $number") } } ],
+		[ 2, { name => 'restored from a dump', shape => 1, restore => 1, excuse => 1, undo => 'SELECT 1', sql => '' } ],
+		[ 1, { name => 'granted by column', shape => 1, excuse => 1, undo => "REVOKE SELECT ON $table FROM reader; GRANT SELECT ON $table TO reader",
+			sql => "REVOKE SELECT ON $table FROM reader; GRANT SELECT (" . join(', ', grep { rand() < 0.8 } map { $_->{name} } columns_of($source, $t)) . ", updated_at) ON $table TO reader" } ],
 		[ 1, { name => 'revoked', excuse => 1, undo => "GRANT SELECT ON $table TO reader", sql => "REVOKE SELECT ON $table FROM reader" } ],
 		[ $t->{partitioned} ? 4 : 0, { name => 'partition detached', sql => "ALTER TABLE $table DETACH PARTITION ${table}_1" } ],
 		[ $t->{partitioned} ? 6 : 0, { name => 'partition attached', sql => "ALTER TABLE $table ATTACH PARTITION ${table}_1 FOR VALUES WITH (MODULUS 3, REMAINDER 1)" } ]);
+}
+
+# A label gets another name, and sometimes a new one the old name.  Where a run has paused the replica for it, somebody does the same here.
+sub renamed_label
+{
+	my ($t, $old, $new) = @_;
+	my $type = $t->{enum} // 'none';
+	return { sql => "ALTER TYPE $type RENAME VALUE '$old' TO '$new'" . (rand() < 0.5 ? "; ALTER TYPE $type ADD VALUE '$old'" : ''), undo_at => 'app',
+		undo => "DO \$\$ BEGIN IF NOT EXISTS (SELECT FROM pg_enum WHERE enumtypid = '$type'::regtype AND enumlabel = '$new') THEN ALTER TYPE $type RENAME VALUE '$old' TO '$new'; END IF; END \$\$; SELECT tablesync_resume('$t->{table}')" };
 }
 
 # What two rows have besides their keys changes places.
@@ -187,6 +203,14 @@ sub stray_write
 	return "BEGIN; $sql; COMMIT";
 }
 
+# A setting that somebody changes while a run goes on.
+sub setting
+{
+	my ($t) = @_;
+	return "SELECT tablesync_alter('$t->{table}', " . one_of('chunk_rows => ' . one_of(2, 30, 500), 'verify_fraction => ' . one_of(0, 0.4), 'max_source_load => ' . one_of(0.5, 1),
+		$t->{group} ? () : "consistency => '" . one_of('auto', 'snapshot', 'chunk') . "'") . ')';
+}
+
 sub target_change
 {
 	my ($t) = @_;
@@ -203,6 +227,8 @@ sub target_change
 		[ $t->{expressions}{s} ? 2 : 0, { name => 'expressions', sql => $alter . q{expressions => '{"s": "lower(s)"}')}, set => { expressions => { s => 'lower(s)' } } } ],
 		[ 1, { name => 'pause', sql => "SELECT tablesync_pause('$t->{table}')", undo => "SELECT tablesync_resume('$t->{table}')", excuse => 1 } ],
 		[ 2, { name => 'verify', verify => 1, sql => '' } ],
+		[ 0.5, { name => 'restore', restore => 1, sql => '' } ],
+		[ 1, { name => 'lock_timeout', sql => 'ALTER ROLE app SET tablesync.lock_timeout = ' . one_of("'2s'", "'300ms'", 0) } ],
 		[ 1, { name => 'remove and add', sql => "SELECT tablesync_remove('$t->{table}'); DROP FOREIGN TABLE IF EXISTS $t->{table}_source", add => 1 } ],
 		[ 2, { name => 'feed', sql => $alter . 'feed => ' . ($t->{feed} ? 'false' : 'true') . ')', set => { feed => !$t->{feed} } } ]);
 }

@@ -9,15 +9,25 @@ use Exporter 'import';
 use SoakTables;
 use Time::HiRes qw(time sleep);
 
-our @EXPORT = qw(fault mend random_fault);
+our @EXPORT = qw(fault is_early random_fault);
 
 # Weight and kind.  What takes a cluster down takes a second, so it is rare.
 my @kinds = (
 	[ 6, 'source session ended' ], [ 4, 'worker ended' ], [ 5, 'cancelled' ], [ 3, 'caller gone' ], [ 8, 'cut' ], [ 3, 'frozen' ], [ 3, 'delayed' ],
 	[ 4, 'locked at the source' ], [ 4, 'locked at the target' ], [ 1.5, 'worker killed' ], [ 1, 'source session killed' ],
+	[ 1.5, 'workers used up' ], [ 1.5, 'connections used up at the source' ], [ 1.5, 'connections used up at the target' ], [ 1.5, 'connection refused' ],
+	[ 3, 'out of memory' ], [ $ENV{SOAK_SMALL_DISK} ? 2 : 0, 'disk full' ],
 	[ 1, 'source killed' ], [ 1, 'target killed' ], [ 1, 'source restarted' ], [ 0.7, 'target restarted' ], [ 0.4, 'silent' ]);
 
-sub random_fault { return SoakChanges::draw(@kinds); }
+my @with_standby = (
+	[ 12, 'conflict with recovery' ], [ 4, 'replay paused' ], [ 2, 'source promoted' ]);
+
+sub random_fault
+{
+	my ($h) = @_;
+	my @also = $h->has_standby ? @with_standby : $h->{nodes}{standby} ? [ 8, 'target promoted' ] : ();
+	return SoakChanges::draw(@kinds, @also);
+}
 
 # Wait until a cluster lets us in again.
 sub wait_for
@@ -64,6 +74,59 @@ sub kill_processes
 	return wait_for($h, $name);
 }
 
+# Processes that do nothing but take the places of workers, for some seconds.
+sub take_all_workers
+{
+	my ($h) = @_;
+	my $busy = "FROM pg_stat_activity WHERE backend_type = 'parallel worker'";
+	my $session = SoakSession->new($h->{nodes}{target}, 'postgres');
+	$session->must('SET max_parallel_workers = 64; SET max_parallel_workers_per_gather = 64; SET min_parallel_table_scan_size = 0;
+		SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET parallel_leader_participation = off');
+	$session->send('SELECT count(*) FROM soak_filler WHERE pg_sleep(1) IS NULL');
+	SoakModel::becomes($h->{target}, "SELECT count(*) > 8 $busy", 't', 2);
+	sleep 0.02;
+	return sub {
+		$h->{target}->must("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT count(*) FROM soak_filler%' AND pid <> pg_backend_pid()");
+		$session->quit;
+		SoakModel::becomes($h->{target}, "SELECT count(*) $busy", 0, 10);
+	};
+}
+
+# Runs of ours get so little memory beyond what they have that some piece of it is refused.
+sub limit_memory
+{
+	my ($h, $run) = @_;
+	my @pids = split / /, $h->{target}->must("SELECT coalesce(string_agg(pid::text, ' '), '') FROM pg_stat_activity WHERE $run");
+	my %limited;
+	for my $pid (@pids)
+	{
+		my $status = eval { PostgreSQL::Test::Utils::slurp_file("/proc/$pid/status") } // next;
+		my ($kb) = $status =~ /^VmSize:\s+(\d+)/m or next;
+		$limited{$pid} = system("prlimit --pid $pid --as=" . 1024 * ($kb + int(rand(400))) . ': 2>/dev/null') == 0;
+	}
+	$h->{counts}{'workers with little memory'} += keys %limited;
+	return sub { system("prlimit --pid $_ --as=unlimited: 2>/dev/null") for grep { -d "/proc/$_" } keys %limited; };
+}
+
+# A file that takes the rest of the small disk.
+sub fill_disk
+{
+	my ($h) = @_;
+	my $file = "$h->{small_disk}/full";
+	system("dd if=/dev/zero of=$file bs=4096 2>/dev/null");
+	return sub { unlink $file; };
+}
+
+sub limit_role
+{
+	my ($h, $where, $role, $limit) = @_;
+	$h->{$where}->must("ALTER ROLE $role CONNECTION LIMIT $limit");
+	return sub { $h->{$where}->must("ALTER ROLE $role CONNECTION LIMIT -1") };
+}
+
+# What goes wrong before the run begins; all else goes wrong in the middle of it.
+sub is_early { my ($kind) = @_; return $kind =~ /used up|^disk/; }
+
 # Let something go wrong.  Returns how to make it undone.
 sub fault
 {
@@ -71,7 +134,7 @@ sub fault
 	my ($source, $target, $proxy) = @$h{qw(source target proxy)};
 	my $ours = "usename = 'reader'";
 	my $run = "backend_type = 'tablesync run'";
-	if ($kind eq 'source session ended') { $source->must("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE $ours") }
+	if ($kind eq 'source session ended') { $h->{served}->must("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE $ours") }
 	elsif ($kind eq 'worker ended') { $target->must("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE $run") }
 	elsif ($kind eq 'cancelled') { $target->must("SELECT tablesync_cancel('$t->{table}')") }
 	elsif ($kind eq 'caller gone') { $h->{runner}->kill_client }
@@ -91,12 +154,31 @@ sub fault
 		sleep rand(0.4);
 		$h->{other_target}->ask('COMMIT');
 	}
+	elsif ($kind eq 'workers used up') { return take_all_workers($h) }
+	elsif ($kind eq 'connections used up at the source') { return limit_role($h, 'source', 'reader', int(rand(2))) }
+	elsif ($kind eq 'connections used up at the target') { return limit_role($h, 'target', 'app', 0) }
+	elsif ($kind eq 'connection refused') { return limit_role($h, 'source', 'reader', 0) }
+	elsif ($kind eq 'out of memory') { return limit_memory($h, $run) }
+	elsif ($kind eq 'disk full') { return fill_disk($h) if $h->{small_disk} }
 	elsif ($kind eq 'worker killed') { kill_processes($h, 'target', $run) }
-	elsif ($kind eq 'source session killed') { kill_processes($h, 'source', $ours) }
-	elsif ($kind =~ /^(\w+) killed/) { kill_postmaster($h, $1) }
+	elsif ($kind eq 'source session killed') { kill_processes($h, 'served', $ours) }
+	elsif ($kind eq 'conflict with recovery')
+	{
+		$h->change('source', { name => 'delete', sql => "DELETE FROM $t->{table} WHERE " . SoakChanges::pick($t, 20) }, 'conflict');
+		SoakStates::note_state($h);
+		$h->change('source', { name => 'vacuum', sql => "VACUUM (INDEX_CLEANUP on) $t->{table}", alone => 1 }, 'conflict');
+	}
+	elsif ($kind eq 'replay paused')
+	{
+		$h->{served}->must('SELECT pg_wal_replay_pause()');
+		sleep rand(0.3);
+		return sub { $h->{served}->must('SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume() END') };
+	}
+	elsif ($kind =~ /^(\w+) promoted/) { $h->promote($1) }
+	elsif ($kind =~ /^(\w+) killed/) { kill_postmaster($h, $1 eq 'source' ? 'served' : $1) }
 	elsif ($kind =~ /^(\w+) restarted/)
 	{
-		my $name = $1;
+		my $name = $1 eq 'source' ? 'served' : $1;
 		$h->{nodes}{$name}->stop(rand() < 0.5 ? 'fast' : 'immediate');
 		sleep rand(0.3);
 		$h->{nodes}{$name}->start;

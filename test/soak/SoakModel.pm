@@ -10,7 +10,7 @@ use Exporter 'import';
 use SoakTables;
 use Time::HiRes qw(time sleep);
 
-our @EXPORT = qw(violation check_same check_proof check_runs check_feed check_logs check_ends difference keys_of check_kept);
+our @EXPORT = qw(violation check_same check_proof check_runs check_feed check_logs check_alerts check_files check_ends difference keys_of check_kept);
 
 # The end of a history: what the model does not agree with.
 sub violation { die "violation: $_[0]\n"; }
@@ -46,7 +46,9 @@ sub check_proof
 	$rows = 0 if $wanted eq '';
 	my $proof = $h->{target}->must("SELECT (proof->>'equal') || ' ' || (proof->'source'->>'rows') FROM tablesync_runs
 		WHERE replica = '$t->{table}'::regclass AND status = 'succeeded' AND kind <> 'verify' ORDER BY run_id DESC LIMIT 1");
-	violation("$t->{table}: $rows rows, and the proof says $proof") if $proof ne "true $rows";
+	return if $proof eq "true $rows";
+	my $runs = $h->{target}->must("SELECT jsonb_strip_nulls(to_jsonb(r)) FROM tablesync_runs r WHERE replica = '$t->{table}'::regclass ORDER BY run_id DESC LIMIT 3");
+	violation("$t->{table}: $rows rows, and the proof says $proof. The last runs:\n$runs");
 	return;
 }
 
@@ -64,6 +66,42 @@ sub check_runs
 		violation("run $run_id: $sqlstate $message") if $sqlstate =~ /^XX/ && !$h->{may_lie};
 		$h->{last_run} = $run_id;
 	}
+	return;
+}
+
+# Alerts are those of the last run that was not cancelled.
+sub check_alerts
+{
+	my ($h, $t, $quiet) = @_;
+	my ($status, $kind) = split /\|/, $h->{target}->must("SELECT status, tablesync.alert_kind(sqlstate) FROM tablesync_runs
+		WHERE replica = '$t->{table}'::regclass AND kind <> 'verify' AND status <> 'cancelled' ORDER BY run_id DESC LIMIT 1");
+	return if !defined $status || $status eq 'running';
+	my %open = map { $_ => 1 } split /\n/, $h->{target}->must("SELECT kind FROM tablesync_alerts WHERE replica = '$t->{table}'::regclass");
+	if ($status eq 'succeeded')
+	{
+		# what a success does not end, or what can be wrong without a run
+		delete @open{ 'drift', 'consumer_behind', $quiet ? () : 'worker_unavailable' };
+		violation("$t->{table}: the last run has succeeded, and there are alerts: " . join(' ', sort keys %open)) if %open;
+	}
+	elsif (!$open{$kind}) { violation("$t->{table}: the last run $status, and there is no alert $kind, but: " . join(' ', sort keys %open)) }
+	$h->{counts}{"alert $kind"}++ if $status ne 'succeeded';
+	return;
+}
+
+# No temporary file is left at the target, and no file of a relation that is no more.
+sub check_files
+{
+	my ($h) = @_;
+	my $node = $h->{nodes}{target};
+	return if $h->{place}{has_crashed} || $h->{place}{kind} =~ /promoted/;
+	my $data = $node->data_dir;
+	my @left = glob("$data/base/pgsql_tmp/*");
+	violation("temporary files are left: @left") if @left;
+	my $database = $h->{target}->must('SELECT oid FROM pg_database WHERE datname = current_database()');
+	my %known = map { $_ => 1 } split /\n/, $h->{target}->must('SELECT pg_relation_filenode(oid) FROM pg_class WHERE pg_relation_filenode(oid) IS NOT NULL');
+	# what was dropped is empty until the next checkpoint
+	@left = grep { m{/(\d+)[^/]*$} && !$known{$1} && -s $_ } glob("$data/base/$database/[0-9]*");
+	violation("files of no relation are left: @left") if @left;
 	return;
 }
 
@@ -147,9 +185,9 @@ sub new_lines
 sub check_logs
 {
 	my ($h) = @_;
-	for my $line (new_lines($h, 'source'))
+	for my $line (new_lines($h, 'served'))
 	{
-		violation("the source crashed: $line") if $line =~ /PANIC|TRAP|terminated by signal/ && !$h->{crashed}{source};
+		violation("the source crashed: $line") if $line =~ /PANIC|TRAP|terminated by signal/ && !$h->{crashed}{served};
 		next if $line !~ / reader\|.*LOG:  (?:statement|execute [^:]*|duration[^:]*): (.*)/;
 		violation("a statement for the source: $1")
 		  if $1 !~ /^\s*(SELECT|SET|SHOW|START TRANSACTION|BEGIN|COMMIT|ROLLBACK|ABORT|SAVEPOINT|RELEASE|DECLARE \w+ CURSOR FOR|FETCH|CLOSE|MOVE|DEALLOCATE|DISCARD|EXPLAIN)\b/i;
@@ -157,6 +195,7 @@ sub check_logs
 	}
 	for my $line (new_lines($h, 'target'))
 	{
+		$h->{place}{has_crashed} = 1 if $line =~ /PANIC|terminated by signal|was interrupted; last known up/;
 		violation("the target crashed: $line") if $line =~ /PANIC|TRAP|terminated by signal|WARNING: .*leak/ && !$h->{crashed}{target};
 	}
 	delete $h->{crashed};
@@ -177,7 +216,7 @@ sub becomes
 sub check_ends
 {
 	my ($h) = @_;
-	my $left = becomes($h->{source}, "SELECT string_agg(application_name || ' ' || state, ', ') FROM pg_stat_activity WHERE usename = 'reader'", '', 5);
+	my $left = becomes($h->{served}, "SELECT string_agg(application_name || ' ' || state, ', ') FROM pg_stat_activity WHERE usename = 'reader'", '', 5);
 	violation("connections are left at the source: $left") if $left;
 	$left = becomes($h->{target}, "SELECT string_agg(backend_type || ' ' || coalesce(query, ''), ', ') FROM pg_stat_activity WHERE backend_type LIKE 'tablesync%'", '', 5);
 	violation("processes are left: $left") if $left;

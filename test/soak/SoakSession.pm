@@ -39,16 +39,30 @@ sub send
 {
 	my ($self, $sql) = @_;
 	$self->connect_to if !$self->{pid};
+	return if !$self->{pid};    # nobody is there
 	local $SIG{PIPE} = 'IGNORE';
 	$self->{asked}++;
 	print { $self->{in} } "$sql\n;\n\\echo end of $self->{asked}\n";
 	return;
 }
 
+# Is the answer there?  It may be one that psql has ended.
+sub ready
+{
+	my ($self) = @_;
+	return 1 if !$self->{pid};
+	while (IO::Select->new($self->{out})->can_read(0))
+	{
+		sysread($self->{out}, $self->{buffer}, 1 << 20, length $self->{buffer}) or return 1;
+	}
+	return $self->{buffer} =~ /(^|\n)end of $self->{asked}\n/;
+}
+
 # The answer to what was sent, and whether it has no error.  A server that has gone is an error.
 sub receive
 {
 	my ($self) = @_;
+	return ("FATAL:  no connection", 0) if !$self->{pid};
 	my $end = "end of $self->{asked}\n";
 	my $until = time + $patience;
 	my $select = IO::Select->new($self->{out});

@@ -10,7 +10,7 @@ use warnings;
 
 use Exporter 'import';
 
-our @EXPORT = qw(random_tables columns_of random_value one_of literal key_list wanted_rows replica_rows);
+our @EXPORT = qw(random_tables columns_of random_value one_of literal key_list wanted_rows replica_rows keyed_sql);
 
 # Values by type as format_type() has it.
 my %values = (
@@ -82,6 +82,7 @@ sub literal { my ($text) = @_; return "'" . $text =~ s/'/''/gr . "'" }
 sub random_value
 {
 	my ($type) = @_;
+	return "(enum_range(NULL::$type))[1 + floor(random() * array_length(enum_range(NULL::$type), 1))::integer]" if $type =~ /\.mood_/;
 	return 'CASE WHEN random() < 0.85 THEN ' . ($values{$type} // 'NULL') . ' END';
 }
 
@@ -116,6 +117,7 @@ sub random_table
 	push @all, splice(@all, 0, 1) if rand() < 0.3;
 	push @all, 'u integer UNIQUE' if !($t{partitioned} = rand() < 0.15 && $keys < 32) && rand() < 0.5;
 	push @all, 'g bigint GENERATED ALWAYS AS (n::bigint * 2) STORED' if rand() < 0.2;
+	push @all, 'e1 ' . ($t{enum} = "$schema.mood_$name") if rand() < 0.15;
 	my $names = key_list(\%t);
 	$t{create} = "CREATE TABLE $t{table} (" . join(', ', @all) . ", PRIMARY KEY ($names))";
 	if ($t{partitioned})
@@ -149,6 +151,7 @@ sub random_table
 	}
 	$t{own} = rand() < 0.15;
 	$t{unique_here} = rand() < 0.5 && $t{create} =~ /\bu integer/ && !$t{only};
+	$t{small_disk} = rand() < 0.15;
 	$t{add} = "SELECT tablesync_add('$t{table}', 'src', '$t{table}', " . join(', ', @settings) . ')';
 	return \%t;
 }
@@ -193,6 +196,16 @@ sub wanted_rows
 	my @list = map { $t->{expressions}{$_} // $_ } replicated($source, $t);
 	my $where = $t->{filter} ? "WHERE $t->{filter}" : '';
 	return $source->must('SELECT ROW(' . join(', ', @list) . qq{)::text COLLATE "C" FROM $t->{table} $where ORDER BY 1});
+}
+
+# SQL for the rows of the source (those that the replica is to have) or of the replica, each after its key.
+sub keyed_sql
+{
+	my ($source, $t, $side) = @_;
+	my $wanted = $side eq 'source';
+	my @list = map { $wanted && $t->{expressions}{$_} || $_ } replicated($source, $t);
+	my $where = $wanted && $t->{filter} ? "WHERE $t->{filter}" : '';
+	return 'SELECT (ROW(' . key_list($t) . ")::text || E'\\001' || ROW(" . join(', ', @list) . qq{)::text) COLLATE "C" FROM $t->{table} $where ORDER BY 1};
 }
 
 # The rows that the replica has.  Columns that it lacks are an error.

@@ -5,38 +5,20 @@ use strict;
 use warnings;
 
 use SoakHistory;
-use SoakProxy;
-use TablesyncTest;
+use SoakPlace;
 use Test::More;
 use Time::HiRes qw(time);
 
 my $seed = $ENV{SEED} ne '' ? $ENV{SEED} : int(rand(1_000_000));
 my @numbers = $ENV{HISTORY} ne '' ? split(/[ ,]+/, $ENV{HISTORY}) : (1 .. $ENV{HISTORIES});
 my %counts;
-my $generation = 0;
 my $place;
 
 sub report { Test::More->builder->diag(@_); return; }
 
-# A pair of clusters, with a proxy in between.
-sub start_place
-{
-	my $number = $generation++ ? "_$generation" : '';
-	my $source = start_source(name => "source$number", conf => "log_line_prefix = '%m [%p] %u|%a '\nmax_connections = 50\nfsync = off");
-	$source->safe_psql('postgres', q{ALTER ROLE reader SET log_statement = 'all'; ALTER ROLE postgres SET lock_timeout = '700ms'});
-	my $proxy = SoakProxy->start($source->port);
-	my $target = start_target($source, name => "target$number", port => $proxy->port, conf => 'fsync = off');
-	$target->safe_psql('postgres', q{
-		ALTER ROLE app SET tablesync.retry_timeout = '4s';
-		ALTER ROLE app SET tablesync.statement_timeout = '3s';
-		ALTER ROLE app SET tablesync.lock_timeout = '2s'});
-	return { nodes => { source => $source, target => $target }, proxy => $proxy, counts => \%counts, at => {} };
-}
-
 sub stop_place
 {
-	$place->{proxy}->stop;
-	for my $node (values %{ $place->{nodes} }) { $node->stop('immediate', fail_ok => 1); }
+	$place->stop if $place;
 	undef $place;
 	return;
 }
@@ -44,7 +26,10 @@ sub stop_place
 sub history
 {
 	my (%options) = @_;
-	$place //= start_place();
+	my $kind = SoakPlace::kind_of($seed, $options{number});
+	stop_place() if $place && $place->{wanted} ne $kind;
+	$place //= SoakPlace->start($kind, \%counts);
+	$place->{wanted} = $kind;
 	my $h = SoakHistory->new($place, seed => $seed, faults => $ENV{FAULTS} ne 'no', %options);
 	my $error = $h->run;
 	stop_place() if defined $error;    # nothing of it is to be met again
@@ -126,7 +111,7 @@ for my $number (@numbers)
 	last if $interrupted;
 	report("$histories histories, " . int(time - $started) . ' s') if $histories % 50 == 0;
 }
-stop_place() if $place;
+stop_place();
 report(sprintf('%d histories in %d s, %d violations (SEED=%s)', $histories, time - $started, $violations, $seed));
 report(join '', map { "  $_: $counts{$_}\n" } sort keys %counts);
 is($violations, 0, "$histories histories");

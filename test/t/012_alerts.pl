@@ -97,6 +97,7 @@ $target->restart;
 is(app_sql($target, 'SELECT replica, status FROM tablesync_run() ORDER BY 1'), "items|backing off\nparts|succeeded", 'tablesync_run() leaves it alone, also after a restart');
 like(app_sql($target, q{CALL tablesync.run_scheduled('items')}), qr/^backing off\|consecutive failures: 2; the next try is due at 20/, 'so does a scheduled run');
 is(app_sql($target, "SELECT max(run_id) FROM tablesync_runs WHERE replica = 'items'::regclass"), $last_run, 'no run was made');
+like(app_sql($target, 'SELECT replica, status FROM tablesync_run(force => true) ORDER BY 1'), qr/^items\|failed\nparts\|succeeded$/, 'unless it is forced');
 like(app_fails($target, "SELECT tablesync_run('items')"), qr/refused/, 'a manual run does not wait');
 $target->safe_psql('postgres', q{UPDATE tablesync.replica SET retry_after = now()});
 like(app_fails($target, q{CALL tablesync.run_scheduled('items')}), qr/ERROR:  P0001: refused/, 'nor does a scheduled one when its time has come, and it fails like tablesync_run()');
@@ -111,7 +112,7 @@ is(run_counts($target, 'items'), 'succeeded|0|1|0', 'a success');
 is(open_alerts(), '', 'closes the alert');
 like($listener->query('SELECT 1'), qr/alert_closed/, 'listeners hear of it');
 is(handled(), 'alert_closed run_failed', 'the handler is called');
-is(app_sql($target, q{SELECT occurrences, closed_at IS NOT NULL FROM tablesync_alert_history}), '4|t', 'history stays');
+is(app_sql($target, q{SELECT occurrences, closed_at IS NOT NULL FROM tablesync_alert_history}), '5|t', 'history stays');
 is(app_sql($target, q{SELECT consecutive_failures, retry_after FROM tablesync.replica WHERE replica = 'items'::regclass}), '0|', 'no back-off any more');
 $listener->quit;
 

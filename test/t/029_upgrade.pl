@@ -170,8 +170,9 @@ $target->safe_psql('postgres', q{UPDATE pg_extension SET extversion = '0.3.0' WH
 $locker->query_safe('COMMIT');
 $locker->quit;
 wait_until($target, q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'tablesync run'});
-is(app_sql($target, q{SELECT string_agg(run_id || status, ' ') || (SELECT string_agg(' ' || run_id, '') FROM tablesync.queue) FROM tablesync.run}), "${first}succeeded $second", 'a run ends, the next one waits');
+is(app_sql($target, q{SELECT string_agg(run_id || status, ' ') || (SELECT string_agg(' ' || run_id, '') FROM tablesync.queue) FROM tablesync.run}), "${first}failed $second", 'a run that had changed nothing yet ends, the next one waits');
 $target->safe_psql('postgres', q{UPDATE pg_extension SET extversion = '0.2.0' WHERE extname = 'tablesync'});
+like(app_sql($target, "SELECT message FROM tablesync_runs WHERE run_id = $first"), qr/^tablesync was updated from version 0\.2\.0 to 0\.3\.0 during the run/, 'and why');
 is(app_sql($target, "SELECT tablesync_wait($second)"), 'succeeded', 'for a process that fits');
 
 done_testing();

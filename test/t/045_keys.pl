@@ -87,4 +87,24 @@ like(why('{a,b,g}'), qr/Index none_include has some of them as INCLUDE columns, 
 like(why('{a,nothing}'), qr/^There is no column nothing\./, 'a column that is not there');
 is(app_sql($target, q{SELECT tablesync_add('copy', 'src', 'public.none', key_columns => '{b,a}')}), 'copy', 'a key');
 
+# --- values that are equal and written differently ---
+
+# bounds of chunks are text: one may end at (10.0, ..) that has begun at (10, ..)
+$source->safe_psql('postgres', q{
+	CREATE TABLE scales (n numeric, i integer, note text, PRIMARY KEY (n, i));
+	INSERT INTO scales SELECT CASE WHEN i % 8 < 4 THEN 10 ELSE 10.0 END, i, 'n' FROM generate_series(1, 60) i;
+	CREATE TABLE blanks (b bpchar COLLATE "C", i integer, note text, PRIMARY KEY (b, i));
+	INSERT INTO blanks SELECT CASE WHEN i % 8 < 4 THEN 'b' ELSE 'b  ' END, i, 'n' FROM generate_series(1, 60) i});
+for my $table (qw(scales blanks))
+{
+	app_sql($target, "SELECT tablesync_add('$table', 'src', 'public.$table', chunk_rows => 3, verify_fraction => 0.4, max_delete_fraction => 1)");
+	run_counts($target, $table);
+	is_replica($source, $target, $table, $table, "$table: loaded");
+	$source->safe_psql('postgres', "UPDATE $table SET note = 'o' WHERE i % 7 = 0; DELETE FROM $table WHERE i % 7 = 1; INSERT INTO $table SELECT max(@{[ $table eq 'scales' ? 'n' : 'b' ]}), 100 + g, 'p' FROM $table, generate_series(1, 5) g GROUP BY g");
+	is(run_counts($target, $table), 'succeeded|5|8|9', "$table: changes");
+	is_replica($source, $target, $table, $table, "$table: each row is in one chunk");
+	is(app_sql($target, "SELECT count(*) FROM tablesync_verify('$table')"), 0, "$table: verified");
+	is(app_sql($target, "SELECT count(*) FROM $table"), app_sql($target, "SELECT sum(rows) FROM tablesync.chunk WHERE replica = '$table'::regclass"), "$table: chunks have as many rows as the replica");
+}
+
 done_testing();

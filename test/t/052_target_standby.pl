@@ -16,7 +16,7 @@ $source->safe_psql('postgres', q{
 	INSERT INTO many SELECT i, md5(i::text) FROM generate_series(1, 600000) i;
 	ANALYZE});
 my $primary = start_target($source,
-	conf => "wal_level = replica\nmax_wal_senders = 4\nfsync = off\nshared_preload_libraries = 'pg_cron'\ncron.use_background_workers = on");
+	conf => "wal_level = replica\nmax_wal_senders = 4\ntablesync.lock_timeout = 60s\nfsync = off\nshared_preload_libraries = 'pg_cron'\ncron.use_background_workers = on");
 $primary->append_conf('pg_hba.conf', 'local replication all trust');
 $primary->reload;
 $primary->safe_psql('postgres', 'CREATE EXTENSION pg_cron; GRANT USAGE ON SCHEMA cron TO app');

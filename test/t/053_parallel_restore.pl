@@ -63,4 +63,27 @@ like($stderr, qr/ERROR:  23503: row of tablesync\.all_runs belongs to no replica
 	extra_params => [ '-v', 'VERBOSITY=verbose' ]);
 like($stderr, qr/ERROR:  23503: row of tablesync\.all_differences belongs to no run/, 'a difference its run');
 
+# --- columns and types that have other numbers there ---
+
+$source->safe_psql('postgres', q{
+	CREATE TYPE mood AS ENUM ('fine', 'tired');
+	CREATE TABLE people (id integer PRIMARY KEY, gone text, a text, b text, mood mood);
+	INSERT INTO people SELECT i, 'g', 'a' || i, 'b' || i, 'fine' FROM generate_series(1, 100) i});
+$target->safe_psql('postgres', q{CREATE TYPE mood AS ENUM ('fine', 'tired'); ALTER TYPE mood OWNER TO app});
+app_sql($target, q{SELECT tablesync_add('people', 'src', 'public.people', drop_columns => true)});
+run_counts($target, 'people');
+$source->safe_psql('postgres', 'ALTER TABLE people DROP COLUMN gone');
+run_counts($target, 'people');
+$target->command_ok([ 'pg_dump', '-U', 'postgres', '-Fc', '-f', $dump, $target->connstr('postgres') ], 'dumped');
+$target->safe_psql('postgres', 'CREATE DATABASE numbers');
+$target->command_ok([ 'pg_restore', '-U', 'postgres', '-d', $target->connstr('numbers'), $dump ], 'restored: no column was dropped there');
+sub numbers { return $target->safe_psql('numbers', $_[0], extra_params => [ '-U', 'app' ]) }
+numbers(q{SELECT tablesync_resume('people')});
+is(numbers(q{SELECT status, updated FROM tablesync_run('people')}), 'succeeded|0', 'resumed');
+$source->safe_psql('postgres', q{ALTER TABLE people RENAME a TO c; ALTER TABLE people RENAME b TO a; ALTER TYPE mood ADD VALUE 'well'});
+$source->safe_psql('postgres', q{UPDATE people SET mood = 'well', c = 'c' WHERE id < 10; ALTER TABLE people ADD d integer DEFAULT 4});
+is(numbers(q{SELECT status, updated FROM tablesync_run('people')}), 'succeeded|100', 'the source changes its shape');
+is(numbers('SELECT count(*), sum(hashtextextended(ROW(id, c, a, mood, d)::text, 0)) FROM people'),
+	$source->safe_psql('postgres', 'SELECT count(*), sum(hashtextextended(ROW(id, c, a, mood, d)::text, 0)) FROM people'), 'identical');
+
 done_testing();

@@ -237,6 +237,7 @@ for my $fingerprint (qw(xmin version))
 for my $bad (
 	[ q{expressions => '{"id": "id + 1"}'}, qr/22023.*'id' is the key or the version column/ ],
 	[ q{expressions => '{"email": 1}'}, qr/22023.*invalid value for expressions/ ],
+	[ q{expressions => '{"eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee1": "1", "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee2": "2"}'}, qr/42622.*the name of column 'e+1' is too long/ ],
 	[ q{expressions => '["email"]'}, qr/22023.*invalid value for expressions/ ],
 	[ q{expressions => '{"email": "md5(nope)"}'}, qr/42703.*"?nope/ ],
 	[ q{expressions => '{"email": "(SELECT 1)"}'}, qr/0A000.*it has a subquery/ ],

@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 
+use File::Spec;
 use PostgreSQL::Test::Utils;
 use TablesyncTest;
 use Test::More;
@@ -21,7 +22,7 @@ $source->safe_psql('postgres', q{
 	INSERT INTO plain SELECT i, 'p' || i FROM generate_series(1, 10) i;
 	CREATE TABLE nothing (LIKE plain INCLUDING ALL)});
 my $target = start_target($source, conf => "restart_after_crash = on\n");
-my $dir = PostgreSQL::Test::Utils::tempdir();
+my $dir = File::Spec->rel2abs(PostgreSQL::Test::Utils::tempdir());    # 17 gives a relative one
 chmod 0700, $dir;
 my $port = $target->port;
 $target->safe_psql('postgres', q{CREATE ROLE clerk LOGIN; CREATE ROLE stranger LOGIN; CREATE ROLE grp; GRANT grp TO clerk});

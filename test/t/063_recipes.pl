@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 
+use File::Spec;
 use PostgreSQL::Test::Cluster;
 use TablesyncTest;
 use Test::More;
@@ -90,7 +91,7 @@ is(app_sql($standby, $recipe{fresh}), app_sql($target, $recipe{fresh}), 'and as 
 
 # --- rows of a day, as a file ---
 
-my $dir = PostgreSQL::Test::Utils::tempdir();
+my $dir = File::Spec->rel2abs(PostgreSQL::Test::Utils::tempdir());    # 17 gives a relative one
 chmod 0700, $dir;
 $target->append_conf('postgresql.conf', "tablesync.export_directory = '$dir'");
 $target->reload;
