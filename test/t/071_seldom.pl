@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 
+use TablesyncProxy;
 use TablesyncTest;
 use Test::More;
 
@@ -153,6 +154,28 @@ like($err, qr/55000: replica public\.kept holds rows that no run has loaded.*DET
 like($err, qr/HINT:  TRUNCATE public\.kept, and run again/, 'and what to do about them');
 app_sql($target, 'TRUNCATE public.kept');
 is(run_counts($target, 'kept'), 'succeeded|1|0|0', 'without them');
+
+# --- rows that are gone, and come again before the run has looked twice ---
+
+my $proxy = TablesyncProxy->start($source->port, 60);
+my $proxy_port = $proxy->port;
+$target->safe_psql('postgres', qq{
+	CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '$proxy_port', dbname 'postgres');
+	GRANT USAGE ON FOREIGN SERVER far TO app;
+	CREATE USER MAPPING FOR app SERVER far OPTIONS (user 'reader', password 'read-only')});
+at_source('CREATE TABLE again (id integer PRIMARY KEY, note text); INSERT INTO again SELECT i, \'n\' FROM generate_series(1, 4000) i');
+app_sql($target, q{SELECT tablesync_add('again', 'far', 'public.again', fingerprint => 'row', consistency => 'chunk', chunk_rows => 100, feed => true)});
+is(run_counts($target, 'again'), 'succeeded|4000|0|0', 'a source far away');
+at_source('DELETE FROM again WHERE id < 4');
+my $run_id = app_sql($target, q{SELECT run_id FROM tablesync_run('again', wait => false)});
+wait_until($target, q{SELECT count(*) = 1 FROM tablesync_progress WHERE phase = 'scan' AND chunks_done >= 2});
+at_source(q{INSERT INTO again VALUES (2, 'back')});
+is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'succeeded', 'one of three comes again meanwhile');
+is(app_sql($target, "SELECT deleted, message FROM tablesync_runs WHERE run_id = $run_id"), '2|1 rows were deleted and inserted again at the source during the run; the next run takes them over', 'which the run says');
+is(app_sql($target, q{SELECT string_agg(op::text || id, ' ' ORDER BY position) FROM again_changes WHERE op <> 't'}), 'd1 d3', 'the feed has the others');
+is(run_counts($target, 'again'), 'succeeded|0|1|0', 'and the next run does');
+is_replica($source, $target, 'again', 'again', 'again');
+$proxy->stop;
 
 # --- keys that are called as a column of our own statements ---
 
