@@ -267,6 +267,11 @@ is(run_counts($target, 'wide'), 'succeeded|150000|0|0', 'a bulk load of wide row
 is($target->safe_psql('postgres', 'SELECT count(*), sum(hashtextextended(w::text, 0)) FROM wide w'), at_source('SELECT count(*), sum(hashtextextended(w::text, 0)) FROM wide w'), 'each is there once');
 is(run_counts($target, 'wide'), 'succeeded|0|0|0', 'and a run finds nothing');
 
+# --- columns that are gone have no name ---
+
+app_sql($target, 'CREATE TABLE lost (a integer, b integer); ALTER TABLE lost DROP COLUMN b');
+is($target->safe_psql('postgres', q{SELECT tablesync.name_of('lost', 1), coalesce(tablesync.name_of('lost', 2), 'none'), coalesce(tablesync.name_of('lost', 3), 'none')}), 'a|none|none', 'neither that of before nor the one that the catalog gives them');
+
 # --- expressions that are refused ---
 
 for (
