@@ -77,9 +77,13 @@ sub draw
 sub tests_for
 {
 	my ($fault) = @_;
+	return grep { $tests{$_} } split ' ', $ENV{TESTS} if $ENV{TESTS};
 	my @likely = map { my ($which, @of) = @$_; $fault->{file} =~ $which ? @of : () } @by_folder;
 	my %seen;
-	my @order = grep { $tests{$_} && !$seen{$_}++ } @likely, @always, sort { ($seconds{$a} // 30) <=> ($seconds{$b} // 30) || $a cmp $b } keys %tests;
+	# what takes minutes comes after what may catch it in seconds
+	my @long = grep { ($seconds{$_} // 0) > $budget } @likely;
+	my %long = map { $_ => 1 } @long;
+	my @order = grep { $tests{$_} && !$seen{$_}++ } (grep { !$long{$_} } @likely), @always, @long, sort { ($seconds{$a} // 30) <=> ($seconds{$b} // 30) || $a cmp $b } keys %tests;
 	my $reaching = $reaching{"$fault->{file}:$fault->{line}"};
 	return @order if !%reaching || $fault->{file} =~ /sql$/ || !$reaching;    # a line without code may be part of a statement
 	my %is = map { $_ => 1 } @$reaching;

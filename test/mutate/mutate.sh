@@ -9,6 +9,7 @@
 #             HISTORIES (10) of make soak; 0 leaves both out (600)
 #   LANES     faults that are tried at a time (1)
 #   SUITE     soak: only the soak is tried, nothing else
+#   TESTS     numbers of TAP files, sql, sql2: only these are tried ("013 sql")
 #   COVERAGE_MAP  what make test-coverage has written: tests that reach a line of
 #             C are tried first, and no others.  Else and for SQL the folder says.
 #   RESULTS   file to which each line of the table is also added
@@ -46,6 +47,15 @@ there=$PG_CONFIG
 export TMPDIR=$work PG_CONFIG=$work/lane1$there
 . "$root/test/setup.sh"
 . "$TSYNC_ROOT/test/clusters.sh"
-trap 'rm -rf "$work"' EXIT
+
+# Interrupted in the middle of a test, its servers would be left.
+finish() {
+    local file
+    for file in "$work"/lane*/src/tmp_check/*/pgdata/postmaster.pid "$work"/lane*/data/postmaster.pid; do
+        [ ! -e "$file" ] || as_root kill -QUIT "$(head -n 1 "$file")" || true
+    done
+    rm -rf "$work"
+}
+trap finish EXIT
 as_user "$BINDIR/initdb" -D "$TSYNC_WORK/template" -U postgres -A trust --no-sync --no-locale -E UTF8 >"$TSYNC_WORK/initdb.log"
 perl -I "$root/test/mutate" "$root/test/mutate/mutate.pl" "$work" "$TSYNC_WORK" "$there" "$lanes" "$TSYNC_USER"

@@ -91,6 +91,8 @@ $here->safe_psql('postgres', 'CREATE ROLE member LOGIN IN ROLE app');
 is($here->safe_psql('postgres', "BEGIN; SELECT tablesync_schedule('items', '31 * * * *'); SELECT current_user; COMMIT", extra_params => [ '-U', 'member' ]), "$job\nmember", 'a member of the owner changes it, and is himself again');
 is($here->safe_psql('postgres', "SELECT tablesync_schedule('items', '32 * * * *')"), $job, 'a superuser changes it');
 is($here->safe_psql('postgres', 'SELECT string_agg(DISTINCT username || schedule, $$,$$) FROM cron.job WHERE jobname !~ $$watch$$'), 'app32 * * * *', 'the job runs as the owner');
+$here->safe_psql('postgres', 'CREATE ROLE watcher LOGIN IN ROLE pg_monitor');
+is($here->safe_psql('postgres', q{SELECT schedule FROM tablesync_status WHERE replica = 'items'::regclass}, extra_params => [ '-U', 'watcher' ]), '32 * * * *', 'who watches sees it, without rights in pg_cron');
 $here->safe_psql('postgres', 'CREATE ROLE other LOGIN; GRANT USAGE ON SCHEMA cron TO other');
 like(($here->psql('postgres', "SELECT tablesync_schedule('items', '* * * * *')", extra_params => [ '-U', 'other' ]))[2],
 	qr/must be owner of table/, 'nobody else does');

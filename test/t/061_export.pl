@@ -314,4 +314,13 @@ app_sql($target, q{SELECT tablesync_remove('events')});
 is($target->safe_psql('postgres', 'SELECT count(*) FROM tablesync_exports'), 0, 'removed');
 ok(-f $export->{path}, 'the file stays');
 
+# --- a directory whose name is no part of a URI as it is ---
+
+mkdir "$dir/o d\xc3\xa4 %", 0700 or die;
+$target->append_conf('postgresql.conf', "tablesync.export_directory = '$dir/o d\xc3\xa4 %'\n");
+$target->restart;
+$export = export_as('app', "'plain', now(), '2100-01-01'");
+like($export->{uri}, qr{^file:///.*/o%20d%C3%A4%20%25/[^/ ]+\.csv$}, 'a URI has %XX for what it must not have');
+ok(-e ($export->{path} =~ s/%([0-9A-F]{2})/chr hex $1/ger), 'and names the file');
+
 done_testing();

@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 
+use TablesyncProxy;
 use TablesyncTest;
 use Test::More;
 
@@ -120,6 +121,18 @@ follow_hint($err);
 is(app_sql($target, q{SELECT count(*) FROM tablesync_verify('checked')}), 0, 'after the run of the hint there is nothing to find');
 is_replica($source, $target, 'checked', 'checked', 'with the new column');
 
+# --- both sides have changed a row, whose stamp is NULL or becomes it ---
+
+at_source(q{CREATE TABLE stamped (id integer PRIMARY KEY, note text, updated_at timestamptz); INSERT INTO stamped SELECT i, 'n', '2020-01-01' FROM generate_series(1, 4) i});
+app_sql($target, q{SELECT tablesync_add('stamped', 'src', 'public.stamped', fingerprint => 'version', version_column => 'updated_at')});
+is(run_counts($target, 'stamped'), 'succeeded|4|0|0', 'rows with a stamp');
+app_sql($target, q{UPDATE stamped SET note = 'mine', updated_at = CASE WHEN id > 2 THEN timestamptz '2019-01-01' END});
+at_source(q{
+	UPDATE stamped SET note = 'theirs', updated_at = clock_timestamp() WHERE id IN (2, 4);
+	UPDATE stamped SET note = 'theirs', updated_at = NULL WHERE id IN (1, 3)});
+is(app_sql($target, q{SELECT string_agg(concat_ws(' ', key->>'id', difference), ', ' ORDER BY key->>'id') FROM tablesync_verify('stamped')}),
+	'1 different, 2 newer at source, 3 different, 4 newer at source', 'a stamp that has come is newer, one that is gone is not');
+
 # --- policies and a foreign table that is gone ---
 
 app_sql($target, 'ALTER TABLE held ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY');
@@ -141,6 +154,28 @@ like($err, qr/55000: replica public\.kept holds rows that no run has loaded.*DET
 like($err, qr/HINT:  TRUNCATE public\.kept, and run again/, 'and what to do about them');
 app_sql($target, 'TRUNCATE public.kept');
 is(run_counts($target, 'kept'), 'succeeded|1|0|0', 'without them');
+
+# --- rows that are gone, and come again before the run has looked twice ---
+
+my $proxy = TablesyncProxy->start($source->port, 60);
+my $proxy_port = $proxy->port;
+$target->safe_psql('postgres', qq{
+	CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '$proxy_port', dbname 'postgres');
+	GRANT USAGE ON FOREIGN SERVER far TO app;
+	CREATE USER MAPPING FOR app SERVER far OPTIONS (user 'reader', password 'read-only')});
+at_source('CREATE TABLE again (id integer PRIMARY KEY, note text); INSERT INTO again SELECT i, \'n\' FROM generate_series(1, 4000) i');
+app_sql($target, q{SELECT tablesync_add('again', 'far', 'public.again', fingerprint => 'row', consistency => 'chunk', chunk_rows => 100, feed => true)});
+is(run_counts($target, 'again'), 'succeeded|4000|0|0', 'a source far away');
+at_source('DELETE FROM again WHERE id < 4');
+my $run_id = app_sql($target, q{SELECT run_id FROM tablesync_run('again', wait => false)});
+wait_until($target, q{SELECT count(*) = 1 FROM tablesync_progress WHERE phase = 'scan' AND chunks_done >= 2});
+at_source(q{INSERT INTO again VALUES (2, 'back')});
+is(app_sql($target, "SELECT tablesync_wait($run_id)"), 'succeeded', 'one of three comes again meanwhile');
+is(app_sql($target, "SELECT deleted, message FROM tablesync_runs WHERE run_id = $run_id"), '2|1 rows were deleted and inserted again at the source during the run; the next run takes them over', 'which the run says');
+is(app_sql($target, q{SELECT string_agg(op::text || id, ' ' ORDER BY position) FROM again_changes WHERE op <> 't'}), 'd1 d3', 'the feed has the others');
+is(run_counts($target, 'again'), 'succeeded|0|1|0', 'and the next run does');
+is_replica($source, $target, 'again', 'again', 'again');
+$proxy->stop;
 
 # --- keys that are called as a column of our own statements ---
 
@@ -231,6 +266,11 @@ app_sql($target, q{SELECT tablesync_add('wide', 'src', 'public.wide')});
 is(run_counts($target, 'wide'), 'succeeded|150000|0|0', 'a bulk load of wide rows');
 is($target->safe_psql('postgres', 'SELECT count(*), sum(hashtextextended(w::text, 0)) FROM wide w'), at_source('SELECT count(*), sum(hashtextextended(w::text, 0)) FROM wide w'), 'each is there once');
 is(run_counts($target, 'wide'), 'succeeded|0|0|0', 'and a run finds nothing');
+
+# --- columns that are gone have no name ---
+
+app_sql($target, 'CREATE TABLE lost (a integer, b integer); ALTER TABLE lost DROP COLUMN b');
+is($target->safe_psql('postgres', q{SELECT tablesync.name_of('lost', 1), coalesce(tablesync.name_of('lost', 2), 'none'), coalesce(tablesync.name_of('lost', 3), 'none')}), 'a|none|none', 'neither that of before nor the one that the catalog gives them');
 
 # --- expressions that are refused ---
 
