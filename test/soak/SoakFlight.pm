@@ -131,7 +131,7 @@ sub late_commits
 sub settle
 {
 	my ($h) = @_;
-	my $left = SoakModel::becomes($h->{target}, "SELECT (SELECT count(*) FROM tablesync_progress)
+	my $left = SoakModel::becomes($h->{target}, "SELECT (SELECT count(*) FROM tablesync_progress) + (SELECT count(*) FROM tablesync.live_runs())
 		+ (SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND query LIKE '%tablesync_run(%' AND state = 'active')", 0, 30);
 	violation("a run does not end: $left") if $left;
 	return;
