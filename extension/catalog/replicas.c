@@ -410,7 +410,7 @@ tsync_finish_load(TsyncReplica *replica, bool adopted)
 					 errmsg("replica %s holds rows that no run has loaded", table->label),
 					 errdetail("Column %s can't be compared with the source.",
 							   table->columns[i].quoted),
-					 errhint("TRUNCATE %s, and run again.", table->replica_sql)));
+					 errhint("Empty it, and run again: TRUNCATE %s;", table->replica_sql)));
 	tsync_record("UPDATE tablesync.all_replicas SET loaded = true, load_position = NULL, memory_horizon = NULL,"
 				 " feed_starts_again = true, adopted = adopted OR $2 WHERE replica = $1::regclass",
 				 2, types, values, NULL);

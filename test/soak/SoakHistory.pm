@@ -355,7 +355,11 @@ sub round
 	delete $h->{excused};
 	$h->quiet_run($round);
 	$h->step('same', "round $round: $_->{table}", wanted_sql($h->{source}, $_), replica_sql($h->{source}, $_)) for @{ $h->{all} };
-	check_proof($h, $_, check_same($h, $_)) for @{ $h->{all} };
+	for my $t (@{ $h->{all} })
+	{
+		check_same($h, $t);
+		check_proof($h, $t);
+	}
 	check_feed($h, $_) for @{ $h->{all} };
 	check_alerts($h, $_, 1) for @{ $h->{all} };
 	check_runs($h);
