@@ -79,9 +79,11 @@ TupleDesc
 tsync_key_desc(TsyncTable *table, int extra)
 {
 	TupleDesc	desc = CreateTemplateTupleDesc(table->nkeys + extra);
+	bool		computed = tsync_is_computed(table);
 
+	/* some are taken from whole rows */
 	for (int i = 0; i < table->nkeys; i++)
-		init_attribute(desc, i + 1, table->keys[i], table->keys[i]->typmod);
+		init_attribute(desc, i + 1, table->keys[i], computed ? -1 : table->keys[i]->typmod);
 	return desc;
 }
 

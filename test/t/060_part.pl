@@ -389,6 +389,28 @@ is(app_sql($target, q{SELECT string_agg(concat_ws(' ', op, key->>'id', before->>
 	$source->safe_psql('postgres', q{SELECT concat_ws(', ', (SELECT concat_ws(' ', 'd', id, md5(email)) FROM patients WHERE id = 801), (SELECT concat_ws(' ', 'u', 802, md5('p802@example.org'), md5('fed'))),
 		(SELECT concat_ws(' ', 'c', id, md5(email)) FROM patients WHERE id = 3))}) =~ s/u 802 \S+ /u 802 OLD /r =~ s/OLD/app_sql($target, q{SELECT before->>'email' FROM tablesync_changes('fed', 1) WHERE op = 'u'})/er, 'its feed has what leaves the filter, and no plain value');
 
+# --- keys with modifiers beside columns that the source computes ---
+$source->safe_psql('postgres', q{
+	CREATE TABLE coded (code varchar(20), day char(5), price numeric(8, 2), note text, updated_at timestamptz, PRIMARY KEY (code, day, price));
+	INSERT INTO coded SELECT 'c' || i, i, i / 7.0, 'n' || i, now() FROM generate_series(1, 50) i;
+	GRANT SELECT ON coded TO reader});
+for my $fingerprint (qw(xmin row version))
+{
+	my $coded = "coded_$fingerprint";
+	app_sql($target, qq{SELECT tablesync_add('$coded', 'src', 'public.coded', fingerprint => '$fingerprint', version_column => 'updated_at', verify_fraction => 1, feed => true, expressions => '{"note": "upper(note)"}')});
+	runs($coded, '50|0|0', "keys with modifiers: $fingerprint");
+}
+$source->safe_psql('postgres', q{UPDATE coded SET note = 'x', updated_at = clock_timestamp() WHERE day < '2'; INSERT INTO coded VALUES ('new', 'n', 1, 'n', now()); DELETE FROM coded WHERE day IN ('46', '47')});
+for my $fingerprint (qw(xmin row version))
+{
+	my $coded = "coded_$fingerprint";
+	like(run_counts($target, $coded), qr/^succeeded\|1\|11\|2$/, "changes of them: $fingerprint");
+	app_sql($target, "DELETE FROM $coded WHERE code = 'c2'");
+	is(app_sql($target, "SELECT count(*) FROM tablesync_verify('$coded', repair => true)"), 1, "a verify that repairs: $fingerprint");
+	is(app_sql($target, "SELECT md5(string_agg($coded\::text, '' ORDER BY $coded\::text)) FROM $coded"),
+		$source->safe_psql('postgres', 'SELECT md5(string_agg(c::text, \'\' ORDER BY c::text)) FROM (SELECT code, day, price, upper(note), updated_at FROM coded) c'), "the same: $fingerprint");
+}
+
 # --- not while a run goes on ---
 my $holder = session($source);
 $holder->query_safe('BEGIN; LOCK TABLE items IN ACCESS EXCLUSIVE MODE');
