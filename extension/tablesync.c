@@ -20,6 +20,7 @@
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -188,6 +189,22 @@ tsync_installed_version(void)
 	systable_endscan(scan);
 	table_close(extensions, AccessShareLock);
 	return version;
+}
+
+/* Is somebody updating the extension in this database, who has not committed yet?  In a transaction. */
+bool
+tsync_is_being_updated(void)
+{
+	Oid			extension = get_extension_oid("tablesync", true);
+	LOCKTAG		tag;
+
+	if (!OidIsValid(extension))
+		return false;
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, 0);
+	if (LockAcquire(&tag, ShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		return true;
+	LockRelease(&tag, ShareLock, false);
+	return false;
 }
 
 /* Is the extension in this database of the library's version?  In a transaction. */

@@ -50,6 +50,7 @@ extern int	no_such_variable
 #define TSYNC_VERSION_BYTES 16
 extern const char tsync_version[TSYNC_VERSION_BYTES];
 extern char *tsync_installed_version(void);
+extern bool tsync_is_being_updated(void);
 extern bool tsync_fits_extension(void);
 extern void tsync_check_version(void);
 extern void tsync_hold_version(void);

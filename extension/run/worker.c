@@ -34,6 +34,7 @@
 #include "scan/scan.h"
 #include "source/source.h"
 #include "storage/ipc.h"
+#include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
 #include "utils/timeout.h"
@@ -42,6 +43,10 @@
 
 /* A run starts over when source or replica change under it. */
 #define ATTEMPTS 5
+
+/* How long to wait for an update of the extension, whose locks have ended a run. */
+#define UPDATE_POLL_MS 50
+#define UPDATE_POLLS 100
 
 /* And when the source is interrupted in what does not go on by itself. */
 #define RESTARTS 100			/* tablesync.retry_timeout usually comes first */
@@ -345,12 +350,34 @@ record_starts(List *runs, bool from_queue)
 	return true;
 }
 
+/* Wait for an update of the extension to end, but not for long. */
+static void
+await_update(void)
+{
+	bool		updating = true;
+
+	for (int i = 0; updating && i < UPDATE_POLLS; i++)
+	{
+		tsync_begin();
+		updating = tsync_is_being_updated();
+		tsync_commit();
+		if (updating)
+		{
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, UPDATE_POLL_MS, tsync_wait_event("TablesyncUpdate"));
+			ResetLatch(MyLatch);
+		}
+	}
+}
+
 /* If the extension was updated during a run, that is why it has failed, whatever the error says. */
 static void
 name_update(ErrorData *edata)
 {
 	char	   *version;
 
+	/* its ALTER TABLE takes locks in an order of its own */
+	if (edata->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
+		await_update();
 	tsync_begin_in(CurrentMemoryContext);
 	version = tsync_installed_version();
 	if (version != NULL && !tsync_fits_extension())

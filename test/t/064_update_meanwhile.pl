@@ -209,5 +209,4 @@ like(app_sql($target, $last), qr/^failed\|55000\|$told/, 'bulk load: its indexes
 goes_on('bulk load', 'big');
 is(app_sql($target, q{SELECT bool_and(indisvalid AND indisready) FROM pg_index WHERE indrelid = 'big'::regclass}), 't', 'bulk load: with its index');
 
-$target->stop;
 done_testing();
