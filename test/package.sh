@@ -179,10 +179,11 @@ is_replica() {
 run="SELECT status FROM tablesync_run('items')"
 misfit="the library of tablesync $next does not fit the extension, which is of version $version
 HINT:  Use ALTER EXTENSION tablesync UPDATE."
+old_misfit="the library of tablesync $version does not fit the extension, which is of version $next"
 
 # A session that has used the library, a run of it that waits for the source, and then an upgrade.
 upgrade_in_a_run() {
-    local worker
+    local worker now
     exec 8> >(sql source) 9> >(as=app sql target >"$logs/session" 2>&1)
     echo "$run;" >&9
     wait_for target "SELECT count(*) = 2 AND bool_and(status = 'succeeded') FROM tablesync_runs"
@@ -201,14 +202,18 @@ upgrade_in_a_run() {
     is_replica
 
     as=app contains "$misfit" target "$run"
+    # the session is still there, with a library that is older and fits, and starts a process, with one that is newer
+    wait_for target "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'tablesync run'"
+    now=$(sql target -c "SELECT now()")
+    echo "$run;" >&9
+    wait_for target "SELECT count(*) = 1 FROM pg_stat_activity WHERE usename = 'app' AND backend_type = 'client backend' AND query_start > '$now' AND state = 'idle'"
     is "$next" target "ALTER EXTENSION tablesync UPDATE; SELECT extversion FROM pg_extension WHERE extname = 'tablesync'"
     as=app is succeeded target "$run"
-    # the session is still there, with a library that is older, and starts a process, with one that is newer
-    wait_for target "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'tablesync run'"
+    # and now the session's does not fit
     echo "$run;" >&9
     exec 8>&- 9>&-
     wait_for target "SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = 'app' AND backend_type = 'client backend'"
-    grep -qz 'succeeded.succeeded.ERROR:.*could record its run.HINT:  The server log says why' "$logs/session" || fail "the session says: $(cat "$logs/session")"
+    grep -qz 'succeeded.succeeded.ERROR:.*could record its run.HINT:  The server log says why.*ERROR: .*'"$old_misfit" "$logs/session" || fail "the session says: $(cat "$logs/session")"
     inside grep -q "was started by a session with a library other than that of tablesync $next" "$work/target.log" || fail "the log does not say why"
     ! inside grep "terminated by signal\|PANIC" "$work/target.log" || fail "a process has crashed"
 }
