@@ -6,10 +6,11 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use SoakLosses;
 use SoakTables;
 use Time::HiRes qw(time sleep);
 
-our @EXPORT = qw(fault is_early random_fault);
+our @EXPORT = qw(fault is_early random_fault before_fault);
 
 # Weight and kind.  What takes a cluster down takes a second, so it is rare.
 my @kinds = (
@@ -25,8 +26,10 @@ my @with_standby = (
 sub random_fault
 {
 	my ($h) = @_;
-	my @also = $h->has_standby ? @with_standby : $h->{nodes}{standby} ? [ 8, 'target promoted' ] : ();
-	return SoakChanges::draw(@kinds, @also);
+	my @also = $h->has_standby ? @with_standby : [ 1.5, 'source lost' ];
+	if ($h->{place}{kind} =~ /of the target/) { push @also, [ 6, 'target lost' ], [ $h->{nodes}{standby} ? 8 : 0, 'target promoted' ] }
+	my @wanted = grep { $_->[0] > 0 && $_->[1] =~ /$ENV{SOAK_FAULT}/ } @kinds, @also;
+	return SoakChanges::draw(@wanted ? @wanted : (@kinds, @also));
 }
 
 # Wait until a cluster lets us in again.
@@ -124,6 +127,15 @@ sub limit_role
 	return sub { $h->{$where}->must("ALTER ROLE $role CONNECTION LIMIT -1") };
 }
 
+# What has to be there before the flight, so that something can go wrong in it.
+sub before_fault
+{
+	my ($h, $kind, $round) = @_;
+	cut_off_source($h, $round) if $kind eq 'source lost';
+	cut_off_target($h) if $kind eq 'target lost';
+	return;
+}
+
 # What goes wrong before the run begins; all else goes wrong in the middle of it.
 sub is_early { my ($kind) = @_; return $kind =~ /used up|^disk/; }
 
@@ -174,6 +186,8 @@ sub fault
 		sleep rand(0.3);
 		return sub { $h->{served}->must('SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume() END') };
 	}
+	elsif ($kind eq 'source lost') { lose_source($h) }
+	elsif ($kind eq 'target lost') { lose_target($h) }
 	elsif ($kind =~ /^(\w+) promoted/) { $h->promote($1) }
 	elsif ($kind =~ /^(\w+) killed/) { kill_postmaster($h, $1 eq 'source' ? 'served' : $1) }
 	elsif ($kind =~ /^(\w+) restarted/)

@@ -8,6 +8,7 @@ use warnings;
 
 use SoakChanges;
 use SoakFaults;
+use SoakLosses;
 use SoakModel;
 use SoakStates;
 use SoakTables;
@@ -28,12 +29,13 @@ sub flight
 	return if !$with_fault && !$busy && !$with_writer && !$excused;
 
 	$h->catch_up;
+	before_fault($h, $kind, $round) if $with_fault;
 	my $before = $h->states;
 	begin_reads($h);
 	my $sql = join ";\n", ('SELECT status, message FROM tablesync_run(' . ($all ? '' : "'$t->{table}'") . ')') x $runs;
 	$h->note("-- round $round, at the target" . ($with_fault ? ", with a fault after $delay s: $kind" : '') . ($busy ? ', and changes meanwhile' : '') . "\n$sql;");
 	my $undo;
-	my $go_wrong = sub { $h->{counts}{"fault: $kind"}++; $undo = fault($h, $t, $kind); $with_fault = 2; $plan{done}++ if $kind =~ /^conflict/; };
+	my $go_wrong = sub { $h->{counts}{"fault: $kind"}++; $undo = fault($h, $t, $kind); $with_fault = 2; $plan{done}++ if $kind =~ /^conflict|^source lost/; };
 	$h->{runner}->ask('SELECT 1');
 	$go_wrong->() if $with_fault && is_early($kind);
 	$h->writer_begins($t, $round) if $with_writer;
@@ -57,6 +59,16 @@ sub flight
 	if (!$h->{crashed}{target} && $kind !~ /^target/) { check_alerts($h, $_) for @{ $h->{all} }; }
 	end_reads($h, $with_writer ? $t->{name} : undef);
 	$h->after_flight($before, $plan{done}, $with_writer, $ok || $with_fault || $plan{done} || $excused || $h->{shaped}, $answer);
+	check_lost($h, $before, $excused);
+	if ($h->{retold})
+	{
+		# nothing of the lost runs is there
+		my $after = $h->states;
+		for (map { $_->{name} } @{ $h->{all} })
+		{
+			violation("$_: not what it was before the runs that were lost") if ($after->{$_}{replica} // '') ne ($before->{$_}{replica} // '');
+		}
+	}
 	return;
 }
 

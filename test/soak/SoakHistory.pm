@@ -14,6 +14,7 @@ use parent 'SoakFlight';
 use Digest::MD5 qw(md5);
 use SoakChanges;
 use SoakDumps;
+use SoakLosses;
 use SoakModel;
 use SoakSession;
 use SoakStates;
@@ -360,6 +361,7 @@ sub round
 		check_same($h, $t);
 		check_proof($h, $t);
 	}
+	check_retold($h);
 	check_feed($h, $_) for @{ $h->{all} };
 	check_alerts($h, $_, 1) for @{ $h->{all} };
 	check_runs($h);
