@@ -105,6 +105,7 @@ extern void tsync_fetch_rows(TsyncTable *table, TsyncRowSet *keys, TsyncRowSet *
 /* in identity.c */
 extern void tsync_read_source(TsyncTable *table, TsyncSource *source, bool horizon);
 extern char *tsync_source_identity(TsyncTable *table, TsyncSource *source);
+extern bool tsync_source_went_back(TsyncTable *table, TsyncSource *source);
 extern void tsync_read_time(TsyncTable *table, TsyncSource *source);
 extern void tsync_read_layout(TsyncTable *table, TsyncSource *source);
 extern bool tsync_has_files(TsyncSource *source);

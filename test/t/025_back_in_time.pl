@@ -132,4 +132,35 @@ $target->safe_psql('postgres', q{UPDATE tablesync.all_runs SET finished_at = fin
 	WHERE replica = 'items'::regclass AND status = 'succeeded'});
 is(run_counts($target, 'items'), 'succeeded|0|0|1', 'and one that was seen 25 days ago');
 
+# --- a failover that loses transactions in the middle of a run ---
+
+app_sql($target, q{SELECT tablesync_alter('plain', consistency => 'chunk', chunk_rows => 100)});
+is(run_counts($target, 'plain', ', force => true'), 'succeeded|0|10|20', 'all is well again');
+$standby->backup('next');
+my $next = PostgreSQL::Test::Cluster->new('next');
+$next->init_from_backup($standby, 'next', has_streaming => 1);
+$next->append_conf('postgresql.conf', "primary_conninfo = ''");
+$next->start;
+my ($old_port, $new_port) = ($standby->port, $next->port);
+$target->safe_psql('postgres', "ALTER SERVER src OPTIONS (SET host '127.0.0.1,127.0.0.1', SET port '$old_port,$new_port', ADD target_session_attrs 'primary')");
+$source = $standby;
+change_something();
+is(run_counts($target, $_), 'succeeded|20|10|0', 'changes') for qw(items plain);
+$before = replica_sums();
+
+# A run that has looked at the old server waits there for its first rows.
+my $locker = session($source);
+$locker->query_safe('BEGIN; LOCK TABLE items, plain');
+$source->safe_psql('postgres', "DO \$\$BEGIN PERFORM pg_current_xact_id(); END\$\$");
+app_sql($target, "SELECT tablesync_run('$_', wait => false)") for qw(items plain);
+wait_until($source, q{SELECT count(*) = 2 FROM pg_stat_activity WHERE usename = 'reader' AND wait_event_type = 'Lock'});
+$source->stop('immediate');
+$next->promote;
+eval { $locker->quit };
+wait_until($target, q{SELECT count(*) = 0 FROM tablesync_runs WHERE status = 'running'});
+is(app_sql($target, "SELECT status, sqlstate FROM tablesync_runs WHERE replica = '$_'::regclass ORDER BY run_id DESC LIMIT 1"), 'failed|TS002', "$_: a run that is interrupted does not go on with an older source") for qw(items plain);
+is(replica_sums(), $before, 'nothing changed');
+is(run_counts($target, $_, ', force => true'), 'succeeded|0|10|20', "$_: somebody insists") for qw(items plain);
+is_replica($next, $target, $_, $_, "$_ is identical") for qw(items plain);
+
 done_testing();
