@@ -35,7 +35,7 @@ sub flight
 	my $sql = join ";\n", ('SELECT status, message FROM tablesync_run(' . ($all ? '' : "'$t->{table}'") . ')') x $runs;
 	$h->note("-- round $round, at the target" . ($with_fault ? ", with a fault after $delay s: $kind" : '') . ($busy ? ', and changes meanwhile' : '') . "\n$sql;");
 	my $undo;
-	my $go_wrong = sub { $h->{counts}{"fault: $kind"}++; $undo = fault($h, $t, $kind); $with_fault = 2; $plan{done}++ if $kind =~ /^conflict|^source lost/; };
+	my $go_wrong = sub { $h->{counts}{"fault: $kind"}++; $undo = fault($h, $t, $kind); $with_fault = 2; $plan{done}++ if $kind =~ /^conflict|^source lost|^temporary/; };
 	$h->{runner}->ask('SELECT 1');
 	$go_wrong->() if $with_fault && is_early($kind);
 	$h->writer_begins($t, $round) if $with_writer;

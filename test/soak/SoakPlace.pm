@@ -36,11 +36,11 @@ sub start
 	my $number = $generation++ ? "_$generation" : '';
 	my $of_source = $kind eq 'standby of the source';
 	my $of_target = $kind eq 'standby of the target';
-	my $source = start_source(name => "source$number", conf => $streaming . "log_line_prefix = '%m [%p] %u|%a '\nmax_connections = 50\nfsync = off");
+	my $source = start_source(name => "source$number", conf => $streaming . "log_line_prefix = '%m [%p] %u|%a '\nmax_connections = 20\nfsync = off");
 	$source->safe_psql('postgres', q{ALTER ROLE reader SET log_statement = 'all'; ALTER ROLE postgres SET lock_timeout = '700ms'});
 	my $served = $of_source ? standby_of($source, "served$number", "max_standby_streaming_delay = 0\nhot_standby_feedback = off") : $source;
 	my $proxy = SoakProxy->start($served->port);
-	my $target = start_target($source, name => "target$number", port => $proxy->port, conf => ($of_target ? $streaming : '') . 'fsync = off');
+	my $target = start_target($source, name => "target$number", port => $proxy->port, conf => ($of_target ? $streaming : '') . "fsync = off\nmax_connections = 20");
 	prepare_target($target);
 	my %place = (kind => $kind, nodes => { source => $source, served => $served, target => $target }, proxy => $proxy, counts => $counts, at => {}, stopped => []);
 	if ($of_target)
