@@ -194,7 +194,8 @@ look_as_known(void *arg)
 	tsync_read_source(&run->replica->table, &run->source, true);
 	/* of the snapshot of the scan itself, the newest transaction may be one that it does not see */
 	run->source.seen_xid = run->source.oldest_xid;
-	return run->source.as_known && run->source.estimate < tsync_chunk_target(&run->pace);
+	return run->source.as_known && run->source.estimate < tsync_chunk_target(&run->pace) &&
+		!(run->replica->settings.by_xmin && tsync_lives_anew(&run->source, run->replica->state.epoch));
 }
 
 /* Prepare the replica's side of a scan. */

@@ -128,6 +128,7 @@ extern void tsync_name_interruption(ErrorData *edata);
 extern void tsync_tie_to_server(Oid table, Oid server, Oid extension);
 
 /* in xmin.c */
+extern bool tsync_lives_anew(TsyncSource *source, const char *epoch);
 extern void tsync_prepare_xmin(TsyncTable *table);
 extern TsyncHorizon tsync_find_horizon(TsyncSource *source, int64 first, const char *epoch);
 extern bool tsync_find_xmin(TsyncTable *table);
