@@ -159,7 +159,7 @@ sub after_flight
 		my ($old, $new) = ($before->{ $t->{name} }, $after->{ $t->{name} });
 		my $loaded = $h->{target}->must("SELECT loaded FROM tablesync.replica WHERE replica = '$t->{table}'::regclass");
 		next if $loaded ne 't' || !$t->{ran} || $with_writer || !defined $new->{replica};
-		check_kept($h, $t, $old->{keys}, $old->{source_keys}, $new->{source_keys});
+		check_kept($h, $t, $old->{keys}, $old->{source_keys}, $new->{source_keys}, $h->{lost} ? $h->{lost}{ $t->{name} }{keys} : ());
 		next if $h->{shaped} || $with_change;
 		violation("$t->{table} is neither what it was nor what its source is. " . difference($new->{wanted}, $new->{replica}))
 		  if $new->{replica} ne $old->{replica} && $new->{replica} ne $new->{wanted};
