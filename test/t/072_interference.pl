@@ -22,10 +22,11 @@ sub make_replica
 	return;
 }
 
-sub last_message
+# A psql of app that is not waited for; its output and errors are put where the last two arguments say.
+sub start_psql
 {
-	my ($replica) = @_;
-	return app_sql($target, "SELECT concat_ws(' / ', status, message, detail) FROM tablesync_runs WHERE replica = '$replica'::regclass ORDER BY run_id DESC LIMIT 1");
+	my ($sql, $out, $err) = @_;
+	return IPC::Run::start([ 'psql', '-XAtq', '-U', 'app', '-d', $target->connstr('postgres'), '-c', $sql ], '<', \undef, '>', $out, '2>', $err);
 }
 
 # --- triggers of the replica ---
@@ -60,6 +61,24 @@ like(slurp_file($target->logfile, $log), qr/ERROR:  canceling statement due to l
 is(app_sql($target, $count), 't', 'so far');
 app_sql($target, q{SELECT tablesync_run('fed')});
 is(app_sql($target, $count), 'f', 'until the next run');
+make_replica('fed_too', 'id integer PRIMARY KEY, note text', q{SELECT i, 'n' || i FROM generate_series(1, 10) i}, ', feed => true');
+my $changes = q{SELECT count(*), count(source_time) FROM tablesync_changes('fed_too')};
+my $before = app_sql($target, $changes);
+app_sql($target, q{SELECT tablesync_alter('fed', feed => false); SELECT tablesync_alter('fed', feed => true)});
+is(app_sql($target, $changes), $before, 'a feed that is begun anew takes nothing from another one');
+
+# --- two sessions that need the catalogs of a server at the same time ---
+
+$target->safe_psql('postgres', 'CREATE SERVER twin FOREIGN DATA WRAPPER postgres_fdw; GRANT USAGE ON FOREIGN SERVER twin TO app');
+my $first = session($target, '-U', 'app');
+$first->query_safe(q{BEGIN; SELECT tablesync.prepare_server('twin')});
+my ($out, $err) = ('', '');
+my $second = start_psql(q{SELECT tablesync.prepare_server('twin')}, \$out, \$err);
+wait_until($target, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE 'SELECT tablesync.prepare_server%' AND wait_event_type = 'Lock'});
+$first->query_safe('COMMIT');
+$second->finish;
+is($err, '', 'one waits for the other');
+$first->quit;
 
 # --- a load that brings NULL ---
 
@@ -83,10 +102,10 @@ is_replica($source, $target, 'dense', 'dense', 'dense');
 
 my $locker = session($source);
 $locker->query_safe('BEGIN; LOCK TABLE guarded');
-my ($out, $err) = ('', '');
-my $check = IPC::Run::start([ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-U', 'app', '-d', $target->connstr('postgres'), '-c', q{SELECT * FROM tablesync_check('guarded')} ], '<', \undef, '>', \$out, '2>', \$err);
+($out, $err) = ('', '');
+my $check = start_psql(q{SELECT * FROM tablesync_check('guarded')}, \$out, \$err);
 wait_until($target, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'tablesync check'});
-sleep 1;
+wait_until($source, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name LIKE 'tablesync%' AND wait_event_type = 'Lock'});
 $target->safe_psql('postgres', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'tablesync check'});
 $check->finish;
 like($out, qr/^guarded\|connection\|f\|the worker that checks replica public.guarded ended before it answered .*\|The server log says why/m, 'a check whose process is ended');
