@@ -304,13 +304,6 @@ tsync_evolve_catalog(Oid relid, int64 run_id, const char *new_shape, char **prob
 	return *problem == NULL;
 }
 
-/* Note that the columns to be fetched for all rows have been. */
-void
-tsync_finish_refetch(Oid relid)
-{
-	tsync_record_oid("SELECT tablesync.finish_refetch($1::regclass)", relid);
-}
-
 /* The replicas that are run together with one, by OID; NIL if it has no group. */
 List *
 tsync_group_members(Oid replica)

@@ -131,7 +131,7 @@ save_lessons(TsyncRecord *record)
 
 	/* with the digests: of what has changed since, the next run asks by this transaction id */
 	tsync_record("UPDATE tablesync.all_replicas SET scan_rate = nullif($2, 0), watermark = $3,"
-				 " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = $6,"
+				 " counters = $4::jsonb, counters_at = CASE WHEN $4 IS NOT NULL THEN $5 END, adopted = adopted AND $6, refetch = CASE WHEN $6 THEN refetch ELSE '{}' END,"
 				 " memory_horizon = nullif($7, 0), memory_epoch = $8, memory_at = clock_timestamp(), source_changes = nullif($9, -1), look_key = $10, filtered_by = filter"
 				 " WHERE replica = $1::regclass", lengthof(types), types, values, nulls);
 }

@@ -145,7 +145,7 @@ typedef struct TsyncRecord
 	const char *watermark;
 	const char *counters;
 	TimestampTz counters_at;
-	bool		adopted;		/* still */
+	bool		adopted;		/* rows or columns of which no version tells are compared; in the end: are still to be */
 	bool		of_view;		/* whose rewrites do not show */
 	bool		by_xmin;		/* the digests are of that fingerprint */
 	bool		by_value;		/* but rows had to be compared by value */
@@ -162,7 +162,6 @@ extern TsyncReplica *tsync_read_replica(Oid relid);
 extern bool tsync_record_source(Oid relid, int64 run_id, const char *identity, int version,
 								char **unreadable, int nunreadable);
 extern bool tsync_evolve_catalog(Oid relid, int64 run_id, const char *new_shape, char **problem, char **hint);
-extern void tsync_finish_refetch(Oid relid);
 extern List *tsync_group_members(Oid replica);
 extern void tsync_check_bounds(TsyncReplica *replica);
 extern void tsync_save_load_position(TsyncTable *table, char **key);

@@ -320,12 +320,3 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tablesync.record_identity(regclass, text, integer) IS 'remembers the files of a source and the version of its server; true if they are others, so that all columns have to be compared once';
-
-CREATE FUNCTION tablesync.finish_refetch(replica regclass)
-RETURNS void
-LANGUAGE sql
-SET search_path = pg_catalog, pg_temp
-AS $$
-    UPDATE tablesync.all_replicas t SET refetch = '{}', feed_starts_again = true WHERE t.replica = $1;
-$$;
-COMMENT ON FUNCTION tablesync.finish_refetch(regclass) IS 'notes that the columns in tablesync.replica.refetch have been fetched for all rows';

@@ -99,6 +99,7 @@ extern void tsync_check_desc(TupleDesc expected, TupleDesc actual);
 extern void tsync_rowset_init(TsyncRowSet *set, const char *name, TupleDesc tupdesc);
 extern void tsync_rowset_clear(TsyncRowSet *set);
 extern void tsync_rowset_truncate(TsyncRowSet *set, int64 count);
+extern void tsync_rowset_append(TsyncRowSet *set, TsyncRowSet *from);
 extern void tsync_rowsets_end(void);
 extern void tsync_rowset_register(TsyncRowSet *set);
 extern void tsync_rowset_start(TsyncRowSet *set);

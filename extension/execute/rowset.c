@@ -79,6 +79,18 @@ tsync_rowset_truncate(TsyncRowSet *set, int64 count)
 	*set = kept;
 }
 
+/* Append the rows of another row set of the same columns. */
+void
+tsync_rowset_append(TsyncRowSet *set, TsyncRowSet *from)
+{
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(from->tupdesc, &TTSOpsMinimalTuple);
+
+	tsync_rowset_start(from);
+	for (; tsync_rowset_next(from, slot); set->count++)
+		tuplestore_puttupleslot(set->rows, slot);
+	ExecDropSingleTupleTableSlot(slot);
+}
+
 /* Close the files of all row sets, whose memory goes with its context. */
 void
 tsync_rowsets_end(void)

@@ -152,6 +152,42 @@ tsync_sql_different_rows(TsyncTable *table, const char *rows)
 	return buf.data;
 }
 
+/* Of the rows with columns that were fetched for all rows ("part": a table that has only these and its key) those not staged. */
+char *
+tsync_sql_unstaged_rows(TsyncTable *part)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	tsync_append_columns(&buf, part, "s.");
+	appendStringInfo(&buf, " FROM %s s WHERE NOT EXISTS (SELECT FROM %s u WHERE ", TSYNC_REFETCHED, TSYNC_UPDATED);
+	tsync_append_keys_equal(&buf, part, "u.", "s.");
+	appendStringInfo(&buf, ") AND NOT EXISTS (SELECT FROM %s d WHERE ", TSYNC_DELETED);
+	tsync_append_keys_equal(&buf, part, "d.", "s.");
+	appendStringInfoChar(&buf, ')');
+	return buf.data;
+}
+
+/* The replica's rows with the columns that were fetched for all rows, where they have others. */
+char *
+tsync_sql_refetched_rows(TsyncTable *table, TsyncTable *part)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	for (int i = 0; i < table->ncolumns; i++)
+		appendStringInfo(&buf, "%s%s.%s", i > 0 ? ", " : "",
+						 table->columns[i].refetch && !tsync_is_key(table, &table->columns[i]) ? "s" : "r",
+						 table->columns[i].quoted);
+	appendStringInfo(&buf, " FROM %s s JOIN %s r ON ", TSYNC_REFETCHED, table->replica_sql);
+	tsync_append_keys_equal(&buf, table, "s.", "r.");
+	appendStringInfoString(&buf, " WHERE ");
+	append_differs(&buf, part);
+	return buf.data;
+}
+
 /* How many rows of a row set the replica does not have, or has with other values; a second column is NULL. */
 char *
 tsync_sql_count_different_rows(TsyncTable *table, const char *rows)

@@ -24,7 +24,7 @@ typedef struct TsyncColumn
 	int32		typmod;
 	bool		nullable;
 	bool		opaque;			/* no hash is the same at both ends */
-	bool		refetch;		/* to be fetched for all rows, see evolve.c */
+	bool		refetch;		/* to be fetched for all rows, whatever their version; see evolve.c */
 	Oid			bytewise_collation; /* ours, of text that both sides sort by its bytes */
 	const char *expression;		/* by which the source computes it, SQL text; NULL: it is a column there */
 	bool		constant;		/* that expression has no column */
@@ -110,6 +110,7 @@ typedef struct TsyncRange
 #define TSYNC_TOUCHED "tsync_touched"	/* keys of rows that somebody has changed here */
 #define TSYNC_NEW "tsync_new"	/* keys of rows that the source has written since the last success */
 #define TSYNC_OPAQUE "tsync_opaque" /* columns without a hash of a chunk's source rows */
+#define TSYNC_REFETCHED "tsync_refetched"	/* columns that are fetched for all rows */
 
 /* Number of rows and sum, modulo 2^64, of their fingerprints. */
 typedef struct TsyncDigest
@@ -288,6 +289,8 @@ extern char *tsync_sql_keys_of_buckets(TsyncTable *table, TsyncRange *range, Tsy
 extern char *tsync_sql_unlisted_keys(TsyncTable *table, const char *listed, TsyncRange *range, TsyncBucketing *bucketing,
 									 List *buckets, TsyncFingerprint fingerprint);
 extern char *tsync_sql_different_rows(TsyncTable *table, const char *rows);
+extern char *tsync_sql_unstaged_rows(TsyncTable *part);
+extern char *tsync_sql_refetched_rows(TsyncTable *table, TsyncTable *part);
 extern char *tsync_sql_count_different_rows(TsyncTable *table, const char *rows);
 extern char *tsync_sql_digest_of_rows(TsyncTable *table, const char *rows, TsyncFingerprint fingerprint);
 

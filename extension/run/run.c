@@ -211,7 +211,7 @@ prepare_record(TsyncRun *run)
 	record->scan_rate = run->pace.slowness > 0 ? run->pace.scan_rate : tsync_learned_rate(&run->pace);
 	record->counters = run->source.counters;
 	record->counters_at = run->source.counters_at;
-	record->adopted = replica->state.adopted;
+	record->adopted = replica->state.adopted || replica->state.refetching;
 	record->of_view = replica->settings.source_is_view && !tsync_has_files(&run->source);
 	record->by_xmin = run->scan.fingerprint.xmin;
 	record->by_value = run->scan.by_value;

@@ -13,6 +13,7 @@
 #include "tablesync.h"
 
 #include "apply/apply.h"
+#include "evolve/evolve.h"
 #include "load/load.h"
 #include "process/process.h"
 #include "scan/scan.h"
@@ -36,6 +37,7 @@ typedef struct TsyncRun
 	TsyncVerify verify;
 	TsyncStage *stage;
 	TsyncLoad	load;
+	TsyncRefetch refetch;
 	TsyncScan	scan;
 	TsyncApply	apply;
 	TsyncRecord record;

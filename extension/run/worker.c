@@ -107,7 +107,7 @@ begin_run(TsyncRun *run)
 		return;
 	}
 	/* before SCAN, which finds by its version what changes meanwhile */
-	tsync_refetch(&run->replica->table, &run->pace, run->source.estimate, tsync_message_of(run));
+	tsync_refetch(&run->refetch, &run->replica->table, &run->pace, run->source.estimate);
 	tsync_prepare_scan(run);
 }
 
@@ -179,6 +179,7 @@ synchronise(List *runs, bool last_attempt)
 		TsyncRun   *run = lfirst(lc);
 
 		tsync_judge_chunks(&run->replica->table, &run->verify, run->stage, run->scan.chunks, run->source.version);
+		tsync_stage_refetched(&run->refetch, &run->replica->table, run->stage);
 		tsync_prepare_apply(run, last_attempt);
 	}
 	/* the source was asked for the last time: APPLY may wait for locks */

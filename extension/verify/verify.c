@@ -156,7 +156,8 @@ tsync_choose_chunks(TsyncReplica *replica, TsyncVerify *verify, List *chunks)
 	/* by xmin any chunk may have to be compared by value */
 	if (!verify->by_row && (wanted > 0 || verify->by_xmin))
 		prepare_opaque(&replica->table, verify);
-	if (wanted <= 0)
+	/* while columns are fetched for all rows, those that lack them are not at fault */
+	if (wanted <= 0 || replica->state.refetching)
 		return;
 	verify->verified_at = GetCurrentTimestamp();
 	by_age = list_copy(chunks);

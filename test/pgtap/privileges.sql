@@ -71,7 +71,7 @@ SELECT is(pg_temp.functions('tablesync', true),
 SELECT is(pg_temp.functions('tablesync', false),
     'alert_kind alert_payload announce_alert back_off before_drop check_belonging claim_alert claim_range '
     'close_alert count_run create_source_catalog describe_feed drop_xmin_table end_jobs end_queued export_note '
-    'export_of_changes export_of_rows export_query export_relation find_consumer finish_feed finish_refetch '
+    'export_of_changes export_of_rows export_query export_relation find_consumer finish_feed '
     'follow_schedule forget_dropped forget_total grant_source_catalogs has_alert_handler instant_literal '
     'is_export_live is_watched keep_names log_alert log_steps memory_columns note_consumers '
     'note_drift open_alert plan_export prunable prune_feed prune_runs public_message record_add_consumer '

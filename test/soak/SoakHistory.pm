@@ -112,7 +112,6 @@ sub change
 	$h->step($session, $sql) if $ok;
 	$h->{$session}->ask('ROLLBACK') if !$ok;
 	$h->{counts}{'changes'}++;
-	if ($change->{name} =~ /^partition/) { $_->{other_partitions} = 1 for @{ $h->{all} } }
 	$h->{counts}{'changes that failed'}++ if !$ok;
 	if ($ENV{SOAK_DEBUG} && !$ok) { Test::More::diag("$change->{name}: $answer\n$sql"); }
 	return $ok;
@@ -305,7 +304,7 @@ sub quiet_run
 		$h->after_shape;
 	}
 	end_reads($h);
-	for (@{ $h->{all} }) { $_->{ran} = 1; delete $_->{other_partitions}; }
+	for (@{ $h->{all} }) { $_->{ran} = 1 }
 	return;
 }
 

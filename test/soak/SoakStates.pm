@@ -84,7 +84,7 @@ sub end_reads
 	$h->{counts}{'reads of replicas that differ from the one before'} += @seen;
 	$h->{counts}{'states of sources meanwhile'} += @$states;
 	my @reads = ($h->{first_read}, @seen, $last);
-	my @tables = grep { $_->{name} ne ($written // '') && !is_fetched_again($h, $_) } @{ $h->{all} };
+	my @tables = grep { $_->{name} ne ($written // '') } @{ $h->{all} };
 	my (@together, @alone);
 	for my $t (@tables)
 	{
@@ -96,16 +96,6 @@ sub end_reads
 	check_instants($h, [$_], $states, \@reads) for @alone;
 	check_instants($h, \@together, $states, \@reads) if @together;
 	return;
-}
-
-# By version, where a column has no exact hash, a run of other partitions fetches all columns but the version anew, page by page, before it scans:
-# readers see that, as they see a load.
-sub is_fetched_again
-{
-	my ($h, $t) = @_;
-	return 0 if !$t->{other_partitions} || $t->{fingerprint} ne 'version';
-	$h->{counts}{'reads not judged: all columns are fetched again'}++;
-	return 1;
 }
 
 # How runs since the last look have read the source: snapshot, chunk or load.

@@ -180,7 +180,7 @@ run_counts($target, '"a ""b"');
 decoded();
 $source->safe_psql('postgres', q{ALTER TABLE "a ""b" ADD COLUMN j xml DEFAULT '<a/>'});
 run_counts($target, '"a ""b"');
-like(decoded(), qr/^sync public\."a ""b" 0\/3\/0, 3 public\."a ""b" UPDATE\nsync public\."a ""b" 0\/\d\/0\*(, \d public\."a ""b" UPDATE)?$/, 'a column that is fetched for all rows');
+is(decoded(), q{sync public."a ""b" 0/3/0*, 3 public."a ""b" UPDATE}, 'a column that is fetched for all rows');
 
 # a feed is written in the same transaction
 app_sql($target, q{SELECT tablesync_add('fed', 'src', 'public.few', feed => true)});
