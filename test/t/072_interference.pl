@@ -69,7 +69,11 @@ is(app_sql($target, $changes), $before, 'a feed that is begun anew takes nothing
 
 # --- two sessions that need the catalogs of a server at the same time ---
 
-$target->safe_psql('postgres', 'CREATE SERVER twin FOREIGN DATA WRAPPER postgres_fdw; GRANT USAGE ON FOREIGN SERVER twin TO app');
+$target->safe_psql('postgres', q{
+	CREATE SERVER hidden FOREIGN DATA WRAPPER postgres_fdw;
+	SELECT tablesync.prepare_server('hidden');
+	CREATE SERVER twin FOREIGN DATA WRAPPER postgres_fdw;
+	GRANT USAGE ON FOREIGN SERVER twin TO app});
 my $first = session($target, '-U', 'app');
 $first->query_safe(q{BEGIN; SELECT tablesync.prepare_server('twin')});
 my ($out, $err) = ('', '');
@@ -78,6 +82,9 @@ wait_until($target, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE
 $first->query_safe('COMMIT');
 $second->finish;
 is($err, '', 'one waits for the other');
+is($target->safe_psql('postgres', q{
+	SELECT s.srvname, bool_or(has_table_privilege('app', k.foreign_table, 'SELECT')) FROM tablesync.source_catalogs k JOIN pg_foreign_server s ON s.oid = k.server
+	WHERE s.srvname IN ('hidden', 'twin') GROUP BY 1 ORDER BY 1}), "hidden|f\ntwin|t", 'and who may use a server may read its catalogs, and no others');
 $first->quit;
 
 # --- a load that brings NULL ---
@@ -120,6 +127,17 @@ $target->safe_psql('postgres', q{SELECT pg_cancel_backend(pid) FROM pg_stat_acti
 $holder->query_safe('COMMIT');
 app_sql($target, "SELECT tablesync_wait($run)");
 is(app_sql($target, "SELECT status FROM tablesync_runs WHERE run_id = $run"), 'cancelled', 'a run that is cancelled before it has begun');
+
+# --- freshness is of each replica by itself, and of runs that have succeeded and were no verify ---
+
+make_replica('beside', 'id integer PRIMARY KEY, note text', q{SELECT i, 'n' || i FROM generate_series(1, 10) i}, q{, freshness => '1 hour'});
+app_sql($target, q{SELECT tablesync_alter('guarded', freshness => '1 hour'); SELECT tablesync_run('guarded')});
+$target->safe_psql('postgres', q{
+	UPDATE tablesync.all_runs SET started_at = started_at - interval '2 hours', finished_at = finished_at - interval '2 hours' WHERE replica = 'guarded'::regclass});
+app_sql($target, q{SELECT tablesync_verify('guarded'); SELECT tablesync_run('beside')});
+is(app_sql($target, q{SELECT string_agg(replica || ' ' || kind, ', ') FROM tablesync_alerts WHERE kind = 'stale'}), 'guarded stale', 'an old replica beside a new one');
+app_sql($target, q{SELECT tablesync_run('guarded')});
+is(app_sql($target, q{SELECT count(*) FROM tablesync_alerts WHERE kind = 'stale'}), 0, 'until it has run');
 
 # --- functions of ours that are called by anybody ---
 
