@@ -105,6 +105,14 @@ at_source(q{UPDATE dense SET note = 'x'; INSERT INTO dense VALUES (9000000000000
 is(run_counts($target, 'dense'), 'succeeded|2|200000|0', 'found');
 is_replica($source, $target, 'dense', 'dense', 'dense');
 
+# --- a version that is no time ---
+
+make_replica('numbered', 'id integer PRIMARY KEY, version bigint', 'SELECT i, i FROM generate_series(1, 100) i', q{, version_column => 'version', fingerprint => 'version'});
+at_source('DELETE FROM numbered WHERE id = 50; UPDATE numbered SET version = 1000 WHERE id = 1');
+is(run_counts($target, 'numbered'), 'succeeded|0|1|1', 'grows');
+at_source('UPDATE numbered SET version = 2 WHERE id = 1; DELETE FROM numbered WHERE id = 2');
+like(app_fails($target, q{SELECT tablesync_run('numbered')}), qr/TS002: the source of replica public.numbered has gone back in time/, 'and may not shrink');
+
 # --- a check whose process is ended ---
 
 my $locker = session($source);
