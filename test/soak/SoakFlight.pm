@@ -44,6 +44,7 @@ sub flight
 	# a run of many small chunks takes long enough
 	$h->{proxy}->command('delay ' . ($busy && rand() < 0.5 ? 3 : 1)) if ($with_fault || $busy) && !grep { $_->{add} =~ /chunk_rows => [1-7]\b/ } @{ $h->{all} };
 	my $followed = follow($h);
+	if (rand() < 0.2) { ask_export($h, $_) for @{ $h->{all} } }
 	$h->step('runner', $sql);
 	$h->{runner}->send($sql);
 	my $until = time + $delay;

@@ -1,6 +1,6 @@
-# SoakFollowers: who follows a replica by its feed.  A consumer, whose work is in the
-# target's database, so that it is done exactly once; and somebody who asks what
-# the replica was before.
+# SoakFollowers: who follows a replica.  A consumer of its feed, whose work is in the
+# target's database, so that it is done exactly once; somebody who asks what the
+# replica was before; and exports.
 
 package SoakFollowers;
 
@@ -10,7 +10,7 @@ use warnings;
 use Exporter 'import';
 use SoakModel;
 
-our @EXPORT = qw(followers_begin follow check_followed check_past);
+our @EXPORT = qw(followers_begin follow check_followed check_past ask_export check_exports);
 
 # What a consumer does, as in docs/feed.md.  Each position is done once, or it is an error.
 my $procedure = <<'EOT';
@@ -131,6 +131,50 @@ sub check_past
 	my $at = $h->{target}->must('SELECT clock_timestamp()');
 	my ($rows, $ok) = $ask->($at);
 	$t->{past} = $ok ? { at => $at, rows => $rows } : undef;
+	return;
+}
+
+# Ask for an export of all rows, or of all changes.
+sub ask_export
+{
+	my ($h, $t) = @_;
+	return if !$h->{place}{exports} || $h->{shaped} || !$t->{ran} || !($t->{version} || $t->{feed});
+	my $format = rand() < 0.7 ? 'csv' : 'jsonl';
+	my ($id, $ok) = $h->{app}->ask("SELECT tablesync_export('$t->{table}', '-infinity', 'infinity', '$format')");
+	push @{ $h->{exports} }, { id => $id, table => $t, format => $format } if $ok;
+	return;
+}
+
+# Each file is there and whole, once its export says so.  Of a quiet replica it has its rows.
+sub check_exports
+{
+	my ($h, $quiet) = @_;
+	for my $export (splice @{ $h->{exports} })
+	{
+		my $t = $export->{table};
+		SoakModel::becomes($h->{target}, "SELECT count(*) FROM tablesync_exports WHERE export_id = $export->{id} AND state NOT IN ('FINISHED', 'FAILED')", 0, 3);
+		my ($state, $rows, $uri, $message) = split /\|/, $h->{target}->must("SELECT state, rows, uri, message FROM tablesync_exports WHERE export_id = $export->{id}"), 4;
+		# it has gone with its replica, or in a restored database
+		next if !defined $state;
+		$h->{counts}{"export $state"}++;
+		violation("an export of $t->{table} has failed: $message") if $state eq 'FAILED' && $quiet;
+		next if $state ne 'FINISHED' || $h->{shaped};
+		my $path = $uri =~ s{^file://}{}r;
+		my $source = $t->{version} ? $t->{table} : "$t->{table}_changes";
+		my $got;
+		if ($export->{format} eq 'csv')
+		{
+			$got = $h->{target}->must("DROP TABLE IF EXISTS exported; CREATE TEMP TABLE exported (LIKE $source); COPY exported FROM '$path' (FORMAT csv, HEADER match); SELECT count(*) FROM exported");
+			if ($quiet && $t->{version})
+			{
+				my $differ = $h->{target}->must("SELECT (SELECT count(*) FROM (SELECT e::text FROM exported e EXCEPT ALL SELECT r::text FROM $source r) d)
+					+ (SELECT count(*) FROM (SELECT r::text FROM $source r WHERE updated_at IS NOT NULL EXCEPT ALL SELECT e::text FROM exported e) d)");
+				violation("$path is not what $source has: $differ rows") if $differ;
+			}
+		}
+		else { $got = () = PostgreSQL::Test::Utils::slurp_file($path) =~ /\n/g; }
+		violation("$path has $got rows, and the export says $rows") if $got != $rows;
+	}
 	return;
 }
 

@@ -248,7 +248,7 @@ sub verify_at_target
 		$h->note("-- $name, at target, as a superuser: $change->{name}" . ($ok ? '' : ', fails: ' . $answer =~ s/\n/ /gr) . "\n$change->{sql};");
 		$h->step('target', $change->{sql}) if $ok;
 		$h->{target}->ask('ROLLBACK') if !$ok;
-		delete $t->{base};    # nor does the feed tell of it
+		delete @$t{qw(base followed past)};    # nor does the feed tell of it
 	}
 	$h->note("-- $name, at target: verify");
 	my $same = wanted_rows($h->{source}, $t) eq replica_rows($h->{source}, $h->{target}, $t);
@@ -366,6 +366,12 @@ sub round
 	check_feed($h, $_) for @{ $h->{all} };
 	$h->seed("$round.followers");
 	for my $t (@{ $h->{all} }) { check_followed($h, $t); check_past($h, $t); }
+	check_exports($h);
+	if (rand() < 0.1)
+	{
+		ask_export($h, $_) for @{ $h->{all} };
+		check_exports($h, 1);
+	}
 	check_alerts($h, $_, 1) for @{ $h->{all} };
 	check_runs($h);
 	check_logs($h);
