@@ -138,7 +138,7 @@ sub check_past
 sub ask_export
 {
 	my ($h, $t) = @_;
-	return if !$h->{place}{exports} || $h->{shaped} || !$t->{ran} || !($t->{version} || $t->{feed});
+	return if !$h->{place}{export_directory} || $h->{shaped} || !$t->{ran} || !($t->{version} || $t->{feed});
 	my $format = rand() < 0.7 ? 'csv' : 'jsonl';
 	my ($id, $ok) = $h->{app}->ask("SELECT tablesync_export('$t->{table}', '-infinity', 'infinity', '$format')");
 	push @{ $h->{exports} }, { id => $id, table => $t, format => $format } if $ok;

@@ -45,7 +45,7 @@ sub start
 	mkdir $exports if $exports;
 	my $target = start_target($source, name => "target$number", port => $proxy->port, conf => ($of_target ? $streaming : "tablesync.export_directory = '$exports'\n") . "fsync = off\nmax_connections = 20");
 	prepare_target($target);
-	my %place = (kind => $kind, nodes => { source => $source, served => $served, target => $target }, proxy => $proxy, counts => $counts, at => {}, stopped => [], exports => $exports);
+	my %place = (kind => $kind, nodes => { source => $source, served => $served, target => $target }, proxy => $proxy, counts => $counts, at => {}, stopped => [], export_directory => $exports);
 	if ($of_target)
 	{
 		$place{nodes}{standby} = standby_of($target, "standby$number", "synchronous_standby_names = ''");
