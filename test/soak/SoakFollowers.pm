@@ -140,7 +140,8 @@ sub ask_export
 	my ($h, $t) = @_;
 	return if !$h->{place}{export_directory} || $h->{shaped} || !$t->{ran} || !($t->{version} || $t->{feed});
 	my $format = rand() < 0.7 ? 'csv' : 'jsonl';
-	my ($id, $ok) = $h->{app}->ask("SELECT tablesync_export('$t->{table}', '-infinity', 'infinity', '$format')");
+	my ($id, $ok) = $h->{app}->ask("SELECT tablesync_export('$t->{table}', '0001-01-01', '9000-01-01', '$format')");
+	$h->{counts}{ 'exports asked for' . ($ok ? '' : ', refused') }++;
 	push @{ $h->{exports} }, { id => $id, table => $t, format => $format } if $ok;
 	return;
 }
