@@ -26,6 +26,7 @@
 typedef struct PruneBatch
 {
 	Oid			relid;
+	int64		run_id;
 	bool		pruned;
 	int64		written;		/* changes that the last run has written which wrote some */
 } PruneBatch;
@@ -39,7 +40,7 @@ prune_batch(void *arg)
 	Datum		values[] = {ObjectIdGetDatum(batch->relid), Int32GetDatum(BATCH_POSITIONS)};
 	Oid			prune_types[] = {OIDOID, INT8OID, INT8OID};
 	Datum		prune_values[lengthof(prune_types)] = {ObjectIdGetDatum(batch->relid)};
-	Oid			feed;
+	Oid			feed = InvalidOid;
 	bool		isnull = true;
 
 	tsync_begin();
@@ -70,34 +71,43 @@ prune_batch(void *arg)
 	tsync_commit();
 }
 
+/* Delete what is not kept any more. */
+static void
+prune_feed(PruneBatch *batch)
+{
+	batch->pruned = true;
+	/* twice what is written, so that a feed which has grown gets smaller again */
+	for (int i = 0; batch->pruned && (i < MIN_BATCHES || (int64) i * BATCH_POSITIONS < 2 * batch->written); i++)
+		prune_batch(batch);
+}
+
 /* Wake who waits for changes, and see who has fallen behind. */
 static void
-settle_feed(Oid relid, int64 run_id)
+settle_feed(PruneBatch *batch)
 {
 	Oid			types[] = {OIDOID, INT8OID};
-	Datum		values[] = {ObjectIdGetDatum(relid), Int64GetDatum(run_id)};
+	Datum		values[] = {ObjectIdGetDatum(batch->relid), Int64GetDatum(batch->run_id)};
 
 	tsync_begin();
 	tsync_record("SELECT tablesync.settle_feed($1::regclass, $2)", lengthof(types), types, values, NULL);
 	tsync_commit();
 }
 
-/* What is to be done about the feed of a replica after a run. */
-void
-tsync_settle_feed(Oid relid, int64 run_id)
+/* Do one of both, unless it fails, is cancelled, or waits too long: users may have locked the feed for as long as they like. */
+static void
+try_to(void (*step) (PruneBatch *batch), PruneBatch *batch)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	PruneBatch	batch = {.relid = relid,.pruned = true};
 
 	PG_TRY();
 	{
-		/* twice what is written, so that a feed which has grown gets smaller again */
-		for (int i = 0; batch.pruned && (i < MIN_BATCHES || (int64) i * BATCH_POSITIONS < 2 * batch.written); i++)
-			prune_batch(&batch);
-		settle_feed(relid, run_id);
+		tsync_interrupt_recording();
+		step(batch);
+		tsync_begin_recording();
 	}
 	PG_CATCH();
 	{
+		tsync_begin_recording();
 		MemoryContextSwitchTo(caller);
 		EmitErrorReport();
 		FlushErrorState();
@@ -105,4 +115,14 @@ tsync_settle_feed(Oid relid, int64 run_id)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
+}
+
+/* What is to be done about the feed of a replica after a run. */
+void
+tsync_settle_feed(Oid relid, int64 run_id)
+{
+	PruneBatch	batch = {.relid = relid,.run_id = run_id};
+
+	try_to(prune_feed, &batch);
+	try_to(settle_feed, &batch);
 }

@@ -69,10 +69,8 @@ tsync_collect_buckets(TsyncTable *table, TsyncFingerprint fingerprint, TsyncSide
 void
 tsync_key_span(TsyncTable *table, TsyncRange *range, int64 *first, int64 *last)
 {
-	*first = *last = 0;
-	if (tsync_select(table, TSYNC_REPLICA, tsync_sql_key_span(table, range), NULL) != 1)
-		return;
-	if (SPI_gettypeid(SPI_tuptable->tupdesc, 1) != INT8OID || SPI_gettypeid(SPI_tuptable->tupdesc, 2) != INT8OID)
+	if (tsync_select(table, TSYNC_REPLICA, tsync_sql_key_span(table, range), NULL) != 1 ||
+		SPI_gettypeid(SPI_tuptable->tupdesc, 1) != INT8OID || SPI_gettypeid(SPI_tuptable->tupdesc, 2) != INT8OID)
 		elog(ERROR, "a span of keys is not two integers");
 	*first = tsync_result_int64(0, 1);
 	*last = tsync_result_int64(0, 2);

@@ -25,9 +25,8 @@ tsync_advance_watermark(TsyncTable *table, const char *rows, const char *more)
 
 	if (version == NULL || !tsync_has_maximum(version))
 		return;					/* no order, or no maximum */
-	if (tsync_select(table, TSYNC_REPLICA,
-					 tsync_sql_watermark(table, rows, more), NULL) != 1)
-		return;
+	if (tsync_select(table, TSYNC_REPLICA, tsync_sql_watermark(table, rows, more), NULL) != 1)
+		elog(ERROR, "a maximum is not one row");
 	watermark = tsync_result_text(0, 1);
 	/* it outlives this attempt, which may fail */
 	if (watermark != NULL)

@@ -137,6 +137,7 @@ extern void tsync_watch_signals(void);
 extern bool tsync_is_cancelled(void);
 extern bool tsync_is_to_end(void);
 extern void tsync_begin_recording(void);
+extern void tsync_interrupt_recording(void);
 extern void tsync_follow_configuration(void);
 extern void tsync_next_turn(void);
 extern void tsync_forget_leftovers(void);

@@ -117,6 +117,13 @@ tsync_begin_recording(void)
 	QueryCancelPending = false;
 }
 
+/* What comes now may be cancelled again, and ends when it waits too long for a lock: that is a cancel, too. */
+void
+tsync_interrupt_recording(void)
+{
+	recording = false;
+}
+
 /* Follow a change of the configuration, if there was one.  Outside of a transaction. */
 void
 tsync_follow_configuration(void)

@@ -103,8 +103,6 @@ tsync_confirm(TsyncTable *table, TsyncStage *stage)
 	SecondLook	look = {.table = table,.stage = stage};
 
 	Assert(!IsTransactionState());	/* a look of its own: the snapshot of SCAN must have ended */
-	if (stage->deleted.count == 0)
-		return;
 	tsync_progress_phase(TSYNC_PHASE_CONFIRM, 0, stage->deleted.count);
 	tsync_insist(look_again, &look);
 }

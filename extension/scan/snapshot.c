@@ -254,7 +254,6 @@ tsync_try_scan_snapshot(TsyncScanState *state)
 		tsync_source_goes_on();
 		return true;
 	}
-	tsync_clear_state(state);
 	if (attempt.interrupted)
 	{
 		scan->conflicted = scan->snapshot_expired = automatic && tsync_outlives_source();

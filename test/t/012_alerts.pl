@@ -256,6 +256,8 @@ with_handler('public.missing(jsonb)', qr/$failed.missing\(jsonb\) can't be calle
 with_handler('public.wrong(integer)', qr/$failed.wrong\(integer\) can't be called: public.wrong\(integer\) is not a function that takes one jsonb/);
 $target->safe_psql('postgres', 'CREATE FUNCTION foreign_one(jsonb) RETURNS void LANGUAGE sql AS $$$$; ALTER FUNCTION foreign_one(jsonb) OWNER TO other');
 with_handler('public.foreign_one(jsonb)', qr/$failed.foreign_one\(jsonb\) can't be called: public.foreign_one\(jsonb\) belongs neither to the replica's owner/);
+$target->safe_psql('postgres', 'CREATE FUNCTION closed(jsonb) RETURNS void LANGUAGE sql AS $$$$; REVOKE EXECUTE ON FUNCTION closed(jsonb) FROM PUBLIC');
+with_handler('public.closed(jsonb)', qr/$failed.closed\(jsonb\) can't be called: permission denied for function public.closed\(jsonb\)/);
 like(app_fails($target, q{LOAD 'tablesync'; ALTER ROLE app SET tablesync.alert_handler = 'public.on_alert(jsonb)'}), qr/42501/, 'only a superuser names the handler');
 with_handler('public.hangs(jsonb)', qr/$failed.hangs\(jsonb\) failed with SQLSTATE 57014/);
 # a worker that has the hanging handler yet would take the next alert, too

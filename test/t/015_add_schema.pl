@@ -108,7 +108,7 @@ is(add(q{'empty', 'rest'}), '', 'an empty schema');
 
 # --- nothing is taken over by accident ---
 
-$target->safe_psql('postgres', 'CREATE SCHEMA mine AUTHORIZATION app');
+$target->safe_psql('postgres', 'CREATE SCHEMA mine AUTHORIZATION app; CREATE SERVER another FOREIGN DATA WRAPPER postgres_fdw');
 app_sql($target, q{
 	CREATE TABLE mine.customers (id integer PRIMARY KEY, name text, updated_at timestamptz);
 	INSERT INTO mine.customers VALUES (-1, 'mine', NULL);

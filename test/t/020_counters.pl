@@ -68,6 +68,13 @@ sub is_scanned
 is(run_counts($target, 'items'), 'succeeded|1000|0|0', 'loaded');
 is_scanned('0|0|0', 'after a load');
 is_skipped('again');
+my $proof = q{SELECT proof FROM tablesync_runs WHERE replica = 'items'::regclass AND kind <> 'verify' ORDER BY run_id DESC LIMIT 1};
+my $proved = app_sql($target, $proof);
+app_sql($target, q{SELECT tablesync_verify('items')});
+is_skipped('after a verify');
+is(app_sql($target, $proof), $proved, 'by the proof of the run that has scanned, not by that of the verify');
+$target->safe_psql('postgres', q{UPDATE tablesync.all_runs SET replica_digest = replica_digest + 1 WHERE run_id = (SELECT max(run_id) FROM tablesync.all_runs WHERE replica = 'items'::regclass)});
+is_scanned('0|0|0', 'a run without a proof');
 is(app_sql($target, q{SELECT rows, state FROM tablesync_status WHERE replica = 'items'::regclass}), '1000|ok', 'status');
 
 change('INSERT INTO items VALUES (2000)');

@@ -45,6 +45,7 @@ my $status = q{SELECT state, rows, schedule, message FROM tablesync_status WHERE
 is(both($status), 'ok|1000|0 0 1 1 *| / ok|1000|0 0 1 1 *|', 'the same state');
 is(both('SELECT status FROM tablesync_health()'), 'ok / ok', 'all is well');
 is(app_sql($standby, 'SELECT tablesync.watch(), tablesync.serve_queue(), tablesync.serve_exports()'), '0|0|0', 'nothing to do there');
+is(app_sql($standby, q{SELECT tablesync.prepare_server('src')}), '', 'foreign tables over the catalogs of a source are made at the primary');
 is(app_sql($standby, q{SELECT string_agg(check_name, ' ') FROM tablesync_check('items') WHERE NOT ok}), 'connection', 'checks of the source are the primary\'s');
 like(app_sql($standby, q{SELECT detail || hint FROM tablesync_check('items') WHERE NOT ok}), qr/^cannot use tablesync_check\(\) on a standby .*Use it on the primary server/, 'and say so');
 

@@ -85,6 +85,7 @@ for my $bad ([ q{columns => '{id,nope}'}, qr/42703.*the source has no column 'no
 	[ q{columns => '{full_name}'}, qr/key column 'id' is not among them/ ])
 {
 	like(app_fails($target, "SELECT tablesync_alter('people', $bad->[0])"), $bad->[1], "bad: $bad->[0]");
+	like(app_fails($target, "SELECT tablesync_add('more_people', 'src', 'public.people', $bad->[0])"), $bad->[1], "neither to begin with: $bad->[0]");
 }
 is_part('people', 'SELECT id, full_name, CASE id WHEN 3 THEN 3 ELSE tenant END AS tenant, secret, born FROM people', 'errors change nothing');
 

@@ -270,6 +270,11 @@ is("@$export{qw(state attempts message)}", 'FAILED 5 the worker of the last atte
 	$export = export_as('clerk', "'events', $window");
 	like("@$export{qw(state message)}", qr/^FAILED ".*" is no directory that only the user of the server may write to$/, 'a directory that others may write to');
 	chmod 0700, $dir;
+	chmod 0500, $dir;
+	$id = as('clerk', "SELECT tablesync_export('events', $window)");
+	wait_until($target, "SELECT attempts = 1 AND state = 'NOT_STARTED' AND message LIKE 'could not create file%' FROM tablesync_exports WHERE export_id = $id");
+	chmod 0700, $dir;
+	is(ended($id)->{state}, 'FINISHED', 'a directory that may be written to again');
 	rename $dir, "$dir.away" or die;
 	$id = as('clerk', "SELECT tablesync_export('events', $window)");
 	wait_until($target, "SELECT attempts = 1 AND state = 'NOT_STARTED' AND message LIKE 'could not look at directory%' FROM tablesync_exports WHERE export_id = $id");
