@@ -8,6 +8,7 @@ use warnings;
 
 use SoakChanges;
 use SoakFaults;
+use SoakFollowers;
 use SoakLosses;
 use SoakModel;
 use SoakStates;
@@ -42,6 +43,8 @@ sub flight
 	$h->writer_begins($t, $round) if $with_writer;
 	# a run of many small chunks takes long enough
 	$h->{proxy}->command('delay ' . ($busy && rand() < 0.5 ? 3 : 1)) if ($with_fault || $busy) && !grep { $_->{add} =~ /chunk_rows => [1-7]\b/ } @{ $h->{all} };
+	my $followed = follow($h);
+	if (rand() < 0.2) { ask_export($h, $_) for @{ $h->{all} } }
 	$h->step('runner', $sql);
 	$h->{runner}->send($sql);
 	my $until = time + $delay;
@@ -51,6 +54,7 @@ sub flight
 	while (!$h->{runner}->ready && $h->meanwhile(\%plan)) { }
 	my ($answer, $ok) = $h->{runner}{pid} ? $h->{runner}->receive : ('', 0);
 	$h->{runner}->quit if $with_fault;    # its server may have gone after the answer
+	$followed->();
 	$undo->() if $undo;
 	$h->{proxy}->command('delay 0');
 	$h->note('-- ' . $answer =~ s/\n/\n-- /gr);

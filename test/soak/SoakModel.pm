@@ -113,9 +113,12 @@ sub check_feed
 	my ($h, $t) = @_;
 	return delete $t->{base} if !$t->{feed};
 	my ($feed, $target) = (feed_of($t), $h->{target});
-	my $gaps = $target->must("SELECT count(DISTINCT position), coalesce(max(position), 0) FROM $feed");
-	my ($positions, $newest) = split /\|/, $gaps;
-	violation("$feed: $positions positions, and the newest is $newest") if $positions != $newest;
+	# what consumers have is deleted, from the first one on
+	my $gaps = $target->must("SELECT count(DISTINCT position), coalesce(min(position) - 1, feed_position), coalesce(max(position), feed_position)
+		FROM tablesync.replica t LEFT JOIN $feed ON true WHERE replica = '$t->{table}'::regclass GROUP BY feed_position");
+	my ($positions, $gone, $newest) = split /\|/, $gaps;
+	violation("$feed: $positions positions after $gone, and the newest is $newest") if $positions != $newest - $gone;
+	delete $t->{base} if defined $t->{base} && $t->{base} < $gone;
 	my $columns = join ', ', SoakTables::replicated($h->{source}, $t);
 	my $shape = join ', ', map { "$_->{name} $_->{type}" } columns_of($h->{source}, $t);
 	my $base = "$t->{schema}.base_$t->{name}";

@@ -40,9 +40,12 @@ sub start
 	$source->safe_psql('postgres', q{ALTER ROLE reader SET log_statement = 'all'; ALTER ROLE postgres SET lock_timeout = '700ms'});
 	my $served = $of_source ? standby_of($source, "served$number", "max_standby_streaming_delay = 0\nhot_standby_feedback = off") : $source;
 	my $proxy = SoakProxy->start($served->port);
-	my $target = start_target($source, name => "target$number", port => $proxy->port, conf => ($of_target ? $streaming : '') . "fsync = off\nmax_connections = 20");
+	# a cluster and its copy would write to the same files
+	my $exports = $of_target ? '' : "$ENV{TMPDIR}/exports$number";
+	mkdir $exports if $exports;
+	my $target = start_target($source, name => "target$number", port => $proxy->port, conf => ($of_target ? $streaming : "tablesync.export_directory = '$exports'\n") . "fsync = off\nmax_connections = 20");
 	prepare_target($target);
-	my %place = (kind => $kind, nodes => { source => $source, served => $served, target => $target }, proxy => $proxy, counts => $counts, at => {}, stopped => []);
+	my %place = (kind => $kind, nodes => { source => $source, served => $served, target => $target }, proxy => $proxy, counts => $counts, at => {}, stopped => [], export_directory => $exports);
 	if ($of_target)
 	{
 		$place{nodes}{standby} = standby_of($target, "standby$number", "synchronous_standby_names = ''");

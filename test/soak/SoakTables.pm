@@ -133,6 +133,8 @@ sub random_table
 	push @settings, 'chunk_rows => ' . one_of(1, 3, 7, 20, 64, 200, 5000) if rand() < 0.7;
 	push @settings, 'verify_fraction => ' . one_of(0.3, 1) if rand() < 0.15;
 	push @settings, 'feed => true' if $t{feed} = rand() < 0.5;
+	# else changes go when the consumer has them
+	push @settings, "keep_changes => '1 day'" if rand() < 0.6;
 	$t{expressions} = {};
 	if (rand() < 0.2)
 	{
