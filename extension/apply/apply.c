@@ -18,6 +18,7 @@
 #include "catalog/tables.h"
 #include "compat.h"
 #include "execute/execute.h"
+#include "feed/feed.h"
 #include "memory/memory.h"
 #include "miscadmin.h"
 #include "process/process.h"
@@ -94,6 +95,16 @@ apply_once(List *applies)
 	return true;
 }
 
+/* Nothing was applied: what its transaction has opened is not there any more. */
+static void
+forget_feeds(List *applies)
+{
+	ListCell   *lc;
+
+	foreach(lc, applies)
+		tsync_close_feed(((TsyncApply *) lfirst(lc))->table);
+}
+
 static bool
 is_lock_trouble(int sqlerrcode)
 {
@@ -167,6 +178,8 @@ tsync_apply(List *applies)
 		tsync_progress_run(first->record->run_id, first->table->relid);
 		tsync_progress_phase(TSYNC_PHASE_APPLY, 0, tsync_staged_rows(first->stage));
 		done = tsync_try(try_apply_once, &this_one, judge_error, NULL);
+		if (!this_one.applied)
+			forget_feeds(applies);
 		if (this_one.doubtful)
 			distrust(applies);
 		if (done || this_one.doubtful)

@@ -393,7 +393,8 @@ BEGIN
     step.change := CASE WHEN labels IS NOT NULL THEN 'labels' ELSE 'collation' END;
     step.column_name := new->>'column';
     step.detail := format('column %I: %s', new->>'remote', new->>'problem');
-    step.fill := false;
+    -- a label that was renamed while its old name was given to another looks like one that was added; xmin compares all columns after a DDL of ours anyway
+    step.fill := settings.fingerprint = 'version';
     step.statements := '{}';
     IF wanted[1] LIKE 'ALTER TYPE % ADD VALUE %' AND settings.on_schema_change = 'apply'
        AND (SELECT pg_has_role(t.typowner, 'USAGE') FROM pg_type t WHERE t.oid = enum) THEN

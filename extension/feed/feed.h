@@ -26,6 +26,7 @@ typedef struct TsyncFeed
 /* in write.c */
 extern TsyncFeed tsync_look_at_feed(TsyncTable *table);
 extern void tsync_open_feed(TsyncTable *table, TsyncFeed *feed);
+extern void tsync_close_feed(TsyncTable *table);
 extern void tsync_write_feed(TsyncTable *table, TsyncFeed *feed, TsyncStage *stage, int64 rows, int64 run_id);
 
 /* in prune.c */

@@ -126,6 +126,14 @@ tsync_open_feed(TsyncTable *table, TsyncFeed *feed)
 	table->feed_sql = tsync_relation_label(feed->relid);
 }
 
+/* The transaction in which a feed was opened has been undone: nobody may look for it by what was found then. */
+void
+tsync_close_feed(TsyncTable *table)
+{
+	table->feed = InvalidOid;
+	table->feed_sql = NULL;
+}
+
 static void
 feed_rows(TsyncTable *table, const char *sql, int64 expected)
 {

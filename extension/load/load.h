@@ -38,6 +38,7 @@ typedef struct TsyncLoad
 	bool		counted;		/* these */
 	int64		rows;
 	int64		horizon;		/* of the source, before the first row was read; 0: unknown */
+	const char *epoch;			/* likewise, NULL: unknown */
 	bool		fresh;			/* the load began in this run, and nobody else's rows are in the replica */
 	bool		compared;		/* the source held "digest" after them, in one snapshot */
 	TsyncDigest digest;

@@ -138,6 +138,41 @@ tsync_look_at_time(TsyncRun *run)
 		tsync_insist(read_time, run);
 }
 
+/* A question whether the source is older than it was. */
+typedef struct TimeQuestion
+{
+	TsyncRun   *run;
+	bool		went_back;
+} TimeQuestion;
+
+static void
+compare_time(void *arg)
+{
+	TimeQuestion *question = arg;
+
+	tsync_begin_in(CurrentMemoryContext);
+	question->went_back = tsync_source_went_back(&question->run->replica->table, &question->run->source);
+	tsync_commit();
+}
+
+/*
+ * Has the source gone back in time since the run has looked at it?  One transaction
+ * that was not interrupted is of one server.  Between two of them another may have
+ * taken its place, without the last that this run, or the one before, has seen.
+ */
+bool
+tsync_went_back_meanwhile(TsyncRun *run)
+{
+	TimeQuestion question = {.run = run};
+	const char *reason;
+
+	if (run->source.horizon == 0 || run->stage->deleted.count + run->stage->updated.count == 0 ||
+		(run->scan.snapshot && tsync_interruptions(&reason) == 0))
+		return false;
+	tsync_insist(compare_time, &question);
+	return question.went_back;
+}
+
 /* May a scan begin before anything is known of the source?  Of few rows, which one snapshot reads. */
 static bool
 may_scan_at_once(TsyncRun *run)
@@ -159,7 +194,8 @@ look_as_known(void *arg)
 	tsync_read_source(&run->replica->table, &run->source, true);
 	/* of the snapshot of the scan itself, the newest transaction may be one that it does not see */
 	run->source.seen_xid = run->source.oldest_xid;
-	return run->source.as_known && run->source.estimate < tsync_chunk_target(&run->pace);
+	return run->source.as_known && run->source.estimate < tsync_chunk_target(&run->pace) &&
+		!(run->replica->settings.by_xmin && tsync_lives_anew(&run->source, run->replica->state.epoch));
 }
 
 /* Prepare the replica's side of a scan. */

@@ -138,6 +138,7 @@ tsync_prepare_load(TsyncRun *run)
 	load->fingerprint = usual_fingerprint(run);
 	/* of the look before the load: what a transaction that ended before has written is loaded */
 	load->horizon = run->source.horizon;
+	load->epoch = run->source.epoch;
 	load->fresh = run->replica->state.load_position == NULL && !run->replica->state.bulk_loading;
 	load->source = &run->source;
 	load->pace = &run->pace;
@@ -172,6 +173,7 @@ tsync_prepare_scan(TsyncRun *run)
 	scan->snapshot_expired |= run->load.snapshot_expired;
 	scan->fresh = run->load.fresh && run->replica->settings.by_xmin && !run->verify.whole;
 	scan->load_horizon = run->load.horizon;
+	scan->load_epoch = run->load.epoch;
 	run->replica->table.seek_keys = tsync_seek_keys(&run->source);
 	scan->load_compared = run->load.compared;
 	scan->load_digest = run->load.digest;

@@ -71,6 +71,7 @@ extern List *tsync_applies_of(List *runs);
 extern bool tsync_trusts_counters(TsyncRun *run);
 extern void tsync_open_source(TsyncRun *run);
 extern void tsync_look_at_time(TsyncRun *run);
+extern bool tsync_went_back_meanwhile(TsyncRun *run);
 extern bool tsync_expect_as_known(TsyncRun *run);
 extern bool tsync_is_about_shape(ErrorData *edata);
 extern bool tsync_was_rewritten(List *runs);

@@ -129,6 +129,20 @@ check_guards(List *runs)
 	}
 }
 
+/* Has a source gone back in time while it was scanned? */
+static bool
+is_older_source(List *runs)
+{
+	ListCell   *lc;
+
+	foreach(lc, runs)
+	{
+		if (tsync_went_back_meanwhile(lfirst(lc)))
+			return true;
+	}
+	return false;
+}
+
 static void
 scan(void *arg)
 {
@@ -170,6 +184,9 @@ synchronise(List *runs, bool last_attempt)
 	}
 	/* an empty replica would hide a blind read: without deletes CONFIRM does not look again */
 	if (tsync_needs_second_look(runs) && tsync_was_rewritten(runs))
+		return false;
+	/* started over, it is an older source from the first look on, of which the guards know */
+	if (is_older_source(runs))
 		return false;
 	check_guards(runs);			/* before CONFIRM: it would look up all those keys */
 	if (!confirm_deletes(runs))

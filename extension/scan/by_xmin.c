@@ -88,7 +88,7 @@ tsync_set_horizon(TsyncScan *scan)
 {
 	TsyncState *state = &scan->replica->state;
 
-	scan->table->horizon = scan->fresh ? tsync_find_horizon(scan->source, scan->load_horizon, scan->source->epoch)
+	scan->table->horizon = scan->fresh ? tsync_find_horizon(scan->source, scan->load_horizon, scan->load_epoch)
 		: tsync_find_horizon(scan->source, state->horizon_is_recent ? state->horizon : 0, state->epoch);
 }
 

@@ -51,6 +51,8 @@ prepare_by_xmin(TsyncScan *scan)
 	ListCell   *lc;
 
 	tsync_set_horizon(scan);
+	/* then equal digests prove nothing, either */
+	scan->by_value |= tsync_lives_anew(scan->source, scan->fresh ? scan->load_epoch : scan->replica->state.epoch);
 	foreach(lc, scan->chunks)
 	{
 		TsyncChunk *chunk = lfirst(lc);

@@ -57,6 +57,7 @@ typedef struct TsyncScan
 	bool		snapshot_expired;	/* it took too long, or the source did not let it live */
 	bool		conflicted;		/* the latter */
 	int64		load_horizon;	/* transaction id of the source as the load began */
+	const char *load_epoch;		/* likewise, since when ids mean what they do */
 	bool		fresh;			/* this run has loaded the replica: it has the rows that are not new */
 	bool		written;		/* somebody else has, or may have, written to the replica */
 	bool		by_value;		/* every column is compared, because xmin tells too little */

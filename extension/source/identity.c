@@ -98,6 +98,18 @@ ask(const char *sql, Oid relid)
 	tsync_waited_elsewhere += GetCurrentTimestamp() - started;
 }
 
+/* Has an older server taken the place of the one that was looked at? */
+bool
+tsync_source_went_back(TsyncTable *table, TsyncSource *source)
+{
+	int64		horizon;
+
+	ask("SELECT horizon FROM tablesync.source_time($1::regclass, true)", table->relid);
+	horizon = tsync_result_int64(0, 1);
+	SPI_freetuptable(SPI_tuptable);
+	return horizon > 0 && (int32) ((uint32) source->horizon - (uint32) horizon) > 0;
+}
+
 /* Ask once more how far the source has come. */
 void
 tsync_read_time(TsyncTable *table, TsyncSource *source)

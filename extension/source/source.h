@@ -105,6 +105,7 @@ extern void tsync_fetch_rows(TsyncTable *table, TsyncRowSet *keys, TsyncRowSet *
 /* in identity.c */
 extern void tsync_read_source(TsyncTable *table, TsyncSource *source, bool horizon);
 extern char *tsync_source_identity(TsyncTable *table, TsyncSource *source);
+extern bool tsync_source_went_back(TsyncTable *table, TsyncSource *source);
 extern void tsync_read_time(TsyncTable *table, TsyncSource *source);
 extern void tsync_read_layout(TsyncTable *table, TsyncSource *source);
 extern bool tsync_has_files(TsyncSource *source);
@@ -127,6 +128,7 @@ extern void tsync_name_interruption(ErrorData *edata);
 extern void tsync_tie_to_server(Oid table, Oid server, Oid extension);
 
 /* in xmin.c */
+extern bool tsync_lives_anew(TsyncSource *source, const char *epoch);
 extern void tsync_prepare_xmin(TsyncTable *table);
 extern TsyncHorizon tsync_find_horizon(TsyncSource *source, int64 first, const char *epoch);
 extern bool tsync_find_xmin(TsyncTable *table);

@@ -59,6 +59,17 @@ tsync_prepare_xmin(TsyncTable *table)
 }
 
 /*
+ * Has the server had another life since what is remembered was true, in which ids
+ * were given out again?  A row may have been written anew by a transaction with the
+ * number of the one that was lost.
+ */
+bool
+tsync_lives_anew(TsyncSource *source, const char *epoch)
+{
+	return epoch && source->epoch && strcmp(epoch, source->epoch) != 0;
+}
+
+/*
  * From which transaction id on rows are new, if all had ended before that of
  * "first" that was in use in "epoch".  Not known where the server may have had
  * another life since, in which ids were given out again.

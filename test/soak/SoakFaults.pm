@@ -6,16 +6,21 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use IO::Socket::INET;
+use POSIX ();
+use SoakLosses;
 use SoakTables;
 use Time::HiRes qw(time sleep);
 
-our @EXPORT = qw(fault is_early random_fault);
+our @EXPORT = qw(fault is_early random_fault before_fault);
 
 # Weight and kind.  What takes a cluster down takes a second, so it is rare.
 my @kinds = (
 	[ 6, 'source session ended' ], [ 4, 'worker ended' ], [ 5, 'cancelled' ], [ 3, 'caller gone' ], [ 8, 'cut' ], [ 3, 'frozen' ], [ 3, 'delayed' ],
 	[ 4, 'locked at the source' ], [ 4, 'locked at the target' ], [ 1.5, 'worker killed' ], [ 1, 'source session killed' ],
 	[ 1.5, 'workers used up' ], [ 1.5, 'connections used up at the source' ], [ 1.5, 'connections used up at the target' ], [ 1.5, 'connection refused' ],
+	[ 1.5, 'server connections used up at the source' ], [ 1, 'server connections used up at the target' ], [ 1, 'database connections used up at the source' ],
+	[ 0.7, 'database connections used up at the target' ], [ 2, 'temporary files used up' ],
 	[ 3, 'out of memory' ], [ $ENV{SOAK_SMALL_DISK} ? 2 : 0, 'disk full' ],
 	[ 1, 'source killed' ], [ 1, 'target killed' ], [ 1, 'source restarted' ], [ 0.7, 'target restarted' ], [ 0.4, 'silent' ]);
 
@@ -25,8 +30,10 @@ my @with_standby = (
 sub random_fault
 {
 	my ($h) = @_;
-	my @also = $h->has_standby ? @with_standby : $h->{nodes}{standby} ? [ 8, 'target promoted' ] : ();
-	return SoakChanges::draw(@kinds, @also);
+	my @also = $h->has_standby ? @with_standby : [ 1.5, 'source lost' ];
+	if ($h->{place}{kind} =~ /of the target/) { push @also, [ 6, 'target lost' ], [ $h->{nodes}{standby} ? 8 : 0, 'target promoted' ] }
+	my @wanted = grep { $_->[0] > 0 && $_->[1] =~ /$ENV{SOAK_FAULT}/ } @kinds, @also;
+	return SoakChanges::draw(@wanted ? @wanted : (@kinds, @also));
 }
 
 # Wait until a cluster lets us in again.
@@ -117,11 +124,72 @@ sub fill_disk
 	return sub { unlink $file; };
 }
 
+# A process that takes every place for a session at a server, for a second or two: none of these gives its password.
+sub take_all_connections
+{
+	my ($h, $where) = @_;
+	$h->{$_}->ask('SELECT 1') for $h->sessions_of($where);    # ours are there already
+	my $port = $h->{nodes}{ $where eq 'source' ? 'served' : $where }->port;
+	my $seconds = rand(2);
+	pipe(my $full, my $filled) or die "pipe: $!";
+	my $pid = fork() // die "fork: $!";
+	if ($pid == 0)
+	{
+		my @sockets;
+		while (@sockets < 64)
+		{
+			my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port, Proto => 'tcp') or last;
+			print $socket pack('NN', 8 + length("user\0reader\0database\0postgres\0\0"), 3 << 16) . "user\0reader\0database\0postgres\0\0";
+			$socket->flush;
+			push @sockets, $socket;
+			# asked for a password it has a place, refused there is none
+			sysread($socket, my $answer, 1) or last;
+			last if $answer eq 'E';
+		}
+		syswrite $filled, scalar(@sockets);
+		sleep $seconds;
+		POSIX::_exit(0);
+	}
+	close $filled;
+	sysread $full, my $count, 10;
+	$h->{counts}{"sessions taken at the $where"} += $count // 0;
+	return sub { kill 'KILL', $pid; waitpid $pid, 0; };
+}
+
+sub limit_database
+{
+	my ($h, $where) = @_;
+	# of one session more than those that are there, or of none
+	$h->{$where}->must('ALTER DATABASE postgres CONNECTION LIMIT ' . one_of(0, 1, 3));
+	return sub { $h->{$where}->must('ALTER DATABASE postgres CONNECTION LIMIT -1') };
+}
+
+# What does not fit into little memory may not go into files, either.
+sub limit_files
+{
+	my ($h) = @_;
+	my $t = one_of(grep { !$_->{only} } @{ $h->{all} });
+	$h->change('source', { name => 'many wide rows', sql => "UPDATE $t->{table} SET s = repeat(md5(random()::text), 12), updated_at = " . SoakChanges::stamp($t) }, 'files') if $t;
+	SoakStates::note_state($h);
+	my %set = (work_mem => q{'64kB'}, hash_mem_multiplier => 1, temp_file_limit => one_of(0, "'64kB'", "'256kB'"));
+	$h->{target}->must("ALTER ROLE app SET $_ = $set{$_}") for sort keys %set;
+	return sub { $h->{target}->must("ALTER ROLE app RESET $_") for sort keys %set };
+}
+
 sub limit_role
 {
 	my ($h, $where, $role, $limit) = @_;
 	$h->{$where}->must("ALTER ROLE $role CONNECTION LIMIT $limit");
 	return sub { $h->{$where}->must("ALTER ROLE $role CONNECTION LIMIT -1") };
+}
+
+# What has to be there before the flight, so that something can go wrong in it.
+sub before_fault
+{
+	my ($h, $kind, $round) = @_;
+	cut_off_source($h, $round) if $kind eq 'source lost';
+	cut_off_target($h) if $kind eq 'target lost';
+	return;
 }
 
 # What goes wrong before the run begins; all else goes wrong in the middle of it.
@@ -154,6 +222,8 @@ sub fault
 		sleep rand(0.4);
 		$h->{other_target}->ask('COMMIT');
 	}
+	elsif ($kind =~ /^(server|database) connections used up at the (\w+)/) { return $1 eq 'server' ? take_all_connections($h, $2) : limit_database($h, $2) }
+	elsif ($kind eq 'temporary files used up') { return limit_files($h) }
 	elsif ($kind eq 'workers used up') { return take_all_workers($h) }
 	elsif ($kind eq 'connections used up at the source') { return limit_role($h, 'source', 'reader', int(rand(2))) }
 	elsif ($kind eq 'connections used up at the target') { return limit_role($h, 'target', 'app', 0) }
@@ -174,6 +244,8 @@ sub fault
 		sleep rand(0.3);
 		return sub { $h->{served}->must('SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume() END') };
 	}
+	elsif ($kind eq 'source lost') { lose_source($h) }
+	elsif ($kind eq 'target lost') { lose_target($h) }
 	elsif ($kind =~ /^(\w+) promoted/) { $h->promote($1) }
 	elsif ($kind =~ /^(\w+) killed/) { kill_postmaster($h, $1 eq 'source' ? 'served' : $1) }
 	elsif ($kind =~ /^(\w+) restarted/)

@@ -8,6 +8,7 @@ use warnings;
 
 use SoakChanges;
 use SoakFaults;
+use SoakLosses;
 use SoakModel;
 use SoakStates;
 use SoakTables;
@@ -28,12 +29,14 @@ sub flight
 	return if !$with_fault && !$busy && !$with_writer && !$excused;
 
 	$h->catch_up;
+	before_fault($h, $kind, $round) if $with_fault;
 	my $before = $h->states;
 	begin_reads($h);
+	delete $h->{states_before};
 	my $sql = join ";\n", ('SELECT status, message FROM tablesync_run(' . ($all ? '' : "'$t->{table}'") . ')') x $runs;
 	$h->note("-- round $round, at the target" . ($with_fault ? ", with a fault after $delay s: $kind" : '') . ($busy ? ', and changes meanwhile' : '') . "\n$sql;");
 	my $undo;
-	my $go_wrong = sub { $h->{counts}{"fault: $kind"}++; $undo = fault($h, $t, $kind); $with_fault = 2; $plan{done}++ if $kind =~ /^conflict/; };
+	my $go_wrong = sub { $h->{counts}{"fault: $kind"}++; $undo = fault($h, $t, $kind); $with_fault = 2; $plan{done}++ if $kind =~ /^conflict|^source lost|^temporary/; };
 	$h->{runner}->ask('SELECT 1');
 	$go_wrong->() if $with_fault && is_early($kind);
 	$h->writer_begins($t, $round) if $with_writer;
@@ -57,6 +60,16 @@ sub flight
 	if (!$h->{crashed}{target} && $kind !~ /^target/) { check_alerts($h, $_) for @{ $h->{all} }; }
 	end_reads($h, $with_writer ? $t->{name} : undef);
 	$h->after_flight($before, $plan{done}, $with_writer, $ok || $with_fault || $plan{done} || $excused || $h->{shaped}, $answer);
+	check_lost($h, $before, $excused);
+	if ($h->{retold})
+	{
+		# nothing of the lost runs is there
+		my $after = $h->states;
+		for (map { $_->{name} } @{ $h->{all} })
+		{
+			violation("$_: not what it was before the runs that were lost") if ($after->{$_}{replica} // '') ne ($before->{$_}{replica} // '');
+		}
+	}
 	return;
 }
 
@@ -147,7 +160,9 @@ sub after_flight
 		my ($old, $new) = ($before->{ $t->{name} }, $after->{ $t->{name} });
 		my $loaded = $h->{target}->must("SELECT loaded FROM tablesync.replica WHERE replica = '$t->{table}'::regclass");
 		next if $loaded ne 't' || !$t->{ran} || $with_writer || !defined $new->{replica};
-		check_kept($h, $t, $old->{keys}, $old->{source_keys}, $new->{source_keys});
+		my @meanwhile = keys_meanwhile($h, $t);
+		next if $with_change && !@meanwhile;    # what was deleted and inserted again is unknown
+		check_kept($h, $t, $old->{keys}, $old->{source_keys}, $new->{source_keys}, @meanwhile);
 		next if $h->{shaped} || $with_change;
 		violation("$t->{table} is neither what it was nor what its source is. " . difference($new->{wanted}, $new->{replica}))
 		  if $new->{replica} ne $old->{replica} && $new->{replica} ne $new->{wanted};

@@ -14,6 +14,7 @@ use parent 'SoakFlight';
 use Digest::MD5 qw(md5);
 use SoakChanges;
 use SoakDumps;
+use SoakLosses;
 use SoakModel;
 use SoakSession;
 use SoakStates;
@@ -295,8 +296,8 @@ sub quiet_run
 	for my $which (@runs)
 	{
 		my $sql = "SELECT status, inserted, updated, deleted, message FROM tablesync_run($which" . ($which ? ', ' : '') . 'force => true)';
-		$h->step('app', $sql);
 		my ($answer, $ok) = $h->{$session}->ask($sql);
+		$h->step($ok || !$h->{shaped} ? 'succeeds' : 'app', $sql);
 		$h->note("-- round $round, at the target\n$sql;\n-- " . $answer =~ s/\n/\n-- /gr);
 		push @runs, map { "'$_->{table}'" } @{ $h->{all} } if $ok && $answer =~ /^backing off/m;
 		next if $ok && $answer !~ /^(?!succeeded|backing off)/m;
@@ -332,7 +333,7 @@ sub after_shape
 	for my $t (@{ $h->{all} })
 	{
 		my $sql = "SELECT status FROM tablesync_run('$t->{table}', force => true)";
-		$h->step('app', $sql);
+		$h->step('succeeds', $sql);
 		my ($answer, $ok) = $h->{app}->ask($sql);
 		violation("a run failed after all: $answer") if !$ok;
 	}
@@ -343,9 +344,9 @@ sub round
 {
 	my ($h, $round) = @_;
 	delete @$h{qw(excused shaped)};
-	my @undo = $h->work($round);
+	my @undo = @{ $h->{undo} = [ $h->work($round) ] };
 	$h->flight($round, scalar @undo);
-	for my $undo (@undo)
+	while (my $undo = shift @{ $h->{undo} })
 	{
 		$h->note("-- at $undo->[0]\n$undo->[1];");
 		$h->step(@$undo);
@@ -359,6 +360,7 @@ sub round
 		check_same($h, $t);
 		check_proof($h, $t);
 	}
+	check_retold($h);
 	check_feed($h, $_) for @{ $h->{all} };
 	check_alerts($h, $_, 1) for @{ $h->{all} };
 	check_runs($h);
@@ -403,9 +405,25 @@ sub run
 		1;
 	};
 	my $error = $done ? undef : $@;
+	$h->steps_to_the_end if !$done;
 	$h->{reader}->end if delete $h->{reading};
 	eval { $h->clean_up; 1 } or $error //= $@;
 	return $error;
+}
+
+# What a test does after what was done until a violation: it runs once more and compares, as with a quiet source.
+sub steps_to_the_end
+{
+	my ($h) = @_;
+	$h->step(@$_) for @{ $h->{undo} // [] };
+	$h->step('late', 'COMMIT') if $h->{late_table};
+	for my $t (@{ $h->{all} // [] })
+	{
+		my $queries = eval { [ wanted_sql($h->{source}, $t), replica_sql($h->{source}, $t) ] } // next;
+		$h->step('succeeds', "SELECT status, message FROM tablesync_run('$t->{table}', force => true)");
+		$h->step('same', "in the end: $t->{table}", @$queries);
+	}
+	return;
 }
 
 sub clean_up

@@ -16,6 +16,7 @@ use SoakReader;
 use TablesyncTest;
 
 my $generation = 0;
+my $copies = 0;
 
 my $streaming = "wal_level = replica\nmax_wal_senders = 5\nwal_keep_size = 64MB\n";
 
@@ -35,11 +36,11 @@ sub start
 	my $number = $generation++ ? "_$generation" : '';
 	my $of_source = $kind eq 'standby of the source';
 	my $of_target = $kind eq 'standby of the target';
-	my $source = start_source(name => "source$number", conf => ($of_source ? $streaming : '') . "log_line_prefix = '%m [%p] %u|%a '\nmax_connections = 50\nfsync = off");
+	my $source = start_source(name => "source$number", conf => $streaming . "log_line_prefix = '%m [%p] %u|%a '\nmax_connections = 20\nfsync = off");
 	$source->safe_psql('postgres', q{ALTER ROLE reader SET log_statement = 'all'; ALTER ROLE postgres SET lock_timeout = '700ms'});
 	my $served = $of_source ? standby_of($source, "served$number", "max_standby_streaming_delay = 0\nhot_standby_feedback = off") : $source;
 	my $proxy = SoakProxy->start($served->port);
-	my $target = start_target($source, name => "target$number", port => $proxy->port, conf => ($of_target ? $streaming : '') . 'fsync = off');
+	my $target = start_target($source, name => "target$number", port => $proxy->port, conf => ($of_target ? $streaming : '') . "fsync = off\nmax_connections = 20");
 	prepare_target($target);
 	my %place = (kind => $kind, nodes => { source => $source, served => $served, target => $target }, proxy => $proxy, counts => $counts, at => {}, stopped => []);
 	if ($of_target)
@@ -74,12 +75,35 @@ sub standby_of
 	my ($node, $name, $conf) = @_;
 	$node->append_conf('pg_hba.conf', 'local replication all trust');
 	$node->reload;
-	$node->backup('base');
+	$node->backup($name);
 	my $standby = PostgreSQL::Test::Cluster->new($name);
-	$standby->init_from_backup($node, 'base', has_streaming => 1);
+	$standby->init_from_backup($node, $name, has_streaming => 1);
 	$standby->append_conf('postgresql.conf', "$conf\nwal_retrieve_retry_interval = 100ms");
 	$standby->start;
 	return $standby;
+}
+
+# A copy of the source, or of the target, that gets nothing of what is committed from here on.
+sub cut_off
+{
+	my ($place, $what) = @_;
+	my $nodes = $place->{nodes};
+	my $node = $nodes->{$what};
+	if ($what eq 'target')
+	{
+		$node->wait_for_catchup($nodes->{standby}) if $nodes->{standby};
+		$node->safe_psql('postgres', 'ALTER SYSTEM RESET synchronous_standby_names');
+		$node->reload;
+	}
+	my $alone = "primary_conninfo = ''";
+	if ($what eq 'target' && $nodes->{standby})
+	{
+		$nodes->{standby}->append_conf('postgresql.conf', $alone);
+		$nodes->{standby}->reload;
+		$node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM pg_stat_replication') or die "the standby stays\n";
+	}
+	else { $nodes->{ $what eq 'target' ? 'standby' : 'spare' } = standby_of($node, $what . '_copy_' . ++$copies, $alone) }
+	return;
 }
 
 sub small_disk
@@ -97,7 +121,18 @@ sub promote
 {
 	my ($place, $what) = @_;
 	my $nodes = $place->{nodes};
-	if ($what eq 'source')
+	if ($what eq 'source' && $nodes->{spare})
+	{
+		push @{ $place->{stopped} }, $nodes->{source};
+		$nodes->{source}->stop('immediate');
+		$nodes->{source} = $nodes->{served} = delete $nodes->{spare};
+		$place->{at}{served} = -s $nodes->{source}->logfile;
+		$nodes->{source}->promote;
+		$place->{proxy}->command('port ' . $nodes->{source}->port);
+		$place->{reader}->source_is_at($nodes->{source}->port);
+		return;
+	}
+	elsif ($what eq 'source')
 	{
 		push @{ $place->{stopped} }, $nodes->{source};
 		$nodes->{source}->stop('fast');

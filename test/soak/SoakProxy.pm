@@ -30,7 +30,7 @@ sub start
 
 sub port { return $_[0]{port}; }
 
-# cut N (after N bytes from the source), freeze, thaw, delay MILLISECONDS (for each piece that the source sends)
+# port N (where the source is from now on), cut N (after N bytes from the source), freeze, thaw, delay MILLISECONDS (for each piece that the source sends)
 sub command
 {
 	my ($self, $command) = @_;
@@ -77,6 +77,7 @@ sub serve
 				sysread($commands, my $lines, 1000) or return;
 				for my $command (split /\n/, $lines)
 				{
+					$port = $1 if $command =~ /^port (\d+)/;
 					$frozen = 1 if $command eq 'freeze';
 					$frozen = 0 if $command eq 'thaw';
 					$bytes_left = $1 if $command =~ /^cut (\d+)/;

@@ -58,6 +58,14 @@ sub end
 	return @$seen;
 }
 
+# The source has another port from now on.
+sub source_is_at
+{
+	my ($self, $port) = @_;
+	store(\$port, "$self->{file}.moving");
+	return rename "$self->{file}.moving", "$self->{file}.port";
+}
+
 sub command
 {
 	my ($self, $command) = @_;
@@ -139,6 +147,12 @@ sub serve
 			if ($tries++ % 3 == 0)
 			{
 				$memory = max($memory, largest_worker($session));
+				if (-e "$file.port")
+				{
+					$served->{_port} = ${ retrieve("$file.port") };
+					unlink "$file.port";
+					$source->quit;
+				}
 				$age = max($age, oldest_transaction($source));
 			}
 			sleep 0.002 + rand(0.01);

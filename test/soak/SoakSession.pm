@@ -85,8 +85,8 @@ sub receive
 	}
 	my $answer = $self->{buffer} =~ s/(^|\n)\Q$end\E.*//sr;
 	$self->{buffer} = '';
-	$self->quit if $answer =~ /^(FATAL: |server closed the connection|The connection to the server)/m;
-	return ($answer, $answer !~ /^(ERROR: |FATAL: |PANIC: |psql: error|server closed the connection|connection to server|You are currently not connected)/m);
+	$self->quit if $answer =~ /^(FATAL: |WARNING:  terminating connection|server closed the connection|The connection to the server)/m;
+	return ($answer, $answer !~ /^(ERROR: |FATAL: |PANIC: |WARNING:  terminating connection|psql: error|server closed the connection|connection to server|You are currently not connected)/m);
 }
 
 sub ask

@@ -13,7 +13,7 @@ use Exporter 'import';
 use SoakModel;
 use SoakTables;
 
-our @EXPORT = qw(begin_states note_state begin_reads end_reads);
+our @EXPORT = qw(begin_states note_state begin_reads end_reads keys_meanwhile);
 
 # Rows of all tables at one instant, and a time that is not before it.
 sub read_source
@@ -49,6 +49,13 @@ sub note_state
 	return;
 }
 
+# Keys that a table has had in the states of the flight that has ended; nothing if they are unknown.
+sub keys_meanwhile
+{
+	my ($h, $t) = @_;
+	return map { by_key($_->{rows}{ $t->{name} }) } @{ $h->{states_before} // [] };
+}
+
 sub sql_of_replicas { my ($h) = @_; return { map { $_->{name} => keyed_sql($h->{source}, $_, 'replica') } @{ $h->{all} } }; }
 
 # Let the reader begin.
@@ -77,7 +84,7 @@ sub end_reads
 	violation("a transaction at the source was $age s old") if $age > 10;
 	$h->{counts}{'largest worker, in kB'} = $memory if $memory > ($h->{counts}{'largest worker, in kB'} // 0);
 	$h->{counts}{'oldest transaction at the source, in s'} = $age if $age > ($h->{counts}{'oldest transaction at the source, in s'} // 0);
-	my $states = delete $h->{states};
+	my $states = $h->{states_before} = delete $h->{states};
 	return if !$states || $h->{shaped};
 	my $last = SoakReader::read_once($h->{app}, sql_of_replicas($h), 0) // return;
 	$h->{counts}{'reads of replicas'} += $count;

@@ -30,6 +30,14 @@ sub step
 	return;
 }
 
+# A run, or several, at the target.
+sub succeeds
+{
+	my ($sql) = @_;
+	my ($rc, $stdout, $stderr) = $target->psql('postgres', $sql, extra_params => [ '-U', 'app' ]);
+	return ok($rc == 0 && $stdout !~ /^(?!succeeded)/m, $sql) || diag("$stdout\n$stderr");
+}
+
 # Rows of the source that the replica is to have, and its own: each statement sorts them.
 sub is_same
 {
@@ -50,8 +58,9 @@ sub write_test
 	for my $step (@$steps)
 	{
 		my ($where, @what) = @$step;
-		my $call = $where eq 'same' ? 'is_same' : 'step';
-		my @arguments = map { quote($_) } $where eq 'same' ? @what : ($where, @what);
+		my $call = { same => 'is_same', succeeds => 'succeeds' }->{$where};
+		my @arguments = map { quote($_) } $call ? @what : ($where, @what);
+		$call //= 'step';
 		print $out "$call(" . join(', ', @arguments) . ");\n";
 	}
 	print $out "\$_->quit for values %open;\ndone_testing();\n";

@@ -28,5 +28,5 @@ fi
 [ -n "$small_disk" ] || echo "no small disk can be mounted: the fault 'disk full' is left out"
 cd "$TSYNC_WORK/src"
 as_user env PATH="$BINDIR:$PATH" PG_REGRESS="$pgxs/src/test/regress/pg_regress" TESTDIR="$TSYNC_WORK/src" TMPDIR="$TSYNC_WORK" \
-    HISTORIES="${HISTORIES:-100}" SEED="${SEED:-}" HISTORY="${HISTORY:-}" FAULTS="${FAULTS:-yes}" KEEP_GOING="${KEEP_GOING:-}" REDUCE="${REDUCE:-120}" SOAK_SMALL_DISK="$small_disk" SOAK_PLACE="${SOAK_PLACE:-}" \
+    HISTORIES="${HISTORIES:-100}" SEED="${SEED:-}" HISTORY="${HISTORY:-}" FAULTS="${FAULTS:-yes}" KEEP_GOING="${KEEP_GOING:-}" REDUCE="${REDUCE:-120}" SOAK_SMALL_DISK="$small_disk" SOAK_PLACE="${SOAK_PLACE:-}" SOAK_FAULT="${SOAK_FAULT:-}" \
     perl -I test/soak -I test/perl -I "$pgxs/src/test/perl" test/soak/soak.pl

@@ -281,7 +281,7 @@ is(run_counts($target, 'circles'), 'succeeded|0|1|0', 'without it');
 # a value whose text does not carry all of it, compared by a hash of its bits
 $source->safe_psql('postgres', q{CREATE TABLE points (id integer, tenant text, p point, n text, updated_at timestamp NOT NULL DEFAULT now(), PRIMARY KEY (tenant, id));
 	INSERT INTO points SELECT i, 't' || i % 2, point(i, 'Infinity'::float8 - 'Infinity'), 'n' FROM generate_series(1, 30) i});
-app_sql($target, "SELECT tablesync_add('points', 'src', 'public.points', version_column => 'updated_at', fingerprint => 'row')");
+app_sql($target, "SELECT tablesync_add('points', 'src', 'public.points', version_column => 'updated_at', fingerprint => 'row', feed => true)");
 my $lost = app_fails($target, "SELECT tablesync_run('points')");
 like($lost, qr/40001.*rows of replica public.points do not become.*Their text does not carry all of these values: \(tenant, id\)=\(t1, 1\) in p; .*HINT:  SELECT tablesync_alter\('public.points', fingerprint => 'version'\);/s, 'values that are lost on the way');
 is(() = $lost =~ / in p/g, 10, 'ten of the rows are named');

@@ -138,6 +138,17 @@ at_source(q{UPDATE moods SET m = 'last', updated_at = now() WHERE id = 1; UPDATE
 ends_well('moods', 'labels added');
 is(app_sql($target, q{SELECT string_agg(change || ' ' || action, ', ' ORDER BY at) FROM tablesync_schema_log WHERE replica = 'moods'::regclass}), 'labels paused, labels paused, labels applied', 'logged');
 
+# as far as names tell, "fine" was added before another one
+for my $fingerprint (qw(version xmin))
+{
+	$source->safe_psql('postgres', "DROP TYPE IF EXISTS weather CASCADE; CREATE TYPE weather AS ENUM ('wet', 'dry')");
+	$target->safe_psql('postgres', "DROP TYPE IF EXISTS weather CASCADE; CREATE TYPE weather AS ENUM ('wet', 'dry'); ALTER TYPE weather OWNER TO app");
+	replicate("weather_$fingerprint", 'w weather', q{(ARRAY['wet', 'dry'])[i % 2 + 1]::weather}, ", fingerprint => '$fingerprint'");
+	at_source(q{ALTER TYPE weather RENAME VALUE 'dry' TO 'fine'; ALTER TYPE weather ADD VALUE 'dry'});
+	app_sql($target, "SELECT tablesync_run('weather_$fingerprint')");
+	is_replica($source, $target, "weather_$fingerprint", "weather_$fingerprint", "by $fingerprint: a label renamed, and another one gets its name");
+}
+
 # --- what makes a source one that add would refuse ---
 
 sub refuses

@@ -26,6 +26,18 @@ my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($source, 'base', has_streaming => 1);
 $standby->start;
 
+# A standby to which nothing comes any more.
+sub copy_of
+{
+	my ($node, $name) = @_;
+	$node->backup($name);
+	my $copy = PostgreSQL::Test::Cluster->new($name);
+	$copy->init_from_backup($node, $name, has_streaming => 1);
+	$copy->append_conf('postgresql.conf', "primary_conninfo = ''\nautovacuum = off");
+	$copy->start;
+	return $copy;
+}
+
 my $next_id = 1001;
 
 # 20 new rows and 10 updates in each table
@@ -131,5 +143,56 @@ like(app_fails($target, "SELECT tablesync_run('items')"), qr/$refused.*transacti
 $target->safe_psql('postgres', q{UPDATE tablesync.all_runs SET finished_at = finished_at - interval '25 days', started_at = started_at - interval '25 days'
 	WHERE replica = 'items'::regclass AND status = 'succeeded'});
 is(run_counts($target, 'items'), 'succeeded|0|0|1', 'and one that was seen 25 days ago');
+
+# --- a failover that loses transactions in the middle of a run ---
+
+app_sql($target, q{SELECT tablesync_alter('plain', consistency => 'chunk', chunk_rows => 100)});
+is(run_counts($target, 'plain', ', force => true'), 'succeeded|0|10|20', 'all is well again');
+my $next = copy_of($standby, 'next');
+my ($old_port, $new_port) = ($standby->port, $next->port);
+$target->safe_psql('postgres', "ALTER SERVER src OPTIONS (SET host '127.0.0.1,127.0.0.1', SET port '$old_port,$new_port', ADD target_session_attrs 'primary')");
+$source = $standby;
+change_something();
+is(run_counts($target, $_), 'succeeded|20|10|0', 'changes') for qw(items plain);
+$before = replica_sums();
+
+# A run that has looked at the old server waits there for its first rows.
+my $locker = session($source);
+$locker->query_safe('BEGIN; LOCK TABLE items, plain');
+$source->safe_psql('postgres', "DO \$\$BEGIN PERFORM pg_current_xact_id(); END\$\$");
+app_sql($target, "SELECT tablesync_run('$_', wait => false)") for qw(items plain);
+wait_until($source, q{SELECT count(*) = 2 FROM pg_stat_activity WHERE usename = 'reader' AND wait_event_type = 'Lock'});
+$source->stop('immediate');
+$next->promote;
+eval { $locker->quit };
+wait_until($target, q{SELECT count(*) = 0 FROM tablesync_runs WHERE status = 'running'});
+is(app_sql($target, "SELECT status, sqlstate FROM tablesync_runs WHERE replica = '$_'::regclass ORDER BY run_id DESC LIMIT 1"), 'failed|TS002', "$_: a run that is interrupted does not go on with an older source") for qw(items plain);
+is(replica_sums(), $before, 'nothing changed');
+is(run_counts($target, $_, ', force => true'), 'succeeded|0|10|20', "$_: somebody insists") for qw(items plain);
+is_replica($next, $target, $_, $_, "$_ is identical") for qw(items plain);
+
+# --- the application does what was lost again, with other values, and the same ids of transactions come ---
+
+$target->safe_psql('postgres', q{ALTER SERVER src OPTIONS (DROP target_session_attrs, SET host '127.0.0.1')});
+for my $consistency (qw(auto chunk))
+{
+	$source = $next;
+	connect_to($source);
+	app_sql($target, "SELECT tablesync_alter('plain', consistency => '$consistency')");
+	is(run_counts($target, 'plain'), 'succeeded|0|0|0', 'before');
+	$next = copy_of($source, "next_$consistency");
+	$source->safe_psql('postgres', q{UPDATE plain SET note = note || 'lost' WHERE id = 5});
+	is(run_counts($target, 'plain'), 'succeeded|0|1|0', 'what will be lost');
+	my $xmin = $source->safe_psql('postgres', 'SELECT xmin FROM plain WHERE id = 5');
+	$source->stop('immediate');
+	$next->promote;
+	connect_to($next);
+	# one id a call, like whatever else may have needed one
+	1 while $next->safe_psql('postgres', 'SELECT pg_snapshot_xmax(pg_current_snapshot())') < $xmin && $next->safe_psql('postgres', 'SELECT pg_current_xact_id()');
+	$next->safe_psql('postgres', q{UPDATE plain SET note = note || 'again' WHERE id = 5});
+	is($next->safe_psql('postgres', 'SELECT xmin FROM plain WHERE id = 5'), $xmin, 'the id comes again');
+	is(run_counts($target, 'plain'), 'succeeded|0|1|0', "$consistency: and yet the other value is found");
+	is_replica($next, $target, 'plain', 'plain', "$consistency: identical");
+}
 
 done_testing();
