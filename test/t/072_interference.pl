@@ -160,4 +160,6 @@ for my $call (
 }
 is($target->safe_psql('postgres', q{SELECT tablesync.newest_xid('{}') IS NULL, tablesync.log_alert(NULL, 'nothing', NULL)}), 't|', 'nothing of nothing');
 
+$_->quit foreach $holder, $locker;
+wait_until($target, q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'tablesync run'});    # none of them hangs
 done_testing();
