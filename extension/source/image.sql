@@ -50,10 +50,11 @@ COMMENT ON FUNCTION tablesync.source_images(oid, text, text[]) IS 'asks a source
  * many times here; so the source counts first.  Where it is asked for some tables
  * at once, those of which there is more to say are left out, and asked for one by one.
  *
- * The clock of the source is read from the cursor that this statement is a query
- * of (pg_cursors shows a session its own; behind a pooler, holdable ones of others
- * may be left in it, too): now() would not be asked there.  What
- * was committed before that moment is seen by all that is read after it.
+ * The clock of the source is read from the beginning of our transaction there:
+ * now() would not be asked there, and the statement itself begins after its
+ * snapshot was taken.  Of the sessions that pg_stat_activity shows, ours is one of
+ * those that fetch from a catalog at this moment; the oldest of them is no later.
+ * What was committed before is seen by all that is read after it.
  *
  * Since 18 a column that says NOT NULL may have older NULLs, while a constraint
  * is NOT VALID; and a virtual generated column may get other values without a
@@ -122,7 +123,8 @@ BEGIN
             %16$s HAVING count(*) <= %17$s AND %13$s) answer
         $sql$,
         CASE WHEN horizon THEN 'array_agg(b.backend_xmin) FILTER (WHERE b.backend_xmin IS NOT NULL) AS xmins, '
-                               'array_agg(b.backend_xid) FILTER (WHERE b.backend_xid IS NOT NULL) AS xids, max(g.stats_reset) AS stats_reset, min(q.creation_time) AS instant'
+                               'array_agg(b.backend_xid) FILTER (WHERE b.backend_xid IS NOT NULL) AS xids, max(g.stats_reset) AS stats_reset, '
+                               'min(b.xact_start) FILTER (WHERE b.state = ''active'' AND b.query LIKE ''FETCH 1000 FROM c%'') AS instant'
              ELSE 'NULL::bigint[] AS xmins, NULL::bigint[] AS xids, NULL::timestamptz AS stats_reset, NULL::timestamptz AS instant' END,
         CASE WHEN whole THEN ' AND count(hc.oid) > 0' END,    -- it may be a thing of the past
         CASE WHEN whole THEN $sql$
@@ -148,8 +150,8 @@ BEGIN
                    NULL::text[] AS indnames, NULL::oid[] AS children, NULL::oid[] AS childfiles, NULL::boolean[] AS childparents
         $sql$ END,
         t->>'pg_settings', t->>'pg_namespace', t->>'pg_class', t->>'pg_attribute', t->>'pg_constraint', t->>'pg_attrdef', t->>'pg_index',
-        CASE WHEN horizon THEN format('LEFT JOIN %s b ON s.name = ''port'' LEFT JOIN %s g ON s.name = ''port'' LEFT JOIN %s q ON s.name = ''geqo_seed'' AND NOT q.is_holdable',
-                                      t->>'pg_stat_activity', t->>'pg_stat_bgwriter', t->>'pg_cursors') END,
+        CASE WHEN horizon THEN format('LEFT JOIN %s b ON s.name = ''port'' LEFT JOIN %s g ON s.name = ''port''',
+                                      t->>'pg_stat_activity', t->>'pg_stat_bgwriter') END,
         CASE WHEN whole THEN format($sql$
             LEFT JOIN %1$s l ON l.oid = a.attcollation AND a.attcollation <> 0 AND a.attcollation <> 100
             LEFT JOIN %2$s u ON u.attrelid = c.oid AND u.attnum > 0 AND NOT u.attisdropped AND u.atttypid >= 10000::oid AND s.name = 'server_encoding'

@@ -38,9 +38,8 @@ AS $$
         ('pg_stats', 'schemaname text, tablename text, attname text, inherited boolean, correlation real, histogram_bounds text'),
         ('pg_stat_user_tables', 'relid oid, n_tup_ins bigint, n_tup_upd bigint, n_tup_del bigint'),
         ('pg_stat_database', 'datname text, stats_reset timestamptz'),
-        ('pg_stat_activity', 'backend_xid bigint, backend_xmin bigint'),
-        ('pg_stat_bgwriter', 'stats_reset timestamptz'),
-        ('pg_cursors', 'is_holdable boolean, creation_time timestamptz');
+        ('pg_stat_activity', 'backend_xid bigint, backend_xmin bigint, xact_start timestamptz, state text, query text'),
+        ('pg_stat_bgwriter', 'stats_reset timestamptz');
 $$;
 COMMENT ON FUNCTION tablesync.source_catalog_columns() IS 'names and columns of the foreign tables over a source''s catalogs';
 

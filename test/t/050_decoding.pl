@@ -35,6 +35,18 @@ is_between($before, source_clock(), 'a load began to read when the clock of the 
 $before = source_clock();
 is(run_counts($target, 'items'), 'succeeded|0|0|0', 'idle');
 is_between($before, source_clock(), 'so did a run that has found nothing');
+# a look that waits has its snapshot already
+my $locker = session($source);
+$locker->query_safe('BEGIN; LOCK TABLE pg_catalog.pg_stat_bgwriter');
+$before = source_clock();
+my $slow = app_sql($target, q{SELECT run_id FROM tablesync_run('items', wait => false)});
+wait_until($source, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE usename = 'reader' AND wait_event_type = 'Lock'});
+my $meanwhile = $locker->query_safe(q{UPDATE items SET note = 'meanwhile', updated_at = clock_timestamp() WHERE id = 5; COMMIT; SELECT clock_timestamp()});
+$locker->quit;
+is(app_sql($target, "SELECT tablesync_wait($slow)"), 'succeeded', 'a run that has waited');
+is(app_sql($target, "SELECT note FROM items WHERE id = 5") eq 'meanwhile' || app_sql($target, "SELECT source_instant BETWEEN '$before' AND '$meanwhile' FROM tablesync_runs WHERE run_id = $slow") eq 't', 1,
+	'does not claim what was committed meanwhile');
+run_counts($target, 'items');
 $source->safe_psql('postgres', q{UPDATE items SET note = 'new', updated_at = now() WHERE id <= 3});
 $before = source_clock();
 is(run_counts($target, 'items'), 'succeeded|0|3|0', 'sync');
