@@ -215,8 +215,7 @@ reach_to(TsyncAllBuckets *all, int64 first, int64 end)
 void
 tsync_expect_keys(TsyncAllBuckets *all, int64 first, int64 last)
 {
-	all->overflow = last < first ||
-		!reach_to(all, first >> TSYNC_BITMAP_SHIFT, (last >> TSYNC_BITMAP_SHIFT) + 1);
+	all->overflow = !reach_to(all, first >> TSYNC_BITMAP_SHIFT, (last >> TSYNC_BITMAP_SHIFT) + 1);
 }
 
 /* The bitmap of a number; NULL, and a note why, if there can be none. */

@@ -101,8 +101,13 @@ like(app_fails($target, q{SELECT tablesync_run('bulky')}), qr/null value in colu
 # --- a key far away from all others ---
 
 make_replica('dense', 'id bigint PRIMARY KEY, note text', q{SELECT i, 'n' || i FROM generate_series(1, 200000) i}, q{, chunk_rows => 20000, fingerprint => 'xmin'});
-at_source(q{UPDATE dense SET note = 'x'; INSERT INTO dense VALUES (9000000000000000000, 'far'), (9000000000000000001, 'too'); ANALYZE dense});
-is(run_counts($target, 'dense'), 'succeeded|2|200000|0', 'found');
+# runs read all buckets of the source at once where the last one has found differences
+at_source(q{UPDATE dense SET note = 'x'});
+is(run_counts($target, 'dense'), 'succeeded|0|200000|0', 'everywhere');
+at_source(q{UPDATE dense SET note = 'y'; INSERT INTO dense SELECT i, 'new' FROM generate_series(200001, 230000) i});
+is(run_counts($target, 'dense'), 'succeeded|30000|200000|0', 'and behind the end');
+at_source(q{UPDATE dense SET note = 'z'; INSERT INTO dense VALUES (9000000000000000000, 'far'), (9000000000000000001, 'too')});
+is(run_counts($target, 'dense'), 'succeeded|2|230000|0', 'far behind it');
 is_replica($source, $target, 'dense', 'dense', 'dense');
 
 # --- a version that is no time ---
@@ -160,4 +165,6 @@ for my $call (
 }
 is($target->safe_psql('postgres', q{SELECT tablesync.newest_xid('{}') IS NULL, tablesync.log_alert(NULL, 'nothing', NULL)}), 't|', 'nothing of nothing');
 
+$_->quit foreach $holder, $locker;
+wait_until($target, q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'tablesync run'});    # none of them hangs
 done_testing();
