@@ -191,20 +191,20 @@ tsync_installed_version(void)
 	return version;
 }
 
-/* Is somebody updating the extension in this database, who has not committed yet?  In a transaction. */
+/* Is somebody updating the extension in this database, who has begun and not committed yet?  In a transaction. */
 bool
 tsync_is_being_updated(void)
 {
 	Oid			extension = get_extension_oid("tablesync", true);
 	LOCKTAG		tag;
+	int			holders;
 
 	if (!OidIsValid(extension))
 		return false;
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, 0);
-	if (LockAcquire(&tag, ShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
-		return true;
-	LockRelease(&tag, ShareLock, false);
-	return false;
+	/* not those who wait for it: they hold nothing that others want */
+	(void) GetLockConflicts(&tag, ShareLock, &holders);
+	return holders > 0;
 }
 
 /* Is the extension in this database of the library's version?  In a transaction. */

@@ -25,7 +25,6 @@
 #include "process/process.h"
 #include "storage/dsm.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/memutils.h"
 
@@ -159,9 +158,7 @@ await_end(void)
 
 		if (stopped || state == TSYNC_DONE || state == TSYNC_OMITTED)
 			return state;
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, 0, WAIT_EVENT_BGWORKER_SHUTDOWN);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		tsync_wait_for_process(TSYNC_UNTIL_WOKEN, WAIT_EVENT_BGWORKER_SHUTDOWN);
 	}
 }
 

@@ -35,12 +35,10 @@ wait_or_cancel(BackgroundWorkerHandle *handle)
 {
 	PG_ENSURE_ERROR_CLEANUP(tsync_cancel_worker, PointerGetDatum(handle));
 	{
-		BgwHandleStatus status = WaitForBackgroundWorkerShutdown(handle);
+		pid_t		pid;
 
-		if (status == BGWH_POSTMASTER_DIED)
-			ereport(FATAL,
-					(errcode(ERRCODE_ADMIN_SHUTDOWN),
-					 errmsg("postmaster died while a run was going on")));
+		while (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
+			tsync_wait_for_process(TSYNC_UNTIL_WOKEN, WAIT_EVENT_BGWORKER_SHUTDOWN);
 	}
 	PG_END_ENSURE_ERROR_CLEANUP(tsync_cancel_worker, PointerGetDatum(handle));
 }

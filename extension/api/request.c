@@ -21,7 +21,6 @@
 #include "process/process.h"
 #include "query/query.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -174,10 +173,7 @@ tsync_start_or_wait(TsyncStart *start, const char *label, Oid relid)
 		if (max_worker_processes == 0 ||
 			(TimestampDifferenceExceeds(since, GetCurrentTimestamp(), TSYNC_NO_WORKER_MS) && !is_somebody_at_work()))
 			tsync_refuse_no_worker(relid);
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 START_POLL_MS, tsync_wait_event("TablesyncStart"));
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		tsync_wait_for_process(START_POLL_MS, tsync_wait_event("TablesyncStart"));
 		if ((handle = tsync_start_worker(start, label)) != NULL)
 			tsync_unlock(TSYNC_LOCK_NEED, 0, ShareLock, false);
 	}

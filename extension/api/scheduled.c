@@ -22,7 +22,6 @@
 #include "miscadmin.h"
 #include "process/process.h"
 #include "query/query.h"
-#include "storage/latch.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
@@ -123,10 +122,8 @@ await_run(Oid relid, int64 run_id)
 		}
 		if (report)
 			return report;
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 TimestampDifferenceExceeds(started, now, SERVE_MS) ? LATER_POLL_MS : POLL_MS, tsync_wait_event("TablesyncQueue"));
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		tsync_wait_for_process(TimestampDifferenceExceeds(started, now, SERVE_MS) ? LATER_POLL_MS : POLL_MS,
+							   tsync_wait_event("TablesyncQueue"));
 	}
 }
 

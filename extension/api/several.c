@@ -24,7 +24,6 @@
 #include "query/query.h"
 #include "storage/dsm.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "storage/proc.h"
 
 /* A replica that the caller has asked for. */
@@ -270,9 +269,7 @@ wait_for_list(List *items, Served *served)
 			report_ended(items, served, ended);
 			if (ended)
 				break;
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, 0, WAIT_EVENT_BGWORKER_SHUTDOWN);
-			ResetLatch(MyLatch);
-			CHECK_FOR_INTERRUPTS();
+			tsync_wait_for_process(TSYNC_UNTIL_WOKEN, WAIT_EVENT_BGWORKER_SHUTDOWN);
 		}
 	}
 	PG_END_ENSURE_ERROR_CLEANUP(give_up, PointerGetDatum(served));

@@ -16,7 +16,6 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "process/process.h"
-#include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -130,10 +129,7 @@ tsync_wait(PG_FUNCTION_ARGS)
 			(void) tsync_start_serving();	/* after a crash nobody does */
 			asked = now;
 		}
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 WAIT_POLL_MS, tsync_wait_event("TablesyncWait"));
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		tsync_wait_for_process(WAIT_POLL_MS, tsync_wait_event("TablesyncWait"));
 	}
 	if (status == NULL)
 		status = "started";

@@ -11,6 +11,8 @@
 #include "compat.h"
 #include "tablesync.h"
 
+#include <limits.h>
+
 #include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
 #include "port/atomics.h"
@@ -167,6 +169,9 @@ extern BackgroundWorkerHandle *tsync_start_process(const char *function, const c
 extern BackgroundWorkerHandle *tsync_start_process_soon(const char *function, const char *type, const char *name,
 														const void *extra, Size size, Datum argument, bool notify);
 extern void tsync_read_start(void *extra, Size size);
+/* for as long as the process does not wake us */
+#define TSYNC_UNTIL_WOKEN LONG_MAX
+extern void tsync_wait_for_process(long ms, uint32 wait_event);
 extern BackgroundWorkerHandle *tsync_start_worker(TsyncStart *start, const char *label);
 extern char *tsync_no_worker_message(Oid relid);
 pg_noreturn extern void tsync_refuse_no_worker(Oid relid);

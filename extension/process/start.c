@@ -29,10 +29,14 @@
 #include "utils/resowner.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
+#include "utils/timestamp.h"
 
 /* A process of ours that has nothing to do looks more often than that whether somebody needs one. */
 #define ROOM_POLL_MS 50
 #define ROOM_ATTEMPTS 20
+
+/* How often a session that waits for a process of ours looks whether an update of the extension waits for it. */
+#define UPDATE_LOOK_MS 500
 
 /*
  * Start a process of ours, which begins with an exported function and finds
@@ -163,4 +167,40 @@ tsync_check_owner(Oid relid)
 				 errdetail("The background worker connects as the replica's owner."),
 				 errhint("Use ALTER ROLE .. LOGIN; the role needs no password.")));
 	return owner;
+}
+
+/*
+ * End a statement that waits for a process of ours, if the extension is being
+ * updated for a while.  The update may wait for a lock of this transaction, the
+ * process for the update: a circle of which the lock manager sees no more than
+ * two parts.
+ */
+static void
+make_way_for_update(void)
+{
+	static TimestampTz looked_at = 0;
+	static bool updating = false;
+	TimestampTz now = GetCurrentTimestamp();
+	bool		before = updating && !TimestampDifferenceExceeds(looked_at, now, 4 * UPDATE_LOOK_MS);
+
+	if (!TimestampDifferenceExceeds(looked_at, now, UPDATE_LOOK_MS))
+		return;
+	looked_at = now;
+	updating = tsync_is_being_updated();
+	if (before && updating)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("tablesync is being updated"),
+				 errdetail("The update may have to wait until this transaction has ended."),
+				 errhint("Nothing is lost. Connect again, and run again, once it is updated.")));
+}
+
+/* Wait, in a transaction, until a process of ours has something to tell, but no longer than some milliseconds. */
+void
+tsync_wait_for_process(long ms, uint32 wait_event)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, Min(ms, UPDATE_LOOK_MS), wait_event);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	make_way_for_update();
 }

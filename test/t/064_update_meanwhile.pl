@@ -176,6 +176,32 @@ is_replica($source, $target, 'items', 'items', 'APPLY: and is exact');
 $source->safe_psql('postgres', 'UPDATE items SET amount = amount + 1 WHERE id % 9 = 0');
 goes_on('APPLY', 'items');
 
+# --- a caller waits for a run, the update for a lock of the caller's, the run for the update: the caller goes ---
+
+for my $call (q{SELECT status FROM tablesync_run('items')}, 'SELECT status FROM tablesync_run()', q{SELECT * FROM tablesync_verify('items')})
+{
+	start_anew();
+	$locker = session($source);
+	$locker->query_safe('BEGIN; LOCK TABLE items');
+	$caller = session($target, '-v', 'ON_ERROR_STOP=0');
+	$caller->query_safe('SET ROLE app');
+	$caller->query_until(qr//, "$call;\n\\echo returned\n");
+	wait_until($source, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name LIKE 'tablesync/%' AND wait_event_type = 'Lock'});
+	install_next();
+	$updater = session($target);
+	$updater->query_until(qr//, "BEGIN; COMMENT ON EXTENSION tablesync IS 'soon'; LOCK TABLE tablesync.all_replicas, tablesync.replica; COMMIT; $update;\n");
+	$caller->query_until(qr/returned/, '');
+	like($caller->{stderr}, qr/ERROR:  tablesync is being updated\nDETAIL:  .*\nHINT:  Nothing is lost\. Connect again, and run again/, "$call: is ended");
+	$caller->quit;
+	wait_until($target, qq{SELECT extversion = '$next_version' FROM pg_extension WHERE extname = 'tablesync'});
+	$locker->quit;
+	wait_until($target, q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'tablesync run'});
+	$updater->quit;
+	like(app_sql($target, q{SELECT status FROM tablesync_runs ORDER BY run_id DESC LIMIT 1}), qr/^(cancelled|failed|crashed)$/, "$call: so is its run");
+	is(app_sql($target, q{SELECT status FROM tablesync_run('items')}), 'succeeded', "$call: the next one");
+	is_replica($source, $target, 'items', 'items', "$call: is exact");
+}
+
 # --- a load, page by page: what it has loaded stays, and it goes on there ---
 
 start_anew();
