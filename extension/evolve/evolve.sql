@@ -226,11 +226,14 @@ DECLARE
     new_names name[];
 BEGIN
     PERFORM tablesync.log_steps($1, run_id, done, paused);
+    SELECT * INTO settings FROM tablesync.all_replicas t WHERE t.replica = $1 FOR UPDATE;
     IF paused THEN
         UPDATE tablesync.all_replicas t SET enabled = false WHERE t.replica = $1;
+        -- when the labels are the same again nobody sees which of them were renamed
+        PERFORM tablesync.want_filled(settings, new_shape, ARRAY(SELECT s.column_name FROM unnest(done) s WHERE s.change = 'labels'),
+                                      NOT tablesync.lags_behind(settings.source, new_shape));
         RETURN;
     END IF;
-    SELECT * INTO settings FROM tablesync.all_replicas t WHERE t.replica = $1 FOR UPDATE;
     IF EXISTS (SELECT FROM tablesync.match_columns(settings.shape, new_shape) m
                WHERE m.before->>'column' = settings.version_column AND m.before->'type' <> m.after->'type') THEN
         -- versions of another type say nothing any more

@@ -149,6 +149,19 @@ for my $fingerprint (qw(version xmin))
 	is_replica($source, $target, "weather_$fingerprint", "weather_$fingerprint", "by $fingerprint: a label renamed, and another one gets its name");
 }
 
+# a label renamed, and another one gets its name: what is to be typed can't tell
+for my $fingerprint (qw(version xmin))
+{
+	$source->safe_psql('postgres', "DROP TYPE IF EXISTS weather CASCADE; CREATE TYPE weather AS ENUM ('wet', 'dry')");
+	$target->safe_psql('postgres', "DROP TYPE IF EXISTS weather CASCADE; CREATE TYPE weather AS ENUM ('wet', 'dry')");
+	replicate("typed_$fingerprint", 'w weather', q{(ARRAY['wet', 'dry'])[i % 2 + 1]::weather}, ", fingerprint => '$fingerprint'");
+	at_source(q{ALTER TYPE weather RENAME VALUE 'dry' TO 'fine'; ALTER TYPE weather ADD VALUE 'dry'});
+	my ($hint) = app_fails($target, "SELECT tablesync_run('typed_$fingerprint')") =~ /HINT:  (.*)/;
+	$target->safe_psql('postgres', $_) for split /(?<=;) /, $hint;
+	app_sql($target, "SELECT tablesync_run('typed_$fingerprint')");
+	is_replica($source, $target, "typed_$fingerprint", "typed_$fingerprint", "by $fingerprint: likewise, typed by hand");
+}
+
 # --- what makes a source one that add would refuse ---
 
 sub refuses
