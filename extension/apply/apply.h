@@ -51,6 +51,7 @@ extern TsyncDigest tsync_replace_rows(TsyncApply *apply);
 /* in guard.c */
 extern void tsync_check_guards(TsyncTable *table, TsyncSource *source, TsyncStage *stage, List *chunks,
 							   double max_delete_fraction, bool force);
+extern void tsync_check_older_shape(TsyncTable *table, TsyncSource *source, bool force);
 
 /* in unproved.c */
 extern void tsync_note_unlike(TsyncApply *apply);

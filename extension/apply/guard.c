@@ -82,16 +82,33 @@ look_at_versions(TsyncTable *table, TsyncStage *stage, char **newest_version)
 	return set_back;
 }
 
+#define COUNTER_IS_BEHIND "Its transaction counter is behind where the last successful run saw it."
+
 static void
-refuse_to_go_back(TsyncTable *table, TsyncStage *stage, const char *evidence)
+refuse_to_go_back(TsyncTable *table, const char *evidence, const char *change)
 {
 	ereport(ERROR,
 			(errcode(TSYNC_ERRCODE_SOURCE_WENT_BACK),
 			 errmsg("the source of replica %s has gone back in time", table->label),
-			 errdetail("%s " INT64_FORMAT " rows would be deleted and " INT64_FORMAT " updated; nothing was changed.",
-					   evidence, stage->deleted.count, stage->updated.count),
+			 errdetail_internal("%s %s; nothing was changed.", evidence, change),
 			 errhint("A standby that lags will catch up. If the source was failed over, restored or moved for good, use tablesync_run(%s, force => true); until then the replica keeps the rows that the source has lost.",
 					 quote_literal_cstr(table->label))));
+}
+
+static void
+refuse_older_rows(TsyncTable *table, TsyncStage *stage, const char *evidence)
+{
+	refuse_to_go_back(table, evidence,
+					  psprintf(INT64_FORMAT " rows would be deleted and " INT64_FORMAT " updated",
+							   stage->deleted.count, stage->updated.count));
+}
+
+/* Stop a run that would follow the columns of a source that has gone back in time, unless it is forced. */
+void
+tsync_check_older_shape(TsyncTable *table, TsyncSource *source, bool force)
+{
+	if (source->new_shape != NULL && source->went_back && !force)
+		refuse_to_go_back(table, COUNTER_IS_BEHIND, "Its columns have changed");
 }
 
 /*
@@ -111,8 +128,8 @@ tsync_check_guards(TsyncTable *table, TsyncSource *source, TsyncStage *stage, Li
 	if (force)
 		return;
 	if (source->went_back && stage->deleted.count + stage->updated.count > 0)
-		refuse_to_go_back(table, stage, "Its transaction counter is behind where the last successful run saw it.");
+		refuse_older_rows(table, stage, COUNTER_IS_BEHIND);
 	if (set_back)
-		refuse_to_go_back(table, stage, "Rows have older versions than they had, and no row is as new as they were.");
+		refuse_older_rows(table, stage, "Rows have older versions than they had, and no row is as new as they were.");
 	check_delete_guard(table, stage, chunks, max_delete_fraction);
 }

@@ -103,6 +103,7 @@ tsync_open_source(TsyncRun *run)
 	{
 		if (run->verify.whole)
 			tsync_refuse_to_evolve(run->replica->table.label);
+		tsync_check_older_shape(&run->replica->table, source, run->force);
 		/* a transaction that changes columns begins when the source's has ended: it may wait for locks */
 		tsync_evolve(&run->replica->table, run->run_id, source->new_shape, &run->paused);
 	}

@@ -15,11 +15,14 @@ $source->safe_psql('postgres', q{
 	CREATE TABLE items (id integer PRIMARY KEY, note text, updated_at timestamp NOT NULL DEFAULT clock_timestamp());
 	INSERT INTO items (id, note) SELECT i, 'n' FROM generate_series(1, 500) i;
 	CREATE TABLE plain (id integer PRIMARY KEY, note text);
-	INSERT INTO plain SELECT i, 'n' FROM generate_series(1, 500) i});
+	INSERT INTO plain SELECT i, 'n' FROM generate_series(1, 500) i;
+	CREATE TABLE altered (id integer PRIMARY KEY, note text);
+	INSERT INTO altered SELECT i, 'n' FROM generate_series(1, 500) i});
 app_sql($target, q{
 	SELECT tablesync_add('items', 'src', 'public.items', version_column => 'updated_at');
-	SELECT tablesync_add('plain', 'src', 'public.plain')});
-is(run_counts($target, $_), 'succeeded|500|0|0', 'loaded') for qw(items plain);
+	SELECT tablesync_add('plain', 'src', 'public.plain');
+	SELECT tablesync_add('altered', 'src', 'public.altered', drop_columns => true)});
+is(run_counts($target, $_), 'succeeded|500|0|0', 'loaded') for qw(items plain altered);
 
 $source->backup('base');
 my $standby = PostgreSQL::Test::Cluster->new('standby');
@@ -95,15 +98,19 @@ wait_until($standby, q{SELECT pg_get_wal_replay_pause_state() = 'paused'});
 change_something();
 is(run_counts($target, $_), 'succeeded|20|10|0', 'changes') for qw(items plain);
 my $before = replica_sums();
+$source->safe_psql('postgres', 'ALTER TABLE altered ADD extra integer; UPDATE altered SET extra = id WHERE id <= 10');
+is(run_counts($target, 'altered'), 'succeeded|0|10|0', 'a new column');
 connect_to($standby);
+like(app_fails($target, q{SELECT tablesync_run('altered')}), qr/$refused.*transaction counter.*Its columns have changed; nothing was changed/s, 'a column that the source does not have yet: refused');
+is(app_sql($target, 'SELECT sum(extra) FROM altered'), 55, 'and kept');
 like(app_fails($target, "SELECT tablesync_run('$_')"), qr/$refused.*transaction counter.*20 rows would be deleted and 10 updated/s, "$_: refused") for qw(items plain);
 app_fails($target, "SELECT tablesync_run('items')");
 is(replica_sums(), $before, 'nothing changed');
 is(app_sql($target, q{SELECT a.replica, kind, severity, occurrences, hint LIKE '%tablesync_run(%, force => true)%' FROM tablesync_alerts JOIN tablesync.alert a USING (alert_id, kind, severity, hint) WHERE kind <> 'drift' ORDER BY 1}),
-	"items|source_went_back|critical|2|t\nplain|source_went_back|critical|1|t", 'alerts');
+	"items|source_went_back|critical|2|t\nplain|source_went_back|critical|1|t\naltered|source_went_back|critical|1|t", 'alerts');
 $standby->safe_psql('postgres', 'SELECT pg_wal_replay_resume()');
 $source->wait_for_catchup($standby);
-is(run_counts($target, $_), 'succeeded|0|0|0', 'caught up') for qw(items plain);
+is(run_counts($target, $_), 'succeeded|0|0|0', 'caught up') for qw(items plain altered);
 is(app_sql($target, 'SELECT count(*) FROM tablesync_alerts'), 0, 'closed');
 
 # --- a failover that loses transactions ---
