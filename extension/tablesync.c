@@ -203,7 +203,7 @@ tsync_is_being_updated(void)
 		return false;
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, 0);
 	/* not those who wait for it: they hold nothing that others want */
-	(void) GetLockConflicts(&tag, ShareLock, &holders);
+	pfree(GetLockConflicts(&tag, ShareLock, &holders));
 	return holders > 0;
 }
 
