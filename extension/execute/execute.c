@@ -99,6 +99,8 @@ tsync_commit(void)
 
 /*
  * Undo the transaction, if there is one; the source is not waited for any more.
+ * A PG_CATCH begins with it: that gives memory back, which the report of the error
+ * may need.  Errors on top of errors that are not reported yet end in a PANIC.
  * The memory context is for the caller to see to, who knows where the error was
  * caught: that in which the transaction was begun may be gone.
  */
@@ -290,13 +292,13 @@ tsync_try(void (*function) (void *), void *arg, bool (*judge) (ErrorData *, void
 	{
 		ErrorData  *edata;
 
-		/* the copy is to outlive the abort */
+		/* first, also where the error goes on: each of us needs memory for a copy */
+		tsync_abort();
 		MemoryContextSwitchTo(caller);
 		edata = CopyErrorData();
 		if (!judge(edata, arg))
 			PG_RE_THROW();
 		FlushErrorState();
-		tsync_abort();
 		if (error)
 			*error = edata;
 	}

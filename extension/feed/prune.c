@@ -108,10 +108,10 @@ try_to(void (*step) (PruneBatch *batch), PruneBatch *batch)
 	PG_CATCH();
 	{
 		tsync_begin_recording();
+		tsync_abort();
 		MemoryContextSwitchTo(caller);
 		EmitErrorReport();
 		FlushErrorState();
-		tsync_abort();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);

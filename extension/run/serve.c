@@ -90,11 +90,11 @@ take_turn(Turn *turn)
 	}
 	PG_CATCH();
 	{
+		tsync_abort();
 		MemoryContextSwitchTo(context);
 		turn->error = CopyErrorData();
 		EmitErrorReport();
 		FlushErrorState();
-		tsync_abort();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);

@@ -447,11 +447,11 @@ run_in_envelope(List *runs)
 	}
 	PG_CATCH();
 	{
+		tsync_abort();
 		MemoryContextSwitchTo(run_context);
 		edata = CopyErrorData();
 		EmitErrorReport();
 		FlushErrorState();
-		tsync_abort();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(run_context);

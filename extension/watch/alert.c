@@ -96,10 +96,10 @@ tsync_settle_run(int64 run_id)
 	PG_CATCH();
 	{
 		/* tablesync.watch() will find it */
+		tsync_abort();
 		MemoryContextSwitchTo(caller);
 		EmitErrorReport();
 		FlushErrorState();
-		tsync_abort();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
