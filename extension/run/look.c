@@ -165,10 +165,11 @@ bool
 tsync_went_back_meanwhile(TsyncRun *run)
 {
 	TimeQuestion question = {.run = run};
+	bool		refetched = run->refetch.table != NULL; /* before SCAN, in other transactions */
 	const char *reason;
 
-	if (run->source.horizon == 0 || run->stage->deleted.count + run->stage->updated.count == 0 ||
-		(run->scan.snapshot && tsync_interruptions(&reason) == 0))
+	if (run->source.horizon == 0 || (run->stage->deleted.count + run->stage->updated.count == 0 && !refetched) ||
+		(run->scan.snapshot && !refetched && tsync_interruptions(&reason) == 0))
 		return false;
 	tsync_insist(compare_time, &question);
 	return question.went_back;
